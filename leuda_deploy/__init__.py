@@ -1,0 +1,1 @@
+"""Deployment half: what stands on the edge device. Never imports torch."""

@@ -1,0 +1,130 @@
+"""the model card: what a model file says of itself, kept as JSON in its ONNX metadata.
+
+It is all that training hands to deployment besides the weights. The card of a file from elsewhere
+is untrusted: size-limited, validated against this schema, never evaluated.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from leuda_deploy.errors import ModelError
+from leuda_deploy.recipe import Recipe
+
+SCHEMA_VERSION = 1
+METADATA_KEY = "leuda.card"
+MAX_CARD_BYTES = 1 << 20
+
+Text = Annotated[str, Field(max_length=500)]
+Channel = Annotated[int, Field(ge=0, le=255)]
+
+# Distinct on grey images, also for the colour-blind (after Okabe and Ito, 2008).
+PALETTE: tuple[tuple[int, int, int], ...] = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (213, 94, 0),
+    (0, 158, 115),
+    (204, 121, 167),
+    (240, 228, 66),
+    (0, 114, 178),
+    (160, 160, 160),
+)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Structure(_Part):
+    """One class of the model: its name, the value it has in label files, its display colour."""
+
+    name: Text
+    value: Annotated[int, Field(ge=1, le=255)]
+    colour: tuple[Channel, Channel, Channel]
+
+
+class Provenance(_Part):
+    """Where the weights come from."""
+
+    method: Text
+    network: Text
+    cohort: Text
+    cohort_sha256: Text
+    config: dict[str, object]
+    seed: int
+    steps: int
+    created: Text
+    versions: dict[str, Text]
+    test_dice: dict[str, float] | None = None
+
+
+class ModelCard(_Part):
+    """What a model is, how scans are prepared for it, and what its outputs mean.
+
+    feed  what the graph is given is always the normalised target scan; this says what the network
+          inside reads: the target itself, or the target through the generator `to_source`
+    """
+
+    schema_version: Literal[1] = 1
+    name: Text
+    modality: Text
+    recipe: Recipe
+    structures: Annotated[tuple[Structure, ...], Field(min_length=1, max_length=255)]
+    feed: Literal["target", "target_as_source"]
+    precision: Literal["fp32"] = "fp32"
+    opset: Annotated[int, Field(ge=1)]
+    licence: Text
+    provenance: Provenance
+    weights_sha256: Text
+
+    @property
+    def label_names(self) -> dict[int, str]:
+        """Label value -> structure name."""
+        return {structure.value: structure.name for structure in self.structures}
+
+    def to_json(self) -> str:
+        """The text that is stored in the model file."""
+        return self.model_dump_json()
+
+
+def parse_card(text: str, origin: str) -> ModelCard:
+    """Validate a card from a model file. Raises ModelError in one line; origin names the file."""
+    if len(text.encode()) > MAX_CARD_BYTES:
+        raise ModelError(
+            f"the model card of {origin} is {len(text):,} characters; at most {MAX_CARD_BYTES:,}"
+        )
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"the model card of {origin} is not JSON: {error}") from error
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ModelError(
+            f"the model card of {origin} has schema version {str(version)[:20]!r}; "
+            f"this leuda reads version {SCHEMA_VERSION}: update leuda or export the model again"
+        )
+    try:
+        card = ModelCard.model_validate(content)
+    except ValidationError as error:
+        raise ModelError(f"the model card of {origin} is not valid: {describe(error)}") from error
+    if [structure.value for structure in card.structures] != list(
+        range(1, len(card.structures) + 1)
+    ):
+        raise ModelError(f"the model card of {origin} numbers its structures out of order")
+    return card
+
+
+def describe(error: ValidationError) -> str:
+    """The first fault of a pydantic error in one line: where, the value, what is wrong."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        return f"unknown key '{place}'{more}"
+    if first["type"] == "missing":
+        return f"'{place}' is missing{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"'{place}' = {str(first['input'])[:80]}: {message}{more}" if place else message + more

@@ -1,0 +1,109 @@
+"""model file -> engine, (B, 1, h, w) float32 -> (B, K, h, w) float32, on exactly what was asked."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+
+from leuda_deploy.card import MAX_CARD_BYTES, METADATA_KEY, ModelCard, parse_card
+from leuda_deploy.errors import LeudaError, ModelError
+
+Float32 = NDArray[np.float32]
+Provider = Literal["cpu", "cuda"]
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+MODEL_FILE = "model.onnx"
+
+
+def find_model(path: Path | str) -> Path:
+    """An export folder or a model file -> the model file. Raises ModelError if there is none."""
+    path = Path(path)
+    model = path / MODEL_FILE if path.is_dir() else path
+    if not model.is_file():
+        raise ModelError(
+            f"no model at {path}: expected a *.onnx file or a folder with {MODEL_FILE}"
+        )
+    return model
+
+
+def read_card(path: Path) -> tuple[bytes, ModelCard]:
+    """The bytes of a model file and its validated card. Raises ModelError in one line.
+
+    The weights must have the checksum that the card states, so a damaged file is never run.
+    """
+    content = path.read_bytes()
+    try:
+        model = onnx.load_model_from_string(content)
+    except DecodeError as error:
+        raise ModelError(f"{path} is not an ONNX model (truncated or damaged?)") from error
+    cards = [entry.value for entry in model.metadata_props if entry.key == METADATA_KEY]
+    if len(cards) != 1:
+        raise ModelError(
+            f"{path} carries no leuda model card; it was not written by `leuda export`"
+        )
+    if len(cards[0]) > MAX_CARD_BYTES:
+        raise ModelError(f"the model card of {path} has {len(cards[0]):,} characters; refused")
+    card = parse_card(cards[0], str(path))
+    found = weights_sha256(model)
+    if found != card.weights_sha256:
+        raise ModelError(
+            f"the weights of {path} do not match its card (sha256 {found[:12]}, "
+            f"card says {card.weights_sha256[:12]}): the file is damaged or was altered"
+        )
+    return content, card
+
+
+def weights_sha256(model: Any) -> str:
+    """SHA-256 over the whole graph (nodes and weights), without the metadata."""
+    return hashlib.sha256(model.graph.SerializeToString(deterministic=True)).hexdigest()
+
+
+class OnnxEngine:
+    """ONNX Runtime on exactly the provider asked for; anything else is an error, never a fallback.
+
+    Call it with (B, 1, h, w) float32; it returns (B, K, h, w) float32 logits, background first.
+    """
+
+    def __init__(
+        self, path: Path | str, *, provider: Provider = "cpu", threads: int | None = None
+    ) -> None:
+        import onnxruntime as ort
+
+        self.path = find_model(path)
+        content, self.card = read_card(self.path)
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        if provider == "cuda":
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+            if hasattr(ort, "preload_dlls"):
+                ort.preload_dlls()
+        try:
+            self._session = ort.InferenceSession(
+                content, sess_options=options, providers=[PROVIDERS[provider]]
+            )
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            raise LeudaError(
+                f"ONNX Runtime cannot run {self.path} on {provider}: {reason}"
+            ) from error
+        self.provider = str(self._session.get_providers()[0])
+        if self.provider != PROVIDERS[provider]:
+            raise LeudaError(
+                f"asked ONNX Runtime for {PROVIDERS[provider]}, it would run {self.provider}; "
+                "CUDA needs a GPU, its driver, and: pip install 'leuda[gpu]'"
+            )
+        self.description = f"ONNX Runtime {ort.__version__} {self.provider} {self.card.precision}"
+        self.sha256 = hashlib.sha256(content).hexdigest()
+        self._input = self._session.get_inputs()[0].name
+
+    def __call__(self, windows: Float32) -> Float32:
+        """Logits (B, K, h, w) of normalised windows (B, 1, h, w)."""
+        (logits,) = self._session.run(None, {self._input: windows})
+        return np.asarray(logits, dtype=np.float32)

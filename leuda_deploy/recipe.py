@@ -1,0 +1,272 @@
+"""Volume -> stack of slices on the model grid; scores on it -> labels on the scan's own grid.
+
+One `Recipe` is used by training and by inference; it travels in the checkpoint and in the model
+file, so the two cannot drift apart.
+
+    scan (X, Y, Z)  --orient-->  stack (D, H, W)  --resample in plane-->  grid (D, h, w)
+                                                  --clip, normalise-->  what the network reads
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from nibabel import orientations
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from leuda_deploy.errors import InputError
+from leuda_deploy.volume import Volume
+
+Float32 = NDArray[np.float32]
+SliceAxis = Literal["right", "anterior", "superior", "array-0", "array-1", "array-2"]
+
+# For a slice axis that is a world direction: where the axes D, H, W of the stack point.
+# Rows run down the picture and columns to its right, as a radiologist looks at it.
+STACK_DIRECTIONS = {"superior": "SPL", "anterior": "AIL", "right": "RIP"}
+
+
+class Recipe(BaseModel):
+    """How a scan becomes what the network reads.
+
+    slice_axis        a world direction (the array axis closest to it is used, and in-plane axes
+                      are turned to the viewing convention), or an array axis (nothing is turned)
+    spacing_mm        (row, column) pixel size of the model grid in mm, or "native"
+    window            (h, w) pixels that the network reads at once
+    clip_percentiles  of the whole scan's finite voxels; values outside are clipped (the paper
+                      clips the top 2 % of the 3D histogram)
+    normalisation     after clipping, over the whole scan: "zscore" (mean 0, standard deviation 1,
+                      the paper's) or "minmax" (-1 to 1)
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    slice_axis: SliceAxis
+    spacing_mm: (
+        tuple[Annotated[float, Field(gt=0, le=100)], Annotated[float, Field(gt=0, le=100)]]
+        | Literal["native"]
+    )
+    window: tuple[Annotated[int, Field(ge=8, le=4096)], Annotated[int, Field(ge=8, le=4096)]]
+    clip_percentiles: tuple[
+        Annotated[float, Field(ge=0, le=100)], Annotated[float, Field(ge=0, le=100)]
+    ] = (0.0, 98.0)
+    normalisation: Literal["zscore", "minmax"] = "zscore"
+
+    @model_validator(mode="after")
+    def _percentiles_in_order(self) -> Self:
+        low, high = self.clip_percentiles
+        if low >= high:
+            raise ValueError(f"clip_percentiles must rise, got {low} and {high}")
+        return self
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """Clip to [low, high], then (value - shift) / scale."""
+
+    low: float
+    high: float
+    shift: float
+    scale: float
+
+    def __call__(self, values: Float32) -> Float32:
+        """Scanner units -> normalised, any shape; voxels that are not finite become the floor."""
+        values = np.nan_to_num(values, nan=self.low, posinf=self.high, neginf=self.low)
+        np.clip(values, self.low, self.high, out=values)
+        values -= np.float32(self.shift)
+        values /= np.float32(self.scale)
+        return values
+
+    @property
+    def floor(self) -> float:
+        """The normalised value of the darkest voxel; what lies outside the scan is given it."""
+        return (self.low - self.shift) / self.scale
+
+
+def fit_intensity(volume: Volume, recipe: Recipe) -> Intensity:
+    """Percentiles, mean and deviation over the scan's finite voxels, in scanner units.
+
+    Whole-scan statistics in the scan's native grid, so that cropping cannot change them.
+    Raises InputError for a scan in which nothing differs.
+    """
+    values, counts = _histogram(volume)
+    if values.size == 0:
+        raise InputError(f"{volume.name} has no finite voxel")
+    low, high = _percentiles(values, counts, recipe.clip_percentiles)
+    if not high > low:  # e.g. a mask, or a scan that is nearly all air
+        low, high = float(values[0]), float(values[-1])
+    if not high > low:
+        raise InputError(f"every voxel of {volume.name} is {low:g}; there is nothing to segment")
+    if recipe.normalisation == "minmax":
+        return Intensity(low, high, (low + high) / 2, (high - low) / 2)
+    clipped = np.clip(values, low, high)
+    mean = float(np.average(clipped, weights=counts))
+    deviation = float(np.sqrt(np.average((clipped - mean) ** 2, weights=counts)))
+    return Intensity(low, high, mean, deviation)
+
+
+def _histogram(volume: Volume) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Sorted distinct values of the scan, in scanner units, and how often each occurs."""
+    raw = volume.raw
+    if raw.dtype.kind in "iub":
+        low = int(raw.min())
+        if int(raw.max()) - low < 1 << 20:
+            # slice by slice, so that a wide copy of the whole scan never exists
+            counts = np.zeros(int(raw.max()) - low + 1, dtype=np.int64)
+            for part in np.moveaxis(raw, -1, 0):
+                shifted = part.ravel(order="K").astype(np.int64) - low
+                counts += np.bincount(shifted, minlength=counts.size)
+            present = np.flatnonzero(counts)
+            values, counts = (present + low).astype(np.float64), counts[present]
+        else:
+            values, counts = np.unique(raw, return_counts=True)
+    else:
+        values, counts = np.unique(raw[np.isfinite(raw)], return_counts=True)
+    values = values.astype(np.float64) * volume.slope + volume.inter
+    return (values, counts) if volume.slope > 0 else (values[::-1], counts[::-1])
+
+
+def _percentiles(
+    values: NDArray[np.float64], counts: NDArray[np.int64], percent: tuple[float, float]
+) -> tuple[float, float]:
+    """numpy.percentile's linear rule, from a histogram."""
+    last_rank = np.cumsum(counts) - 1
+    rank = np.asarray(percent) / 100.0 * last_rank[-1]
+    below = values[np.searchsorted(last_rank, np.floor(rank))]
+    above = values[np.searchsorted(last_rank, np.ceil(rank))]
+    low, high = (below + (above - below) * (rank - np.floor(rank))).tolist()
+    return low, high
+
+
+class Stack:
+    """A scan as the network sees it, read slab by slab: D slices, native (H, W), grid (h, w).
+
+    pixel_spacing_mm overrides the header's in-plane pixel size, for data whose header is wrong.
+    """
+
+    def __init__(
+        self,
+        volume: Volume,
+        recipe: Recipe,
+        *,
+        pixel_spacing_mm: tuple[float, float] | None = None,
+    ) -> None:
+        self.volume, self.recipe = volume, recipe
+        self._orientation = _stack_orientation(volume.affine, recipe.slice_axis)
+        # a view: nothing is copied until a slab is read
+        self._raw = orientations.apply_orientation(volume.raw, self._orientation)
+        self.depth, *plane = self._raw.shape
+        self.plane_shape = (int(plane[0]), int(plane[1]))
+        spacing = np.empty(3)
+        spacing[self._orientation[:, 0].astype(int)] = volume.spacing_mm
+        self.slice_spacing_mm = float(spacing[0])
+        self.plane_spacing_mm = pixel_spacing_mm or (float(spacing[1]), float(spacing[2]))
+        self.grid_shape = self._grid_shape()
+        self._intensity: Intensity | None = None
+
+    def _grid_shape(self) -> tuple[int, int]:
+        if self.recipe.spacing_mm == "native":
+            return self.plane_shape
+        h, w = (
+            max(1, round(size * have / want))
+            for size, have, want in zip(
+                self.plane_shape, self.plane_spacing_mm, self.recipe.spacing_mm, strict=True
+            )
+        )
+        return h, w
+
+    @property
+    def intensity(self) -> Intensity:
+        """The scan's clip and normalisation, worked out once."""
+        if self._intensity is None:
+            self._intensity = fit_intensity(self.volume, self.recipe)
+        return self._intensity
+
+    def images(self, start: int, stop: int) -> Float32:
+        """Slices start..stop as the network reads them: (d, h, w) float32, normalised."""
+        values = self._raw[start:stop].astype(np.float32)
+        values *= np.float32(self.volume.slope)
+        values += np.float32(self.volume.inter)
+        return resize(self.intensity(values), self.grid_shape)
+
+    def labels(self, start: int, stop: int, raw_values: tuple[float, ...]) -> NDArray[np.uint8]:
+        """Slices of a label volume on the model grid: (d, h, w) uint8, class k = raw_values[k - 1].
+
+        Each pixel gets the class that covers most of it.
+        """
+        values = self._raw[start:stop] * self.volume.slope + self.volume.inter
+        cover = np.stack([(values == value).astype(np.float32) for value in raw_values], axis=1)
+        background = 1.0 - cover.sum(axis=1, keepdims=True, dtype=np.float32)
+        cover = resize(np.concatenate([background, cover], axis=1), self.grid_shape)
+        classes: NDArray[np.uint8] = cover.argmax(axis=1).astype(np.uint8)
+        return classes
+
+    def to_plane(self, scores: Float32) -> Float32:
+        """Scores on the model grid (..., h, w) -> on the scan's own pixels (..., H, W)."""
+        return resize(scores, self.plane_shape)
+
+    def to_scan(self, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Labels (D, H, W) -> (X, Y, Z), on the scan's own grid: the exact inverse of orienting."""
+        x, y, z = self.volume.raw.shape
+        identity = np.array([[0, 1], [1, 1], [2, 1]])
+        back = orientations.ornt_transform(identity, self._orientation)
+        turned: NDArray[np.uint8] = orientations.apply_orientation(labels, back)
+        assert turned.shape == (x, y, z)
+        return turned
+
+
+def _stack_orientation(affine: NDArray[np.float64], slice_axis: str) -> NDArray[Any]:
+    """The axis order and flips (nibabel's orientation array) that turn (X, Y, Z) into (D, H, W)."""
+    if slice_axis.startswith("array-"):
+        axis = int(slice_axis[-1])
+        order = [axis] + [other for other in range(3) if other != axis]
+        return np.array([[order.index(other), 1] for other in range(3)])
+    have = orientations.io_orientation(affine)
+    want = orientations.axcodes2ornt(STACK_DIRECTIONS[slice_axis])
+    turn: NDArray[Any] = orientations.ornt_transform(have, want)
+    return turn
+
+
+def resize(images: Float32, shape: tuple[int, int]) -> Float32:
+    """Linear resampling of (..., H, W) to (..., h, w) over the same field of view.
+
+    Pixel centres at (i + 0.5) / n of the field; the linear filter widens with the step when it
+    shrinks (area-weighted, no aliasing). Two small matrix products, one per axis.
+    """
+    height, width = images.shape[-2:]
+    if height != shape[0]:
+        images = _resize_matrix(height, shape[0]) @ images
+    if width != shape[1]:
+        images = images @ _resize_matrix(width, shape[1]).T
+    return images
+
+
+@lru_cache(maxsize=64)
+def _resize_matrix(size_in: int, size_out: int) -> Float32:
+    """(size_out, size_in) float32 weights; every row sums to 1."""
+    step = size_in / size_out
+    centres = (np.arange(size_out) + 0.5) * step - 0.5
+    if step <= 1:  # magnify: beyond the first and last pixel centre the edge value holds
+        centres = np.clip(centres, 0, size_in - 1)
+    distance = np.abs(centres[:, None] - np.arange(size_in)[None, :])
+    weights = np.clip(1.0 - distance / max(step, 1.0), 0.0, None)
+    weights /= weights.sum(axis=1, keepdims=True)
+    single: Float32 = weights.astype(np.float32)
+    return single
+
+
+def fit_to_window(images: NDArray[Any], window: tuple[int, int], fill: float) -> NDArray[Any]:
+    """Crop or pad (..., H, W) about its centre to (..., h, w). Looks at no label."""
+    for axis, size in zip((-2, -1), window, strict=True):
+        excess = images.shape[axis] - size
+        if excess > 0:
+            images = np.take(images, range(excess // 2, excess // 2 + size), axis=axis)
+        elif excess < 0:
+            before = -excess // 2
+            pad = [(0, 0)] * images.ndim
+            pad[images.ndim + axis] = (before, -excess - before)
+            images = np.pad(images, pad, constant_values=fill)
+    return images

@@ -1,0 +1,205 @@
+"""scan file <-> Volume: voxel values as stored, and where they stand in the patient."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
+
+from leuda_deploy.errors import InputError
+
+COMMENT_EXTENSION = 6  # NIfTI-1 extension code "comment", where the label names are kept
+MAX_SHEAR_DEGREES = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Volume:
+    """One scan. Values stay as stored (int16 CT stays int16) until a slab of them is needed.
+
+    raw        (X, Y, Z), any real dtype and byte order; value = raw * slope + inter
+    affine     (4, 4) float64, voxel index -> RAS+ world in mm
+    header     the NIfTI header as read, or None for other formats
+    shape      the shape on disk; (X, Y, Z) but for trailing axes of length 1
+    """
+
+    name: str
+    raw: NDArray[Any]
+    slope: float
+    inter: float
+    affine: NDArray[np.float64]
+    header: Any
+    shape: tuple[int, ...]
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel edge lengths along the array axes, in mm."""
+        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0).tolist()
+        return (x, y, z)
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of one voxel in millilitres."""
+        return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000.0
+
+
+def read_volume(path: Path | str, *, frame: int | None = None) -> Volume:
+    """Read any scan that nibabel reads; 4D scans need `frame`.
+
+    Raises InputError for a missing, unreadable, non-real, 2D, unchosen-4D or degenerate scan.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no such scan: {path}")
+    try:
+        image: Any = nib.load(path)
+    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError) as error:
+        raise InputError(f"cannot read {path} as a scan: {_one_line(error)}") from error
+    if not isinstance(image, nib.spatialimages.SpatialImage):
+        raise InputError(f"{path} is a {type(image).__name__}, not a volume")
+    return _volume(path.name, path, image, frame)
+
+
+def _volume(name: str, path: Path | str, image: Any, frame: int | None) -> Volume:
+    affine = np.asarray(image.affine, dtype=np.float64)
+    _check_affine(affine, path)
+    shape = tuple(int(n) for n in image.shape)
+    if image.get_data_dtype().kind not in "iufb":
+        raise InputError(f"{path} holds {image.get_data_dtype()} values; a scan has real numbers")
+    if len(shape) < 3 or 0 in shape:
+        raise InputError(f"{path} has shape {shape}; a scan has three axes of at least one voxel")
+    frames = int(np.prod(shape[3:]))
+    if frames > 1 and frame is None:
+        raise InputError(
+            f"{path} is 4D with {frames} frames; choose one with --frame 0..{frames - 1}"
+        )
+    if frame is not None and not 0 <= frame < frames:
+        raise InputError(f"{path} has {frames} frame(s); --frame {frame} is not in 0..{frames - 1}")
+    raw, slope, inter = _stored_values(image, path)
+    return Volume(
+        name=name,
+        raw=raw.reshape(*shape[:3], frames)[..., frame or 0],
+        slope=slope,
+        inter=inter,
+        affine=affine,
+        header=image.header.copy() if isinstance(image.header, nib.Nifti1Header) else None,
+        shape=shape if frames == 1 else shape[:3],
+    )
+
+
+def _stored_values(image: Any, path: Path | str) -> tuple[NDArray[Any], float, float]:
+    """The array as it lies on disk and its scale, so that int16 is never blown up to float64."""
+    proxy = image.dataobj
+    try:
+        if isinstance(proxy, nib.arrayproxy.ArrayProxy):
+            return np.asanyarray(proxy.get_unscaled()), float(proxy.slope), float(proxy.inter)
+        return np.asanyarray(proxy), 1.0, 0.0
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise InputError(
+            f"cannot read the voxels of {path} (truncated or damaged?): {_one_line(error)}"
+        ) from error
+
+
+def _check_affine(affine: NDArray[np.float64], path: Path | str) -> None:
+    """Refuse geometry that has no planes to slice: not finite, flat, or sheared."""
+    axes = affine[:3, :3]
+    lengths = np.linalg.norm(axes, axis=0)
+    if not np.isfinite(affine).all() or (lengths < 1e-6).any():
+        raise InputError(f"{path} has a degenerate affine (voxel sizes {lengths.tolist()} mm)")
+    cosines = (axes / lengths).T @ (axes / lengths)
+    shear = float(
+        np.degrees(np.arcsin(np.clip(np.abs(cosines[~np.eye(3, dtype=bool)]).max(), 0, 1)))
+    )
+    if shear > MAX_SHEAR_DEGREES:
+        raise InputError(
+            f"{path} is sheared by {shear:.1f} degrees (gantry tilt?); "
+            "resample it to an orthogonal grid"
+        )
+
+
+def write_labels(
+    path: Path | str, labels: NDArray[np.uint8], scan: Volume, names: Mapping[int, str]
+) -> None:
+    """Write labels on the scan's own grid: shape, affine, sform and qform with codes, bit for bit.
+
+    labels (X, Y, Z) uint8; names label value -> structure, kept in a header extension.
+    Written beside the target first and moved into place, so a reader never sees half a file.
+    """
+    path = Path(path)
+    if labels.shape != scan.raw.shape or labels.dtype != np.uint8:
+        raise AssertionError(
+            f"labels {labels.shape} {labels.dtype} do not fit scan {scan.raw.shape}"
+        )
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise InputError(f"labels are written as NIfTI; name {path} *.nii.gz or *.nii")
+    data = labels.reshape(scan.shape)
+    if scan.header is None:
+        image = nib.Nifti1Image(data, scan.affine)
+        image.header.set_xyzt_units("mm")
+    else:
+        single = nib.Nifti2Image if isinstance(scan.header, nib.Nifti2Header) else nib.Nifti1Image
+        header = single.header_class.from_header(scan.header, check=False)
+        header.extensions.clear()  # a scan's extensions may name the patient
+        header.set_data_dtype(np.uint8)
+        header.set_data_shape(data.shape)
+        # affine=None: nibabel then leaves sform and qform exactly as they stand in the header
+        image = single(data, None, header)
+    header = image.header
+    header["scl_slope"], header["scl_inter"] = 1, 0
+    header["cal_min"], header["cal_max"] = 0, 0
+    header.set_intent("label", name="leuda")
+    content = json.dumps({"leuda": {"labels": {str(k): v for k, v in names.items()}}})
+    header.extensions.append(nib.nifti1.Nifti1Extension(COMMENT_EXTENSION, content.encode()))
+    with atomic_path(path) as temporary:
+        nib.save(image, temporary)
+
+
+def read_label_names(path: Path | str) -> dict[int, str]:
+    """Label value -> structure, from the header extension that `write_labels` wrote; else empty."""
+    image: Any = nib.load(Path(path))
+    for extension in getattr(image.header, "extensions", []):
+        if extension.get_code() != COMMENT_EXTENSION:
+            continue
+        try:
+            content = extension.get_content()
+            text = content.decode() if isinstance(content, bytes) else str(content)
+            labels = json.loads(text.rstrip("\x00"))["leuda"]["labels"]
+            return {int(value): str(name) for value, name in labels.items()}
+        except (UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # somebody else's comment
+    return {}
+
+
+@contextmanager
+def atomic_path(target: Path | str) -> Iterator[Path]:
+    """Yield a temporary path beside the target; move it onto the target if the block succeeds."""
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".tmp-", suffix="-" + target.name)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)  # mkstemp makes files private
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

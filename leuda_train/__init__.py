@@ -1,0 +1,1 @@
+"""Training half: LE-UDA in PyTorch. Importing the package alone does not import torch."""
