@@ -25,7 +25,9 @@ def draw_overlay(
     and shown at their true aspect ratio.
     """
     stack = Stack(volume, card.recipe.model_copy(update={"spacing_mm": "native"}))
-    marks = Stack(_like(volume, labels), card.recipe.model_copy(update={"spacing_mm": "native"}))
+    marks = Stack(
+        volume.with_values(labels), card.recipe.model_copy(update={"spacing_mm": "native"})
+    )
     values = tuple(float(structure.value) for structure in card.structures)
     covered = [d for d in range(stack.depth) if marks.labels(d, d + 1, values).any()]
     first, last = (covered[0], covered[-1]) if covered else (0, stack.depth - 1)
@@ -89,16 +91,3 @@ def _legend(canvas: Image.Image, card: ModelCard) -> None:
 
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size=15)
-
-
-def _like(volume: Volume, labels: NDArray[np.uint8]) -> Volume:
-    """The labels as a volume on the scan's grid."""
-    return Volume(
-        name=volume.name,
-        raw=labels,
-        slope=1.0,
-        inter=0.0,
-        affine=volume.affine,
-        header=None,
-        shape=labels.shape,
-    )

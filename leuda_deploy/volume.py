@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,10 @@ class Volume:
     def voxel_ml(self) -> float:
         """Volume of one voxel in millilitres."""
         return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000.0
+
+    def with_values(self, values: NDArray[Any]) -> Volume:
+        """Other values (X, Y, Z) on this scan's grid, e.g. its labels."""
+        return replace(self, raw=values, slope=1.0, inter=0.0)
 
 
 def read_volume(path: Path | str, *, frame: int | None = None) -> Volume:
@@ -199,6 +204,28 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(target: Path | str) -> Iterator[Path]:
+    """Yield a temporary folder beside the target; it becomes the target if the block succeeds.
+
+    What stood at the target is replaced; what a killed run left half-written is removed.
+    """
+    target = Path(target)
+    temporary = target.with_name(f".tmp-{target.name}")
+    replaced = target.with_name(f".old-{target.name}")
+    for leftover in (temporary, replaced):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if target.exists():
+            target.replace(replaced)
+        temporary.replace(target)
+    finally:
+        for leftover in (temporary, replaced):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _one_line(error: BaseException) -> str:

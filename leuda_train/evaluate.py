@@ -107,10 +107,7 @@ def _surface_distances(a: Mask, b: Mask, spacing_mm: Spacing) -> list[NDArray[np
 
 
 def keep_largest_component(labels: Labels, structures: Iterable[int]) -> Labels:
-    """The labels (X, Y, Z) with each structure reduced to its largest 26-connected component.
-
-    The rest becomes background. Of components equally large, the first in array order stays.
-    """
+    """Labels (X, Y, Z) with the largest 26-connected component per structure; ties: the first."""
     kept = labels.copy()
     for label in structures:
         mask = labels == label
@@ -160,8 +157,8 @@ def evaluate_paths(
 ) -> dict[str, Any]:
     """Score predicted label files against true ones; both are files, or folders of NIfTI files.
 
-    `structures` defaults to the names in the predictions' headers, then to the values found. Without
-    `map_true`, from raw truth values, the truth holds class numbers. Returns the JSON-able report:
+    `structures` defaults to the names in the predictions' headers, then to the values found.
+    Without `map_true` the truth holds class numbers, not raw values. Returns the JSON-able report:
     `structures`, `volumes` (subject -> variant -> scores), `summary` (variant -> `summarise`).
     Raises InputError: unreadable or unmatched files, grids that differ, labels declared nowhere.
     """

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, zoom
 from scipy.spatial.transform import Rotation
@@ -117,7 +118,7 @@ BODY = (
         for z in range(-87, 117, 29)
     ),
     *(Structure(T.MUSCLE, Ellipsoid((14, -80, z), (18, 15, 4))) for z in range(-72, 102, 29)),
-    Structure(T.MUSCLE, Tube(((2, -48, -120), (8, -50, 0), (12, -48, 120)), 6)),  # oesophagus
+    Structure(T.MUSCLE, Tube(((2, -50, -120), (8, -53, 0), (12, -48, 120)), 6)),  # oesophagus
     Structure(T.AIR, Tube(((14, -34, 120), (12, -36, 50)), 7.5), T.WALL, 2),  # trachea
     Structure(T.AIR, Tube(((-32, -42, 24), (12, -36, 50), (52, -42, 28)), 5.5), T.WALL, 1.5),
 )
@@ -134,7 +135,10 @@ HEART = (
     Structure(T.ARTERY, Tube(((-40, -36, -14), (-10, -28, -4)), 6.5), wall_mm=1),
     Structure(T.ARTERY, Tube(((50, -38, 10), (10, -28, 4)), 6.5), wall_mm=1),
     Structure(T.ARTERY, Tube(((48, -38, -14), (10, -28, -4)), 6.5), wall_mm=1),
-    Structure(T.LAC, Ellipsoid((2, -22, 0), (28, 20, 25)), wall_mm=2.5),
+    Structure(
+        T.WALL, Ellipsoid((-14, 4, -12), (48, 27, 27), LONG_AXIS, base=21), wall_mm=8
+    ),  # annulus
+    Structure(T.LAC, Ellipsoid((2, -24, 1), (28, 22, 26)), wall_mm=2.5),
     Structure(
         T.ARTERY,
         Tube(((6, -2, 78), (-6, -36, 82), (-12, -60, 60), (-12, -62, 0), (-8, -60, -130)), 11.5),
@@ -172,11 +176,12 @@ class Role(NamedTuple):
     labels: str | None
 
 
+SUBJECTS_PER_ROLE = 500  # the room between first numbers
 ROLES = {
     "source_labelled": Role(1001, "mr", "mr_labelled", "mr_labelled"),
-    "source_unlabelled": Role(1101, "mr", "mr_unlabelled", None),
+    "source_unlabelled": Role(1501, "mr", "mr_unlabelled", None),
     "target_unlabelled": Role(2001, "ct", "ct_unlabelled", "ct_upper_bound"),
-    "target_test": Role(2101, "ct", "ct_test", "ct_test"),
+    "target_test": Role(2501, "ct", "ct_test", "ct_test"),
 }
 
 COHORT_TOML = """\
@@ -242,7 +247,7 @@ def _to_patient(rng: np.random.Generator, shape: tuple[int, ...], affine: Floats
     steps = build @ affine[:3, :3]
     grid = [np.arange(n, dtype=np.float32) - (n - 1) / 2 for n in shape]
     points = np.empty((3, *shape), np.float32)
-    for axis, shift in enumerate(rng.normal([4, 0, -2], 3)):
+    for axis, shift in enumerate(rng.normal([4, 0, -8], 2.5)):
         a, b, c = (np.float32(s) * g for s, g in zip(steps[axis], grid, strict=True))
         points[axis] = a[:, None, None] + b[:, None] + c + np.float32(shift)
         points[axis] += 2.2 * smooth_field(rng, shape, 5)
@@ -369,7 +374,8 @@ def _intensities(
         draw[list(pool)] = draw[pool[0]] + 0.25 * draw[list(pool)]
     level = (mean + subject_sd * draw).astype(np.float32)
     texture = gaussian_filter(rng.standard_normal(tissue.shape, np.float32), 2.5 / spacing_mm)
-    return level[tissue] + texture_sd[tissue] * (texture / texture.std())
+    intensity: Floats = level[tissue] + texture_sd[tissue] * (texture / texture.std())
+    return intensity
 
 
 def render_mr(
@@ -385,7 +391,8 @@ def render_mr(
     signal *= np.exp(0.14 * smooth_field(rng, tissue.shape, 4))
     real, imaginary = 0.03 * rng.standard_normal((2, *tissue.shape), np.float32)
     scale = rng.uniform(750, 1000)
-    return (scale * np.hypot(signal + real, imaginary)).astype(np.float32)
+    magnitude: NDArray[np.float32] = np.hypot(signal + real, imaginary).astype(np.float32)
+    return magnitude * np.float32(scale)
 
 
 def render_ct(
@@ -423,7 +430,7 @@ def _nifti(
 def _write_subject(out: Path, role: Role, number: int, seed: int) -> None:
     rng = np.random.default_rng([seed, number])
     shape, affine = draw_affine(rng, PROTOCOLS[role.modality])
-    spacing = nib.affines.voxel_sizes(affine)
+    spacing = voxel_sizes(affine)
     tissue = draw_anatomy(rng, shape, affine)
     if role.modality == "mr":
         image = render_mr(tissue, rng, spacing)
@@ -455,6 +462,8 @@ def write_cohort(
     Scans of another cohort already there would join this one, so they raise FileExistsError.
     """
     counts = (source_labelled, source_unlabelled, target_unlabelled, target_test)
+    if not all(0 <= count <= SUBJECTS_PER_ROLE for count in counts):
+        raise ValueError(f"a role has 0 to {SUBJECTS_PER_ROLE} subjects, not {counts}")
     plan = [
         (role, role.first + i)
         for role, count in zip(ROLES.values(), counts, strict=True)

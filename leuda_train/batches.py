@@ -1,0 +1,116 @@
+"""aligned image sets -> the batch of step n: drawn, warped, on the device.
+
+Nothing is remembered between steps: what step n draws follows from the seed and n alone, so a
+resumed run sees exactly what an uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from leuda_train.augment import random_affine, warp
+from leuda_train.config import SOURCE_STREAMS, TARGET_STREAMS, Stream, TrainConfig
+from leuda_train.hardware import Hardware
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignedSets:
+    """Six image sets, (N, h, w) float32 each; rows of one family show the same slice.
+
+    labels         (N, h, w) uint8, of the rows of the family that is supervised
+    labelled_rows  the rows that have labels
+    """
+
+    images: Mapping[Stream, NDArray[np.float32]]
+    labels: NDArray[np.uint8]
+    labelled_rows: NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What one iteration sees; every image is (B, 1, H, W), channels last, on the device.
+
+    labelled    the supervised images, one tensor a stream, all with the same `labels` (B, H, W)
+    unlabelled  the six streams, or nothing for methods that use none
+    """
+
+    labelled: list[Tensor]
+    labels: Tensor
+    unlabelled: dict[Stream, Tensor] = field(default_factory=dict)
+
+
+def step_generator(seed: int, purpose: str, step: int) -> torch.Generator:
+    """The random numbers of one step."""
+    digest = hashlib.blake2b(f"{seed}/{purpose}/{step}".encode(), digest_size=7).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+
+
+def draw_rows(
+    rows: NDArray[np.int64], count: int, step: int, seed: int, purpose: str
+) -> NDArray[np.int64]:
+    """count rows for step n: every row once before any row again, in a new order each time."""
+    places = np.arange(step * count, (step + 1) * count)
+    return np.array(
+        [rows[_order(len(rows), seed, purpose, int(k) // len(rows))[k % len(rows)]] for k in places]
+    )
+
+
+@lru_cache(maxsize=16)
+def _order(size: int, seed: int, purpose: str, turn: int) -> NDArray[np.int64]:
+    generator = step_generator(seed, f"order/{purpose}", turn)
+    return torch.randperm(size, generator=generator).numpy()
+
+
+def make_batch(sets: AlignedSets, config: TrainConfig, hardware: Hardware, step: int) -> Batch:
+    """Draw and augment the batch of a step. Each family (and its label) shares one warp."""
+    supervised = config.objective.supervised_on
+    rows = draw_rows(
+        sets.labelled_rows, config.schedule.batch_labelled, step, config.seed, "labelled"
+    )
+    labels = torch.from_numpy(sets.labels[rows].astype(np.int64)).to(hardware.device)
+    labelled, warped = _family(sets, supervised, rows, config, hardware, step, "labelled", labels)
+    assert warped is not None
+    unlabelled: dict[Stream, Tensor] = {}
+    if config.objective.uses_unlabelled:
+        for family in (SOURCE_STREAMS, TARGET_STREAMS):
+            every = np.arange(len(sets.images[family[0]]))
+            count = config.schedule.batch_unlabelled
+            rows = draw_rows(every, count, step, config.seed, family[0])
+            images, _ = _family(sets, family, rows, config, hardware, step, family[0], None)
+            unlabelled.update(zip(family, images, strict=True))
+    return Batch(labelled=labelled, labels=warped, unlabelled=unlabelled)
+
+
+def _family(
+    sets: AlignedSets,
+    streams: tuple[Stream, ...],
+    rows: NDArray[np.int64],
+    config: TrainConfig,
+    hardware: Hardware,
+    step: int,
+    purpose: str,
+    labels: Tensor | None,
+) -> tuple[list[Tensor], Tensor | None]:
+    """The same rows of several aligned sets, under one warp a row."""
+    images = [
+        torch.from_numpy(sets.images[stream][rows])[:, None].to(hardware.device)
+        for stream in streams
+    ]
+    height, width = images[0].shape[-2:]
+    affine = random_affine(
+        len(rows),
+        scale=config.augment.scale,
+        rotation_degrees=config.augment.rotation_degrees,
+        aspect=height / width,
+        generator=step_generator(config.seed, f"warp/{purpose}", step),
+    )
+    warped, labels = warp(images, labels, affine)
+    return [hardware.put(image) for image in warped], labels

@@ -1,0 +1,59 @@
+"""training state <-> disk: tensors and primitives only, written whole or not at all."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from leuda_deploy.errors import TrainingError
+from leuda_deploy.volume import atomic_path
+
+LAST, PREVIOUS = "last.pt", "previous.pt"
+log = logging.getLogger("leuda")
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write one file atomically: a reader sees the old one or the new one, never half."""
+    with atomic_path(path) as temporary:
+        torch.save(state, temporary)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read one file onto the CPU. Runs no code from it. Raises TrainingError if it is damaged."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise TrainingError(f"no such file: {path}") from error
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise TrainingError(f"{path} cannot be read (truncated or damaged?)") from error
+    if not isinstance(state, dict):
+        raise TrainingError(f"{path} holds a {type(state).__name__}, not a training state")
+    return state
+
+
+def save_latest(folder: Path, state: dict[str, Any]) -> None:
+    """Write folder/last.pt; what was last becomes previous.pt."""
+    last = folder / LAST
+    with atomic_path(folder / "new.pt") as temporary:
+        torch.save(state, temporary)
+    if last.exists():
+        last.replace(folder / PREVIOUS)
+    (folder / "new.pt").replace(last)
+
+
+def load_latest(folder: Path) -> dict[str, Any] | None:
+    """The newest state that can be read, or None if there is none. Says so when it steps back."""
+    for name in (LAST, PREVIOUS):
+        path = folder / name
+        if not path.exists():
+            continue
+        try:
+            return load(path)
+        except TrainingError as error:
+            log.warning("%s; trying the one before", error)
+    return None

@@ -1,0 +1,303 @@
+"""cohort.toml -> Cohort: which scan plays which role, all checked before any training starts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from leuda_deploy.card import describe
+from leuda_deploy.errors import InputError
+from leuda_deploy.recipe import SliceAxis
+from leuda_deploy.volume import Volume, read_volume
+
+Role = Literal["source labelled", "source unlabelled", "target unlabelled", "target test"]
+PixelSize = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+EXTENSIONS = (".nii.gz", ".nii", ".hdr", ".img", ".mgz", ".mgh")
+SUFFIXES = re.compile(r"[_-](image|images|img|label|labels|manual|seg|mask|gt)$", re.IGNORECASE)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ImagesSpec(_Part):
+    """Scans without labels: a glob relative to cohort.toml."""
+
+    images: str
+
+
+class LabelledSpec(ImagesSpec):
+    """Scans with labels: two globs, matched by subject."""
+
+    labels: str
+
+
+class LabelsSpec(_Part):
+    """Labels of scans that are named elsewhere."""
+
+    labels: str
+
+
+class SlicesSpec(_Part):
+    """How volumes become slices: see `Recipe` for axis and spacing."""
+
+    axis: SliceAxis
+    spacing_mm: PixelSize | Literal["native"]
+    background_values: tuple[int, ...] = ()
+
+
+class SourceSpec(_Part):
+    """The labelled domain. pixel_spacing_mm replaces a pixel size that is wrong in the headers."""
+
+    modality: str
+    labelled: LabelledSpec
+    unlabelled: ImagesSpec | None = None
+    pixel_spacing_mm: PixelSize | None = None
+
+
+class TargetSpec(_Part):
+    """The unlabelled domain. upper_bound labels are read by `--method supervised` alone."""
+
+    modality: str
+    unlabelled: ImagesSpec
+    test: LabelledSpec | None = None
+    upper_bound: LabelsSpec | None = None
+    pixel_spacing_mm: PixelSize | None = None
+
+
+class CohortSpec(_Part):
+    """cohort.toml as written. classes: name -> raw label value, in the model's class order.
+
+    subject  a regular expression with one group that finds the subject in a file name; without it
+             the subject is the file name less its extension and `_image`, `_label` and the like
+    """
+
+    name: str
+    classes: Annotated[dict[str, int], Field(min_length=1, max_length=255)]
+    slices: SlicesSpec
+    source: SourceSpec
+    target: TargetSpec
+    subject: str | None = None
+
+    @field_validator("classes")
+    @classmethod
+    def _distinct(cls, classes: dict[str, int]) -> dict[str, int]:
+        if len(set(classes.values())) != len(classes) or 0 in classes.values():
+            raise ValueError("raw label values must differ from each other and from 0")
+        return classes
+
+    @field_validator("subject")
+    @classmethod
+    def _one_group(cls, pattern: str | None) -> str | None:
+        if pattern is not None and re.compile(pattern).groups != 1:
+            raise ValueError("must be a regular expression with exactly one group")
+        return pattern
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """One scan of the cohort. label is None where the role has none."""
+
+    role: Role
+    subject: str
+    image: Path
+    label: Path | None
+    pixel_spacing_mm: PixelSize | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cohort:
+    """A checked cohort. sha256 covers the file's meaning and the bytes of every scan and label."""
+
+    spec: CohortSpec
+    scans: tuple[Scan, ...]
+    sha256: str
+
+    def role(self, *roles: Role) -> list[Scan]:
+        """The scans that play these roles, in the file's order."""
+        return [scan for scan in self.scans if scan.role in roles]
+
+    @property
+    def structures(self) -> dict[str, int]:
+        """Structure name -> class number of the model, from 1."""
+        return {name: number for number, name in enumerate(self.spec.classes, start=1)}
+
+    @property
+    def raw_values(self) -> tuple[float, ...]:
+        """Raw label value of class 1, 2, ..."""
+        return tuple(float(value) for value in self.spec.classes.values())
+
+
+def read_spec(path: Path | str) -> CohortSpec:
+    """Read cohort.toml without looking at any scan. Raises InputError."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no such cohort file: {path}")
+    try:
+        return CohortSpec.model_validate(tomllib.loads(path.read_text()))
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path} is not TOML: {error}") from error
+    except ValidationError as error:
+        raise InputError(f"{path}: {describe(error)}") from error
+    except re.error as error:
+        raise InputError(f"{path}: 'subject' is not a regular expression: {error}") from error
+
+
+def read_cohort(path: Path | str) -> Cohort:
+    """Read and check a cohort: files, roles, subjects, grids and label values.
+
+    Raises InputError for the first thing that is wrong.
+    """
+    path = Path(path)
+    spec = read_spec(path)
+    scans = _find_scans(spec, path.parent)
+    _check_roles(scans)
+    for scan in scans:
+        _check_scan(scan, spec)
+    return Cohort(spec=spec, scans=tuple(scans), sha256=_sha256(spec, scans))
+
+
+def _find_scans(spec: CohortSpec, root: Path) -> list[Scan]:
+    source, target = spec.source, spec.target
+    scans = _match("source labelled", source.labelled, source, spec, root)
+    if source.unlabelled is not None:
+        scans += _match("source unlabelled", source.unlabelled, source, spec, root)
+    scans += _match("target unlabelled", target.unlabelled, target, spec, root)
+    if target.test is not None:
+        scans += _match("target test", target.test, target, spec, root)
+    return scans
+
+
+def _match(
+    role: Role,
+    files: ImagesSpec,
+    domain: SourceSpec | TargetSpec,
+    spec: CohortSpec,
+    root: Path,
+) -> list[Scan]:
+    """The scans of one role; images and labels are paired by subject."""
+    key = role.replace(" ", ".")
+    images = _by_subject(files.images, f"{key}.images", spec, root)
+    labels: dict[str, Path] = {}
+    if isinstance(files, LabelledSpec):
+        labels = _by_subject(files.labels, f"{key}.labels", spec, root)
+        _check_paired(images, labels, key)
+    elif role == "target unlabelled" and isinstance(domain, TargetSpec) and domain.upper_bound:
+        labels = _by_subject(domain.upper_bound.labels, "target.upper_bound.labels", spec, root)
+        _check_paired(images, labels, "target.upper_bound")
+    return [
+        Scan(
+            role=role,
+            subject=subject,
+            image=image,
+            label=labels.get(subject),
+            pixel_spacing_mm=domain.pixel_spacing_mm,
+        )
+        for subject, image in images.items()
+    ]
+
+
+def _by_subject(pattern: str, key: str, spec: CohortSpec, root: Path) -> dict[str, Path]:
+    base, relative = (Path("/"), pattern[1:]) if pattern.startswith("/") else (root, pattern)
+    found = sorted(path for path in base.glob(relative) if path.name.endswith(EXTENSIONS))
+    if not found:
+        raise InputError(f"{key} = {pattern!r} matches no scan under {root}")
+    subjects: dict[str, Path] = {}
+    for path in found:
+        subject = subject_of(path, spec.subject)
+        if subject in subjects:
+            raise InputError(
+                f"{key}: {subjects[subject].name} and {path.name} are both subject {subject!r}; "
+                "narrow the glob or set `subject`"
+            )
+        subjects[subject] = path
+    return subjects
+
+
+def subject_of(path: Path, pattern: str | None = None) -> str:
+    """The subject a file belongs to. Raises InputError if the pattern does not find one."""
+    if pattern is not None:
+        found = re.search(pattern, path.name)
+        if found is None:
+            raise InputError(f"subject = {pattern!r} finds no subject in {path.name}")
+        return found.group(1)
+    name = path.name
+    for extension in EXTENSIONS:
+        name = name.removesuffix(extension)
+    return SUFFIXES.sub("", name)
+
+
+def _check_paired(images: dict[str, Path], labels: dict[str, Path], key: str) -> None:
+    for have, lack, what in ((images, labels, "labels"), (labels, images, "image")):
+        for subject, path in have.items():
+            if subject not in lack:
+                raise InputError(f"{key}: {path.name} (subject {subject!r}) has no {what}")
+
+
+def _check_roles(scans: list[Scan]) -> None:
+    """No file in two roles, no test subject in training."""
+    owner: dict[Path, Scan] = {}
+    for scan in scans:
+        for path in filter(None, (scan.image, scan.label)):
+            other = owner.setdefault(path.resolve(), scan)
+            if other is not scan:
+                raise InputError(f"{path} is both {other.role} and {scan.role}")
+    training = {scan.subject: scan for scan in scans if scan.role != "target test"}
+    for scan in scans:
+        if scan.role == "target test" and scan.subject in training:
+            raise InputError(
+                f"subject {scan.subject!r} is in training ({training[scan.subject].image.name}, "
+                f"{training[scan.subject].role}) and in test ({scan.image.name})"
+            )
+
+
+def _check_scan(scan: Scan, spec: CohortSpec) -> None:
+    image = read_volume(scan.image)
+    if scan.label is None:
+        return
+    label = read_volume(scan.label)
+    check_same_grid(image, label)
+    declared = {0, *spec.classes.values(), *spec.slices.background_values}
+    found = np.unique(label.raw) * label.slope + label.inter
+    unknown = [f"{value:g}" for value in found.tolist() if value not in declared]
+    if unknown:
+        raise InputError(
+            f"{scan.label.name} has label value {', '.join(unknown[:8])}, which is neither in "
+            "[classes] nor in slices.background_values"
+        )
+
+
+def check_same_grid(image: Volume, label: Volume) -> None:
+    """Raises InputError unless both have one shape and one affine (to a hundredth of a voxel)."""
+    if image.raw.shape != label.raw.shape:
+        raise InputError(
+            f"{image.name} has shape {image.raw.shape}, its labels {label.name} {label.raw.shape}"
+        )
+    tolerance = 0.01 * min(image.spacing_mm)
+    corners = np.array([[i, j, k, 1] for i in (0, 1) for j in (0, 1) for k in (0, 1)], dtype=float)
+    corners[:, :3] *= np.array(image.raw.shape) - 1
+    apart = np.abs(corners @ (image.affine - label.affine).T).max()
+    if apart > tolerance:
+        raise InputError(
+            f"{image.name} and its labels {label.name} lie up to {apart:.2f} mm apart in space "
+            "(their affines differ)"
+        )
+
+
+def _sha256(spec: CohortSpec, scans: Iterable[Scan]) -> str:
+    digest = hashlib.sha256(json.dumps(spec.model_dump(mode="json"), sort_keys=True).encode())
+    for scan in scans:
+        digest.update(f"{scan.role}/{scan.subject}".encode())
+        for path in filter(None, (scan.image, scan.label)):
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,267 @@
+"""run.toml + method.toml -> TrainConfig: frozen, validated, unknown keys are errors.
+
+A config says how large and how long; a method says what is trained on what. Both are TOML with the
+same keys; the method is laid over the config.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from leuda_deploy.card import describe
+from leuda_deploy.errors import InputError
+from leuda_deploy.recipe import Recipe
+
+Stream = Literal[
+    "source",
+    "source_as_target",
+    "source_cycled",
+    "target",
+    "target_as_source",
+    "target_cycled",
+]
+SOURCE_STREAMS: tuple[Stream, ...] = ("source", "source_as_target", "source_cycled")
+TARGET_STREAMS: tuple[Stream, ...] = ("target", "target_as_source", "target_cycled")
+
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RecipeConfig(_Part):
+    """The part of the recipe that is not the cohort's: see `leuda_deploy.recipe.Recipe`."""
+
+    window: tuple[int, int]
+    clip_percentiles: tuple[float, float]
+    normalisation: Literal["zscore", "minmax"]
+
+
+class TranslationConfig(_Part):
+    """Stage 1, CycleGAN. width: channels of the first layer; steps: iterations in all."""
+
+    width: Positive
+    blocks: Positive
+    discriminator_width: Positive
+    discriminator_layers: Positive
+    steps: Positive
+    batch: Positive
+    learning_rate: Rate
+    lambda_cycle: Weight
+    lambda_identity: Weight
+    pool: Count
+
+
+class UNetConfig(_Part):
+    """Channels and encoder dropout by level, finest first."""
+
+    widths: Annotated[tuple[Positive, ...], Field(min_length=2)]
+    dropout: tuple[Probability, ...]
+
+    @model_validator(mode="after")
+    def _one_dropout_a_level(self) -> Self:
+        if len(self.dropout) != len(self.widths):
+            raise ValueError(f"dropout needs {len(self.widths)} values, one a level of widths")
+        return self
+
+
+class AdversarialConfig(_Part):
+    """Feature adaptation. levels count decoder feature maps from the output: 1 is the last."""
+
+    levels: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    width: Positive
+    learning_rate: Rate
+
+
+class ObjectiveConfig(_Part):
+    """L = L_seg + λ_intra L_con^intra + λ_inter L_con^inter + λ_adv_* L_adv^*.
+
+    supervised_on  the images L_seg is taken on; they share one label, so are all of one domain
+    warmup_epochs  λ are 0 and the learning rate rises linearly
+    ramp_epochs    λ rise as exp(-5 (1 - epoch/ramp_epochs)²)
+    """
+
+    supervised_on: Annotated[tuple[Stream, ...], Field(min_length=1)]
+    lambda_intra: Weight
+    lambda_inter: Weight
+    lambda_adv_intra: Weight
+    lambda_adv_inter: Weight
+    warmup_epochs: Count
+    ramp_epochs: Positive
+    ema_decay: Probability
+    teacher_batchnorm: Literal["ema", "own"]
+    teacher_noise: Weight
+    teacher_noise_limit: Weight
+
+    @property
+    def uses_intra_teacher(self) -> bool:
+        """Whether the intra-domain teacher is asked anything."""
+        return self.lambda_intra > 0 or self.lambda_adv_intra > 0
+
+    @property
+    def uses_inter_teacher(self) -> bool:
+        """Whether the inter-domain teacher is asked anything."""
+        return self.lambda_inter > 0 or self.lambda_adv_inter > 0
+
+    @property
+    def uses_unlabelled(self) -> bool:
+        """Whether the unlabelled streams are drawn at all."""
+        return self.uses_intra_teacher or self.uses_inter_teacher
+
+    @model_validator(mode="after")
+    def _one_domain(self) -> Self:
+        if {*self.supervised_on} & {*SOURCE_STREAMS} and {*self.supervised_on} & {*TARGET_STREAMS}:
+            raise ValueError(f"supervised_on mixes source and target images: {self.supervised_on}")
+        if {*self.supervised_on} & {"target_as_source", "target_cycled"}:
+            raise ValueError("supervised_on may name source images, or target alone")
+        return self
+
+
+class ScheduleConfig(_Part):
+    """How long and how much at a time. An epoch is steps_per_epoch iterations."""
+
+    epochs: Positive
+    steps_per_epoch: Positive
+    batch_labelled: Positive
+    batch_unlabelled: Positive
+    learning_rate: Rate
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = 30.0
+
+
+class AugmentConfig(_Part):
+    """The random affine; drawn anew for each image family."""
+
+    scale: tuple[float, float]
+    rotation_degrees: Annotated[float, Field(ge=0, le=180)]
+
+
+class TestConfig(_Part):
+    """Which network is the product of the run, and what it reads of a target scan."""
+
+    network: Literal["student", "intra_teacher", "inter_teacher"]
+    feed: Literal["target", "target_as_source"]
+
+
+class TrainConfig(_Part):
+    """Everything about a run but the scans."""
+
+    name: str
+    method: str
+    seed: Count = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    recipe: RecipeConfig
+    translation: TranslationConfig
+    unet: UNetConfig
+    objective: ObjectiveConfig
+    adversarial: AdversarialConfig
+    schedule: ScheduleConfig
+    augment: AugmentConfig
+    test: TestConfig
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        factor = 2 ** (len(self.unet.widths) - 1)
+        # the generator halves its input twice
+        factor = math.lcm(factor, 4) if self.uses_translation else factor
+        if any(size % factor for size in self.recipe.window):
+            raise ValueError(f"recipe.window {self.recipe.window} must be multiples of {factor}")
+        if max(self.adversarial.levels) > len(self.unet.widths) - 1:
+            raise ValueError(
+                f"adversarial.levels {self.adversarial.levels}: "
+                f"the U-Net has {len(self.unet.widths) - 1} decoder levels"
+            )
+        used = {
+            "student": True,
+            "intra_teacher": self.objective.uses_intra_teacher,
+            "inter_teacher": self.objective.uses_inter_teacher,
+        }
+        if not used[self.test.network]:
+            raise ValueError(f"test.network = {self.test.network}, but no term of L asks it")
+        return self
+
+    @property
+    def uses_translation(self) -> bool:
+        """Whether stage 1 is needed at all."""
+        return (
+            self.objective.uses_unlabelled
+            or bool({*self.objective.supervised_on} - {"source", "target"})
+            or self.test.feed == "target_as_source"
+        )
+
+    @property
+    def uses_target_labels(self) -> bool:
+        """Whether this is the supervised upper bound, the one method that reads target labels."""
+        return "target" in self.objective.supervised_on
+
+
+def shipped(kind: Literal["configs", "methods"]) -> list[str]:
+    """Names of the configs or methods in the package."""
+    folder = resources.files("leuda_train") / kind
+    return sorted(
+        Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml")
+    )
+
+
+def load_config(config: str, method: str, **overrides: Any) -> TrainConfig:
+    """A shipped name or a TOML path each; overrides (seed=, device=, ...) are laid over both.
+
+    Raises InputError naming the first fault.
+    """
+    content = _merge(_read("configs", config), _read("methods", method))
+    content.setdefault("name", Path(config).stem)
+    content.setdefault("method", Path(method).stem)
+    content |= {key: value for key, value in overrides.items() if value is not None}
+    return parse_config(content, f"config {config} with method {method}")
+
+
+def parse_config(content: dict[str, Any], origin: str) -> TrainConfig:
+    """Validate a resolved config. Raises InputError naming the first fault."""
+    try:
+        return TrainConfig.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"{origin}: {describe(error)}") from error
+
+
+def make_recipe(config: TrainConfig, slice_axis: str, spacing_mm: object) -> Recipe:
+    """The cohort's slice axis and spacing with the config's window and intensities."""
+    return Recipe.model_validate(
+        {"slice_axis": slice_axis, "spacing_mm": spacing_mm, **config.recipe.model_dump()}
+    )
+
+
+def _read(kind: Literal["configs", "methods"], name: str) -> dict[str, Any]:
+    path = Path(name)
+    if path.suffix == ".toml":
+        if not path.is_file():
+            raise InputError(f"no such file: {path}")
+        text = path.read_text()
+    elif name in shipped(kind):
+        text = (resources.files("leuda_train") / kind / f"{name}.toml").read_text()
+    else:
+        raise InputError(
+            f"no {kind[:-1]} named {name!r}; shipped: {', '.join(shipped(kind))}; or a *.toml file"
+        )
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{name} is not TOML: {error}") from error
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged

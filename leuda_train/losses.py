@@ -1,0 +1,55 @@
+"""pure functions, one per equation: tensors in, scalar out.
+
+Shapes: logits p, q (B, K, H, W); labels y (B, H, W) int64; discriminator maps (B, 1, h, w).
+Everything is computed in float32, whatever precision the networks ran in.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F  # noqa: N812  (the field's habit)
+from torch import Tensor
+
+SMOOTH = 1e-5
+
+
+def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """L_seg = 1/2 soft Dice + 1/2 cross-entropy."""
+    return 0.5 * soft_dice_loss(logits, labels) + 0.5 * F.cross_entropy(logits.float(), labels)
+
+
+def soft_dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """1 - (2 Σ p·y + s) / (Σ p² + Σ y² + s), over the batch; mean over classes with background."""
+    p = logits.float().softmax(dim=1)
+    y = F.one_hot(labels, p.shape[1]).movedim(-1, 1).to(p.dtype)
+    over = (0, 2, 3)
+    dice = (2.0 * (p * y).sum(over) + SMOOTH) / ((p * p).sum(over) + y.sum(over) + SMOOTH)
+    return 1.0 - dice.mean()
+
+
+def intra_consistency(student: Tensor, teacher: Tensor) -> Tensor:
+    """L_con^intra = mean (softmax p - softmax q)²."""
+    return F.mse_loss(student.float().softmax(dim=1), teacher.float().softmax(dim=1))
+
+
+def inter_consistency(student: Tensor, teacher: Tensor) -> Tensor:
+    """L_con^inter = mean over pixels of Σ_c (I(p_c) - I(q_c))²."""
+    gap = weighted_self_information(student) - weighted_self_information(teacher)
+    return (gap * gap).sum(dim=1).mean()
+
+
+def weighted_self_information(logits: Tensor) -> Tensor:
+    """I(p) = p log2 p, by class and pixel: (B, K, H, W). Finite for any finite logits."""
+    log_p = logits.float().log_softmax(dim=1)
+    return log_p.exp() * log_p / math.log(2.0)
+
+
+def fool(score: Tensor) -> Tensor:
+    """Least-squares adversarial loss of what wants to be taken for real: mean (D - 1)²."""
+    return (score.float() - 1.0).square().mean()
+
+
+def discern(real: Tensor, fake: Tensor) -> Tensor:
+    """Least-squares loss of a discriminator: 1/2 mean (D(real) - 1)² + 1/2 mean D(fake)²."""
+    return 0.5 * (real.float() - 1.0).square().mean() + 0.5 * fake.float().square().mean()

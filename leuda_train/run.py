@@ -1,0 +1,214 @@
+"""cohort + config -> a run folder: slices, translation, adaptation, evaluation, in this order.
+
+    RUN/config.toml       the resolved config
+    RUN/checkpoints/      the newest two states while stage 2 runs
+    RUN/model.pt          the product: what `leuda export` reads
+    RUN/history.jsonl     loss terms of stage 2;  RUN/translation.jsonl  of stage 1
+    RUN/predictions/      labels of the test scans
+    RUN/evaluation.json   Dice and distances on them
+    RUN/run.png           the six image sets and the curves
+
+Slices and translated sets are in the cache folder, shared by every run with the same settings.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+
+from leuda_deploy.errors import InputError
+from leuda_deploy.infer import segment
+from leuda_deploy.recipe import Recipe
+from leuda_deploy.volume import atomic_path, read_volume, write_labels
+from leuda_train.adapt import Adapted, adapt
+from leuda_train.batches import AlignedSets
+from leuda_train.cohort import Cohort, read_cohort
+from leuda_train.config import TrainConfig, make_recipe
+from leuda_train.evaluate import score_volume, summarise
+from leuda_train.hardware import Hardware, choose_hardware
+from leuda_train.loop import Progress, write_history
+from leuda_train.pictures import draw_run
+from leuda_train.product import Product, ProductFacts, TorchEngine, save_product
+from leuda_train.slices import Slices, load_slices
+from leuda_train.translate import Translation, load_translation
+
+PARITY_SAMPLES = 64
+Stage = Callable[[str], AbstractContextManager[Progress]]
+
+
+def train(
+    cohort_file: Path, config: TrainConfig, out: Path, *, cache: Path | None, stage: Stage
+) -> dict[str, Any]:
+    """Do every stage that is not done yet; the evaluation of the finished run.
+
+    stage("name") gives a context manager that yields a progress function. Raises InputError if
+    `out` holds a run of another config or cohort.
+    """
+    began = time.monotonic()
+    cohort = read_cohort(cohort_file)
+    recipe = make_recipe(config, cohort.spec.slices.axis, cohort.spec.slices.spacing_mm)
+    _claim(out, config, cohort)
+    done = out / "evaluation.json"
+    if done.is_file():
+        finished: dict[str, Any] = json.loads(done.read_text())
+        return finished
+    if config.uses_target_labels and cohort.spec.target.upper_bound is None:
+        raise InputError(f"method {config.method} needs [target] upper_bound labels in the cohort")
+    hardware = choose_hardware(config.device, config.precision)
+    cache = cache or out.parent / "cache"
+
+    with stage("slices") as progress:
+        slices = load_slices(
+            cohort,
+            recipe,
+            cache,
+            target_labels=config.uses_target_labels,
+            progress=lambda done, total: progress(done, total, ""),
+        )
+    translation = None
+    if config.uses_translation:
+        with stage("translation (CycleGAN)") as progress:
+            translation = load_translation(
+                slices,
+                config.translation,
+                cache,
+                hardware,
+                seed=config.seed,
+                checkpoint_seconds=config.schedule.checkpoint_seconds,
+                progress=progress,
+            )
+        write_history(out / "translation.jsonl", translation.history)
+    with stage(config.method) as progress:
+        adapted = adapt(
+            _aligned(slices, translation, config),
+            1 + len(cohort.structures),
+            config,
+            hardware,
+            out / "checkpoints",
+            progress,
+        )
+    write_history(out / "history.jsonl", adapted.history)
+    product, facts = _product(adapted, translation, config, cohort, recipe, hardware)
+    chosen = np.linspace(0, len(slices.target) - 1, min(PARITY_SAMPLES, len(slices.target)))
+    save_product(out, product, facts, slices.target[chosen.astype(int)])
+
+    with stage("test scans") as progress:
+        evaluation = _evaluate(product, cohort, recipe, hardware, out, progress)
+    draw_run(out / "run.png", slices, translation, adapted.history)
+    evaluation |= {
+        "method": config.method,
+        "network": config.test.network,
+        "feed": config.test.feed,
+        "hardware": str(hardware),
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    with atomic_path(done) as temporary:
+        temporary.write_text(json.dumps(evaluation, indent=1, allow_nan=False))
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    return evaluation
+
+
+def _claim(out: Path, config: TrainConfig, cohort: Cohort) -> None:
+    """One run folder, one config, one cohort."""
+    resolved = config.model_dump(mode="json") | {"cohort_sha256": cohort.sha256}
+    path = out / "config.toml"
+    text = "# The resolved config of this run, written by `leuda train`.\n" + tomli_w.dumps(
+        resolved
+    )
+    if path.is_file() and path.read_text() != text:
+        raise InputError(
+            f"{out} holds a run of another config or cohort (see {path}); choose another --out"
+        )
+    with atomic_path(path) as temporary:
+        temporary.write_text(text)
+
+
+def _aligned(slices: Slices, translation: Translation | None, config: TrainConfig) -> AlignedSets:
+    images = (
+        translation.images
+        if translation is not None
+        else {
+            "source": slices.source,
+            "target": slices.target,
+        }
+    )
+    if config.uses_target_labels:
+        assert slices.target_labels is not None
+        every = np.arange(len(slices.target))
+        return AlignedSets(images=images, labels=slices.target_labels, labelled_rows=every)
+    return AlignedSets(
+        images=images, labels=slices.source_labels, labelled_rows=slices.labelled_rows
+    )
+
+
+def _product(
+    adapted: Adapted,
+    translation: Translation | None,
+    config: TrainConfig,
+    cohort: Cohort,
+    recipe: Recipe,
+    hardware: Hardware,
+) -> tuple[Product, ProductFacts]:
+    """The network that the config names, behind the generator if it reads x^{t→s}."""
+    through = translation.to_source if config.test.feed == "target_as_source" else None
+    schedule = config.schedule
+    facts = ProductFacts(
+        recipe=recipe,
+        structures=tuple(cohort.structures),
+        modality=cohort.spec.target.modality,
+        feed=config.test.feed,
+        network=config.test.network,
+        widths=config.unet.widths,
+        dropout=config.unet.dropout,
+        generator=(config.translation.width, config.translation.blocks),
+        method=config.method,
+        cohort=cohort.spec.name,
+        cohort_sha256=cohort.sha256,
+        config=config.model_dump(mode="json"),
+        seed=config.seed,
+        steps=schedule.epochs * schedule.steps_per_epoch,
+        hardware=str(hardware),
+    )
+    return Product(adapted.networks[config.test.network], through), facts
+
+
+def _evaluate(
+    product: Product,
+    cohort: Cohort,
+    recipe: Recipe,
+    hardware: Hardware,
+    out: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Every test scan through the runtime's own pipeline, with the module as its engine."""
+    engine = TorchEngine(product, hardware)
+    names = {number: name for name, number in cohort.structures.items()}
+    scores = {}
+    scans = cohort.role("target test")
+    for done, scan in enumerate(scans, start=1):
+        volume = read_volume(scan.image)
+        found = segment(volume, engine, recipe, pixel_spacing_mm=scan.pixel_spacing_mm).labels
+        write_labels(out / "predictions" / f"{scan.subject}_label.nii.gz", found, volume, names)
+        truth = read_volume(scan.label)
+        values = truth.raw * truth.slope + truth.inter
+        expected = sum(
+            (
+                np.uint8(number) * (values == raw)
+                for number, raw in enumerate(cohort.raw_values, start=1)
+            ),
+            np.zeros(values.shape, np.uint8),
+        )
+        scores[scan.subject] = score_volume(found, expected, volume.spacing_mm, cohort.structures)
+        progress(done, len(scans), scan.subject)
+    volumes = {
+        subject: [vars(score) for score in of_volume] for subject, of_volume in scores.items()
+    }
+    return {"summary": summarise(scores), "volumes": volumes}

@@ -1,0 +1,185 @@
+"""ONE LE-UDA iteration: the algorithm, readable top to bottom.
+
+Zhao et al., IEEE TMI 2022. The paper's symbols and ours:
+
+    x^s     source              labelled (y^s) or not        source-like
+    x^{s→t→s} source_cycled                                  source-like
+    x^{t→s} target_as_source                                 source-like
+    x^t     target              never labelled               target-like
+    x^{s→t} source_as_target                                 target-like
+    x^{t→s→t} target_cycled                                  target-like
+    p, f    the student's logits and decoder features
+    q, g    a teacher's logits and decoder features
+    D       feature discriminators (FA); a teacher's features are "real", the student's "fake"
+
+B images a stream; logits (B, K, H, W); features one (B, C_l, H_l, W_l) a level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from leuda_train.augment import teacher_noise
+from leuda_train.batches import Batch
+from leuda_train.config import ObjectiveConfig, Stream
+from leuda_train.ema import ema_decay, update_teacher
+from leuda_train.hardware import Hardware
+from leuda_train.losses import (
+    discern,
+    fool,
+    inter_consistency,
+    intra_consistency,
+    segmentation_loss,
+)
+
+SOURCE_LIKE: tuple[Stream, ...] = ("source", "source_cycled", "target_as_source")
+TARGET_LIKE: tuple[Stream, ...] = ("source_as_target", "target", "target_cycled")
+INTRA: tuple[Stream, ...] = ("source", "target_as_source")
+# (student's image, inter-domain teacher's image): the same slice in the two appearances
+INTER: tuple[tuple[Stream, Stream], ...] = (
+    ("source", "source_as_target"),
+    ("source_cycled", "source_as_target"),
+    ("target_as_source", "target"),
+    ("target_as_source", "target_cycled"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Networks:
+    """Everything that has weights, and the optimisers of what is trained by gradients."""
+
+    student: nn.Module
+    intra_teacher: nn.Module
+    inter_teacher: nn.Module
+    intra_critic: nn.Module
+    inter_critic: nn.Module
+    student_optimizer: torch.optim.Optimizer
+    critic_optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lambdas:
+    """The weights of the terms of L in this epoch, ramp included."""
+
+    intra: float
+    inter: float
+    adv_intra: float
+    adv_inter: float
+
+
+def le_uda_step(
+    nets: Networks,
+    batch: Batch,
+    λ: Lambdas,
+    objective: ObjectiveConfig,
+    hardware: Hardware,
+    update: int,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """Train student and discriminators on one batch, move the teachers; returns the loss terms.
+
+    update counts EMA updates from 0. No value is read back from the device here.
+    """
+    x = batch.unlabelled
+    zero = torch.zeros((), device=hardware.device)
+    L_con_intra = L_con_inter = L_adv_intra = L_adv_inter = L_D = zero
+
+    with hardware.autocast():
+        # --- the student reads every source-like image, clean, in one pass
+        unlabelled = [x[stream] for stream in SOURCE_LIKE if stream in x]
+        p, f = nets.student(torch.cat([*batch.labelled, *unlabelled]))
+        labelled = len(batch.labelled) * len(batch.labels)
+        p_labelled = p[:labelled].chunk(len(batch.labelled))
+        p_ = _by_stream(p[labelled:], SOURCE_LIKE) if x else {}
+        f_ = [_by_stream(level[labelled:], SOURCE_LIKE) for level in f] if x else []
+
+        # --- the teachers read their own view of the same slices; no gradient reaches them
+        with torch.no_grad():
+            if objective.uses_intra_teacher:
+                noisy = torch.cat([x[stream] for stream in INTRA])
+                noisy = noisy + teacher_noise(
+                    noisy, objective.teacher_noise, objective.teacher_noise_limit, generator
+                )
+                q, g_intra = nets.intra_teacher(noisy)
+                q_intra = _by_stream(q, INTRA)
+            if objective.uses_inter_teacher:
+                q, g_inter = nets.inter_teacher(torch.cat([x[stream] for stream in TARGET_LIKE]))
+                q_inter = _by_stream(q, TARGET_LIKE)
+
+        # --- features that the discriminators compare
+        if objective.lambda_adv_intra > 0:
+            f_intra = [torch.cat([level[s] for s in INTRA]) for level in f_]
+            L_adv_intra = _fool_all(nets.intra_critic, f_intra)
+        if objective.lambda_adv_inter > 0:
+            f_inter = [torch.cat([level[s] for s in SOURCE_LIKE]) for level in f_]
+            L_adv_inter = _fool_all(nets.inter_critic, f_inter)
+
+    # --- the objective
+    L_seg = sum((segmentation_loss(p_s, batch.labels) for p_s in p_labelled), zero)
+    if objective.lambda_intra > 0:
+        L_con_intra = torch.stack([intra_consistency(p_[s], q_intra[s]) for s in INTRA]).mean()
+    if objective.lambda_inter > 0:
+        L_con_inter = torch.stack([inter_consistency(p_[s], q_inter[t]) for s, t in INTER]).sum()
+    L = (
+        L_seg
+        + λ.intra * L_con_intra
+        + λ.inter * L_con_inter
+        + λ.adv_intra * L_adv_intra
+        + λ.adv_inter * L_adv_inter
+    )
+
+    # --- student
+    nets.student_optimizer.zero_grad(set_to_none=True)
+    nets.scaler.scale(L).backward()
+    nets.scaler.step(nets.student_optimizer)
+
+    # --- discriminators, on detached features
+    if objective.lambda_adv_intra > 0 or objective.lambda_adv_inter > 0:
+        with hardware.autocast():
+            if objective.lambda_adv_intra > 0:
+                L_D = L_D + _discern_all(nets.intra_critic, g_intra, f_intra)
+            if objective.lambda_adv_inter > 0:
+                L_D = L_D + _discern_all(nets.inter_critic, g_inter, f_inter)
+        nets.critic_optimizer.zero_grad(set_to_none=True)
+        nets.scaler.scale(L_D).backward()
+        nets.scaler.step(nets.critic_optimizer)
+    nets.scaler.update()
+
+    # --- EMA last: teachers follow the student
+    decay = ema_decay(update, objective.ema_decay)
+    for teacher in (nets.intra_teacher, nets.inter_teacher):
+        update_teacher(teacher, nets.student, decay, objective.teacher_batchnorm)
+
+    return {
+        "L": L.detach(),
+        "L_seg": L_seg.detach(),
+        "L_con_intra": L_con_intra.detach(),
+        "L_con_inter": L_con_inter.detach(),
+        "L_adv_intra": L_adv_intra.detach(),
+        "L_adv_inter": L_adv_inter.detach(),
+        "L_D": L_D.detach(),
+    }
+
+
+def _by_stream(images: Tensor, streams: Sequence[Stream]) -> dict[Stream, Tensor]:
+    """(n * B, ...) -> n tensors (B, ...), by the stream they came from."""
+    return dict(zip(streams, images.chunk(len(streams)), strict=True))
+
+
+def _fool_all(critic: nn.Module, features: Sequence[Tensor]) -> Tensor:
+    """L_adv over the levels. The critic's weights get no gradient in the student's phase."""
+    critic.requires_grad_(False)
+    loss = torch.stack([fool(score) for score in critic(features)]).mean()
+    critic.requires_grad_(True)
+    return loss
+
+
+def _discern_all(critic: nn.Module, real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
+    """The critic's own loss over the levels; no gradient reaches the networks."""
+    pairs = zip(critic(real), critic([f.detach() for f in fake]), strict=True)
+    return torch.stack([discern(r, f) for r, f in pairs]).mean()

@@ -1,0 +1,227 @@
+"""stage 1: slices of two domains -> generators -> the six aligned image sets.
+
+CycleGAN is trained once on the preprocessed slices, then run once over every slice. The result is
+kept under a key made of the slices and the settings, and reused by every run that has the same.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from leuda_deploy.volume import atomic_folder
+from leuda_train import checkpoint
+from leuda_train.batches import draw_rows, step_generator
+from leuda_train.config import Stream, TranslationConfig
+from leuda_train.cyclegan import (
+    CycleGAN,
+    Generator,
+    ImagePool,
+    critic_loss,
+    generator_losses,
+    patch_discriminator,
+)
+from leuda_train.hardware import Hardware
+from leuda_train.loop import Progress, Row, run_steps
+from leuda_train.slices import Slices, content_key
+
+LOG_EVERY = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Translation:
+    """The six image sets, (N, h, w) float32 memory-mapped, and the generator that made x^{t→s}."""
+
+    images: dict[Stream, NDArray[np.float32]]
+    to_source: Generator
+    history: list[Row]
+
+
+def load_translation(
+    slices: Slices,
+    config: TranslationConfig,
+    cache: Path,
+    hardware: Hardware,
+    *,
+    seed: int,
+    checkpoint_seconds: float,
+    progress: Progress,
+) -> Translation:
+    """Open the six aligned sets, training the translator first if they are not there."""
+    key = content_key(slices.key, config.model_dump(mode="json"), seed, hardware.precision)
+    folder = cache / f"translation-{key}"
+    if not folder.is_dir():
+        training = cache / f"training-{key}"
+        trainer = _Trainer(slices, config, hardware, seed)
+        history = run_steps(
+            trainer,
+            name="translation",
+            steps=config.steps,
+            folder=training,
+            log_every=LOG_EVERY,
+            checkpoint_seconds=checkpoint_seconds,
+            progress=progress,
+        )
+        with atomic_folder(folder) as temporary:
+            _write_sets(slices, trainer.nets, temporary, hardware)
+            names = ("to_target", "to_source")
+            generators = {name: getattr(trainer.nets, name).state_dict() for name in names}
+            checkpoint.save(temporary / "generators.pt", generators)
+            (temporary / "history.json").write_text(json.dumps(history))
+        shutil.rmtree(training, ignore_errors=True)
+    to_source = Generator(config.width, config.blocks)
+    to_source.load_state_dict(checkpoint.load(folder / "generators.pt")["to_source"])
+    translated: tuple[Stream, ...] = (
+        "source_as_target",
+        "source_cycled",
+        "target_as_source",
+        "target_cycled",
+    )
+    sets = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in translated}
+    return Translation(
+        images={"source": slices.source, "target": slices.target, **sets},
+        to_source=to_source,
+        history=json.loads((folder / "history.json").read_text()),
+    )
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Constant for the first half, then linear to zero (CycleGAN's schedule)."""
+    return peak * min(1.0, 2.0 * (1.0 - step / steps))
+
+
+class _Trainer:
+    """Both generators, then both discriminators, one iteration at a time."""
+
+    def __init__(
+        self, slices: Slices, config: TranslationConfig, hardware: Hardware, seed: int
+    ) -> None:
+        self.slices, self.config, self.hardware, self.seed = slices, config, hardware, seed
+        torch.manual_seed(seed)
+        self.nets = CycleGAN(
+            to_target=hardware.place(_initialised(Generator(config.width, config.blocks))),
+            to_source=hardware.place(_initialised(Generator(config.width, config.blocks))),
+            target_critic=hardware.place(self._critic()),
+            source_critic=hardware.place(self._critic()),
+            target_pool=ImagePool(config.pool),
+            source_pool=ImagePool(config.pool),
+        )
+        self.generators = self._adam(self.nets.to_target, self.nets.to_source)
+        self.critics = self._adam(self.nets.target_critic, self.nets.source_critic)
+        self.scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.needs_scaler)
+
+    def _critic(self) -> nn.Module:
+        config = self.config
+        return _initialised(
+            patch_discriminator(config.discriminator_width, config.discriminator_layers)
+        )
+
+    def _adam(self, *nets: nn.Module) -> torch.optim.Adam:
+        weights = chain(*(net.parameters() for net in nets))
+        return torch.optim.Adam(
+            weights, lr=self.config.learning_rate, betas=(0.5, 0.999), fused=True
+        )
+
+    def _draw(self, images: NDArray[np.float32], domain: str, step: int) -> Tensor:
+        every = np.arange(len(images))
+        rows = draw_rows(every, self.config.batch, step, self.seed, f"translation {domain}")
+        return self.hardware.put(torch.from_numpy(images[rows])[:, None])
+
+    def step(self, step: int) -> dict[str, Tensor]:
+        """One update of the generators and one of the discriminators."""
+        nets, config = self.nets, self.config
+        source = self._draw(self.slices.source, "source", step)
+        target = self._draw(self.slices.target, "target", step)
+        for optimizer in (self.generators, self.critics):
+            rate = learning_rate(step, config.steps, config.learning_rate)
+            optimizer.param_groups[0]["lr"] = rate
+
+        # --- generators: the critics' weights get no gradient here
+        for critic in (nets.target_critic, nets.source_critic):
+            critic.requires_grad_(False)
+        with self.hardware.autocast():
+            total, terms, fakes = generator_losses(
+                nets, source, target, config.lambda_cycle, config.lambda_identity
+            )
+        self._update(self.generators, total)
+
+        # --- critics, on detached fakes
+        for critic in (nets.target_critic, nets.source_critic):
+            critic.requires_grad_(True)
+        with self.hardware.autocast():
+            pool = step_generator(self.seed, "pool", step)
+            terms["critic"] = critic_loss(nets, source, target, fakes, pool)
+        self._update(self.critics, terms["critic"])
+        self.scaler.update()
+        return {name: term.detach() for name, term in terms.items()}
+
+    def _update(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(optimizer)
+
+    def _stateful(self) -> dict[str, Any]:
+        names = ("to_target", "to_source", "target_critic", "source_critic")
+        return {name: getattr(self.nets, name) for name in names} | {
+            "generators": self.generators,
+            "critics": self.critics,
+            "scaler": self.scaler,
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Networks, optimisers, scaler and both pools."""
+        pools = {"target": self.nets.target_pool.images, "source": self.nets.source_pool.images}
+        return {name: part.state_dict() for name, part in self._stateful().items()} | {
+            "pools": pools
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+        for name, part in self._stateful().items():
+            part.load_state_dict(state[name])
+        for name, pool in (("target", self.nets.target_pool), ("source", self.nets.source_pool)):
+            pool.images = [image.to(self.hardware.device) for image in state["pools"][name]]
+
+
+def _initialised(net: nn.Module) -> nn.Module:
+    """CycleGAN's initial weights: N(0, 0.02²), biases 0."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.normal_(module.weight, 0.0, 0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return net
+
+
+@torch.no_grad()
+def _write_sets(slices: Slices, nets: CycleGAN, folder: Path, hardware: Hardware) -> None:
+    """Run both generators over every slice: x -> x^{a→b} -> x^{a→b→a}."""
+    for domain, other, there, back in (
+        ("source", "target", nets.to_target, nets.to_source),
+        ("target", "source", nets.to_source, nets.to_target),
+    ):
+        images = getattr(slices, domain)
+        translated, cycled = (
+            np.lib.format.open_memmap(
+                folder / f"{name}.npy", mode="w+", dtype=np.float32, shape=images.shape
+            )
+            for name in (f"{domain}_as_{other}", f"{domain}_cycled")
+        )
+        for start in range(0, len(images), 16):
+            rows = slice(start, start + 16)
+            with hardware.autocast():
+                over = there(hardware.put(torch.from_numpy(images[rows].copy())[:, None]))
+                again = back(over)
+            translated[rows] = over[:, 0].float().cpu().numpy()
+            cycled[rows] = again[:, 0].float().cpu().numpy()
+        translated.flush()
+        cycled.flush()
