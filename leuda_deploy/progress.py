@@ -24,7 +24,7 @@ LOG_SECONDS = 20.0  # between lines where there is no terminal to draw a bar on
 
 @contextmanager
 def stage(name: str) -> Iterator[Report]:
-    """Yield a function that reports progress: a bar on a terminal, a line now and then elsewhere."""
+    """Yield a function that reports progress: a bar on a terminal, else a line now and then."""
     began = time.monotonic()
     drawing = _bar(name) if sys.stderr.isatty() else _lines(name, began)
     with drawing as report:

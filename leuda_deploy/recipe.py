@@ -164,6 +164,9 @@ class Stack:
         spacing[self._orientation[:, 0].astype(int)] = volume.spacing_mm
         self.slice_spacing_mm = float(spacing[0])
         self.plane_spacing_mm = pixel_spacing_mm or (float(spacing[1]), float(spacing[2]))
+        true_spacing = np.array([self.slice_spacing_mm, *self.plane_spacing_mm])
+        x, y, z = true_spacing[self._orientation[:, 0].astype(int)].tolist()
+        self.voxel_spacing_mm: tuple[float, float, float] = (x, y, z)  # along the scan's own axes
         self.grid_shape = self._grid_shape()
         self._intensity: Intensity | None = None
 

@@ -23,6 +23,7 @@ from leuda_deploy.errors import InputError
 
 COMMENT_EXTENSION = 6  # NIfTI-1 extension code "comment", where the label names are kept
 MAX_SHEAR_DEGREES = 1.0
+UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,15 +66,19 @@ def read_volume(path: Path | str, *, frame: int | None = None) -> Volume:
     Raises InputError for a missing, unreadable, non-real, 2D, unchosen-4D or degenerate scan.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"no such scan: {path}")
-    try:
-        image: Any = nib.load(path)
-    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError) as error:
-        raise InputError(f"cannot read {path} as a scan: {_one_line(error)}") from error
+    image = _load(path)
     if not isinstance(image, nib.spatialimages.SpatialImage):
         raise InputError(f"{path} is a {type(image).__name__}, not a volume")
     return _volume(path.name, path, image, frame)
+
+
+def _load(path: Path) -> Any:
+    if not path.is_file():
+        raise InputError(f"no such scan: {path}")
+    try:
+        return nib.load(path)
+    except UNREADABLE as error:
+        raise InputError(f"cannot read {path} as a scan: {_one_line(error)}") from error
 
 
 def _volume(name: str, path: Path | str, image: Any, frame: int | None) -> Volume:
@@ -110,7 +115,7 @@ def _stored_values(image: Any, path: Path | str) -> tuple[NDArray[Any], float, f
         if isinstance(proxy, nib.arrayproxy.ArrayProxy):
             return np.asanyarray(proxy.get_unscaled()), float(proxy.slope), float(proxy.inter)
         return np.asanyarray(proxy), 1.0, 0.0
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+    except UNREADABLE as error:
         raise InputError(
             f"cannot read the voxels of {path} (truncated or damaged?): {_one_line(error)}"
         ) from error
@@ -172,7 +177,7 @@ def write_labels(
 
 def read_label_names(path: Path | str) -> dict[int, str]:
     """Label value -> structure, from the header extension that `write_labels` wrote; else empty."""
-    image: Any = nib.load(Path(path))
+    image = _load(Path(path))
     for extension in getattr(image.header, "extensions", []):
         if extension.get_code() != COMMENT_EXTENSION:
             continue

@@ -88,6 +88,18 @@ class CohortSpec(_Part):
     target: TargetSpec
     subject: str | None = None
 
+    @property
+    def structures(self) -> dict[str, int]:
+        """Structure name -> class number of the model, from 1."""
+        return {name: number for number, name in enumerate(self.classes, start=1)}
+
+    @property
+    def class_of_raw(self) -> dict[int, int]:
+        """Raw label value -> class number; declared background values -> 0."""
+        return dict.fromkeys(self.slices.background_values, 0) | {
+            raw: number for number, raw in enumerate(self.classes.values(), start=1)
+        }
+
     @field_validator("classes")
     @classmethod
     def _distinct(cls, classes: dict[str, int]) -> dict[str, int]:
@@ -129,7 +141,7 @@ class Cohort:
     @property
     def structures(self) -> dict[str, int]:
         """Structure name -> class number of the model, from 1."""
-        return {name: number for number, name in enumerate(self.spec.classes, start=1)}
+        return self.spec.structures
 
     @property
     def raw_values(self) -> tuple[float, ...]:

@@ -11,7 +11,6 @@ Distances run between the centres of border voxels, along orthogonal axes `spaci
 """
 
 import re
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,6 @@ from statistics import fmean, pstdev
 from typing import Any
 
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 from rich.markup import escape
 from rich.table import Table
@@ -162,7 +160,20 @@ def evaluate_paths(
     `structures`, `volumes` (subject -> variant -> scores), `summary` (variant -> `summarise`).
     Raises InputError: unreadable or unmatched files, grids that differ, labels declared nowhere.
     """
-    pairs = match_subjects(predicted, true)
+    return evaluate_pairs(match_subjects(predicted, true), structures=structures, map_true=map_true)
+
+
+def evaluate_pairs(
+    pairs: Mapping[str, tuple[Path, Path]],
+    *,
+    structures: Names | None = None,
+    map_true: Classes | None = None,
+    spacing_mm: Mapping[str, Spacing] | None = None,
+) -> dict[str, Any]:
+    """`evaluate_paths` for files already matched: subject -> (predicted, true).
+
+    `spacing_mm` by subject replaces the voxel sizes of headers that are known to be wrong.
+    """
     structures = _structures(pairs, structures, map_true)
     classes = {label: label for label in structures.values()}
     scores: dict[str, dict[str, list[StructureScore]]] = {variant: {} for variant in VARIANTS}
@@ -173,7 +184,11 @@ def evaluate_paths(
         true_labels = _to_classes(truth, classes if map_true is None else map_true)
         for variant, largest in VARIANTS.items():
             scores[variant][subject] = score_volume(
-                guess_labels, true_labels, truth.spacing_mm, structures, largest_component=largest
+                guess_labels,
+                true_labels,
+                truth.spacing_mm if spacing_mm is None else spacing_mm[subject],
+                structures,
+                largest_component=largest,
             )
     return {
         "structures": structures,
@@ -236,10 +251,7 @@ def _structures(
 ) -> dict[str, int]:
     """Structures by class number: given, named in the predictions' headers, or the labels found."""
     for path, _ in pairs.values():
-        try:
-            names = read_label_names(path)
-        except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
-            raise InputError(f"cannot read {path} as a label image: {error}") from error
+        names = read_label_names(path)
         named = {name: label for label, name in names.items() if label > 0}
         if named and given is not None and named != dict(given):
             raise InputError(

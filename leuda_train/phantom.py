@@ -9,7 +9,6 @@ subject is scanned twice, so the two modalities are unpaired.
 from __future__ import annotations
 
 import gzip
-import os
 from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
@@ -21,6 +20,9 @@ from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, zoom
 from scipy.spatial.transform import Rotation
+
+from leuda_deploy.errors import InputError
+from leuda_deploy.volume import atomic_path
 
 Floats = NDArray[np.floating]
 Vector = tuple[float, float, float]
@@ -54,22 +56,22 @@ class Contrast(NamedTuple):
 APPEARANCE = {
     T.AIR: (Contrast(0.01, 0.0, 0.0), Contrast(-1000, 0, 0)),
     T.LUNG: (Contrast(0.04, 0.01, 0.01), Contrast(-820, 25, 25)),
-    T.VESSEL: (Contrast(0.16, 0.02, 0.02), Contrast(120, 30, 20)),
+    T.VESSEL: (Contrast(0.35, 0.02, 0.02), Contrast(120, 30, 20)),
     T.FAT: (Contrast(0.95, 0.04, 0.03), Contrast(-90, 8, 8)),
-    T.MUSCLE: (Contrast(0.44, 0.03, 0.03), Contrast(52, 6, 8)),
-    T.LIVER: (Contrast(0.38, 0.03, 0.02), Contrast(100, 8, 6)),
+    T.MUSCLE: (Contrast(0.26, 0.03, 0.03), Contrast(52, 6, 8)),
+    T.LIVER: (Contrast(0.36, 0.03, 0.02), Contrast(100, 8, 6)),
     T.CORTICAL: (Contrast(0.06, 0.01, 0.0), Contrast(850, 60, 40)),
     T.MARROW: (Contrast(0.75, 0.04, 0.04), Contrast(250, 30, 35)),
-    T.WALL: (Contrast(0.50, 0.03, 0.02), Contrast(100, 8, 6)),
-    T.MYO: (Contrast(0.52, 0.03, 0.02), Contrast(105, 8, 7)),
-    T.LVC: (Contrast(0.19, 0.02, 0.02), Contrast(365, 22, 10)),
-    T.LAC: (Contrast(0.20, 0.02, 0.02), Contrast(365, 22, 8)),
-    T.AA: (Contrast(0.17, 0.02, 0.015), Contrast(370, 22, 6)),
-    T.ARTERY: (Contrast(0.17, 0.02, 0.015), Contrast(370, 22, 6)),
-    T.RV: (Contrast(0.24, 0.02, 0.02), Contrast(205, 22, 14)),
-    T.RA: (Contrast(0.25, 0.02, 0.02), Contrast(205, 22, 18)),
-    T.PA: (Contrast(0.21, 0.02, 0.015), Contrast(215, 22, 8)),
-    T.VEIN: (Contrast(0.25, 0.02, 0.02), Contrast(205, 22, 18)),
+    T.WALL: (Contrast(0.28, 0.03, 0.02), Contrast(100, 8, 6)),
+    T.MYO: (Contrast(0.28, 0.03, 0.02), Contrast(105, 8, 7)),
+    T.LVC: (Contrast(0.62, 0.02, 0.02), Contrast(365, 22, 10)),
+    T.LAC: (Contrast(0.60, 0.02, 0.02), Contrast(365, 22, 8)),
+    T.AA: (Contrast(0.62, 0.02, 0.015), Contrast(370, 22, 6)),
+    T.ARTERY: (Contrast(0.62, 0.02, 0.015), Contrast(370, 22, 6)),
+    T.RV: (Contrast(0.56, 0.02, 0.02), Contrast(205, 22, 14)),
+    T.RA: (Contrast(0.55, 0.02, 0.02), Contrast(205, 22, 18)),
+    T.PA: (Contrast(0.58, 0.02, 0.015), Contrast(215, 22, 8)),
+    T.VEIN: (Contrast(0.52, 0.02, 0.02), Contrast(205, 22, 18)),
 }
 MR, CT = 0, 1  # columns of APPEARANCE
 
@@ -409,10 +411,8 @@ def render_ct(
 
 
 def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
-    os.replace(part, path)  # noqa: PTH105
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def _nifti(
@@ -454,16 +454,16 @@ def write_cohort(
     source_unlabelled: int = 8,
     target_unlabelled: int = 8,
     target_test: int = 4,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> Path:
     """Write MR source and CT target phantoms under `out` and return the path of `cohort.toml`.
 
     A subject depends on `seed` and its own number alone, so the size of one role changes no other.
-    Scans of another cohort already there would join this one, so they raise FileExistsError.
+    Scans of another cohort already there would join this one, so they raise InputError.
     """
     counts = (source_labelled, source_unlabelled, target_unlabelled, target_test)
     if not all(0 <= count <= SUBJECTS_PER_ROLE for count in counts):
-        raise ValueError(f"a role has 0 to {SUBJECTS_PER_ROLE} subjects, not {counts}")
+        raise InputError(f"a role has 0 to {SUBJECTS_PER_ROLE} subjects, not {counts}")
     plan = [
         (role, role.first + i)
         for role, count in zip(ROLES.values(), counts, strict=True)
@@ -472,11 +472,11 @@ def write_cohort(
     names = {f"{role.modality}_{number}" for role, number in plan}
     for found in sorted(out.glob("*/*.nii.gz")):
         if found.name.rsplit("_", 1)[0] not in names:
-            raise FileExistsError(f"{found} is not of this cohort; choose an empty folder")
+            raise InputError(f"{found} is not of this cohort; choose an empty folder")
     for done, (role, number) in enumerate(plan, start=1):
         _write_subject(out, role, number, seed)
         if progress:
-            progress(f"{done}/{len(plan)} {role.images}/{role.modality}_{number}")
+            progress(done, len(plan), f"{role.modality}_{number}")
     path = out / "cohort.toml"
     _write(path, COHORT_TOML.encode())
     return path

@@ -26,13 +26,13 @@ import tomli_w
 
 from leuda_deploy.errors import InputError
 from leuda_deploy.infer import segment
-from leuda_deploy.recipe import Recipe
+from leuda_deploy.recipe import Recipe, Stack
 from leuda_deploy.volume import atomic_path, read_volume, write_labels
 from leuda_train.adapt import Adapted, adapt
 from leuda_train.batches import AlignedSets
 from leuda_train.cohort import Cohort, read_cohort
 from leuda_train.config import TrainConfig, make_recipe
-from leuda_train.evaluate import score_volume, summarise
+from leuda_train.evaluate import evaluate_pairs
 from leuda_train.hardware import Hardware, choose_hardware
 from leuda_train.loop import Progress, write_history
 from leuda_train.pictures import draw_run
@@ -100,8 +100,10 @@ def train(
     chosen = np.linspace(0, len(slices.target) - 1, min(PARITY_SAMPLES, len(slices.target)))
     save_product(out, product, facts, slices.target[chosen.astype(int)])
 
-    with stage("test scans") as progress:
-        evaluation = _evaluate(product, cohort, recipe, hardware, out, progress)
+    evaluation: dict[str, Any] = {}
+    if cohort.role("target test"):
+        with stage("test scans") as progress:
+            evaluation = _evaluate(product, cohort, recipe, hardware, out, progress)
     draw_run(out / "run.png", slices, translation, adapted.history)
     evaluation |= {
         "method": config.method,
@@ -191,24 +193,20 @@ def _evaluate(
     """Every test scan through the runtime's own pipeline, with the module as its engine."""
     engine = TorchEngine(product, hardware)
     names = {number: name for name, number in cohort.structures.items()}
-    scores = {}
     scans = cohort.role("target test")
+    pairs, spacing_mm = {}, {}
     for done, scan in enumerate(scans, start=1):
+        assert scan.label is not None
         volume = read_volume(scan.image)
         found = segment(volume, engine, recipe, pixel_spacing_mm=scan.pixel_spacing_mm).labels
-        write_labels(out / "predictions" / f"{scan.subject}_label.nii.gz", found, volume, names)
-        truth = read_volume(scan.label)
-        values = truth.raw * truth.slope + truth.inter
-        expected = sum(
-            (
-                np.uint8(number) * (values == raw)
-                for number, raw in enumerate(cohort.raw_values, start=1)
-            ),
-            np.zeros(values.shape, np.uint8),
-        )
-        scores[scan.subject] = score_volume(found, expected, volume.spacing_mm, cohort.structures)
+        path = out / "predictions" / f"{scan.subject}_label.nii.gz"
+        write_labels(path, found, volume, names)
+        stack = Stack(volume, recipe, pixel_spacing_mm=scan.pixel_spacing_mm)
+        pairs[scan.subject], spacing_mm[scan.subject] = (path, scan.label), stack.voxel_spacing_mm
         progress(done, len(scans), scan.subject)
-    volumes = {
-        subject: [vars(score) for score in of_volume] for subject, of_volume in scores.items()
-    }
-    return {"summary": summarise(scores), "volumes": volumes}
+    return evaluate_pairs(
+        pairs,
+        structures=cohort.structures,
+        map_true=cohort.spec.class_of_raw,
+        spacing_mm=spacing_mm,
+    )

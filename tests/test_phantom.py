@@ -12,6 +12,7 @@ from nibabel.affines import apply_affine
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, distance_transform_edt
 
+from leuda_deploy.errors import InputError
 from leuda_train.phantom import Tissue, draw_anatomy, render_ct, render_mr, write_cohort
 
 COUNTS = {"source_labelled": 2, "source_unlabelled": 1, "target_unlabelled": 1, "target_test": 2}
@@ -91,17 +92,19 @@ def test_a_role_s_size_changes_no_other_role(cohort: Path, tmp_path: Path) -> No
 def test_refuses_to_mix_with_another_cohort(cohort: Path, tmp_path: Path) -> None:
     none = dict.fromkeys(COUNTS, 0)
     write_cohort(tmp_path, **none | {"source_unlabelled": 1})
-    with pytest.raises(FileExistsError, match="mr_1501"):
+    with pytest.raises(InputError, match="mr_1501"):
         write_cohort(tmp_path, **none | {"target_test": 1})
-    with pytest.raises(ValueError, match="subjects"):
+    with pytest.raises(InputError, match="subjects"):
         write_cohort(tmp_path, **none | {"target_test": -1})
 
 
 def test_reports_progress(tmp_path: Path) -> None:
-    lines: list[str] = []
+    lines: list[tuple[int, int, str]] = []
     none = dict.fromkeys(COUNTS, 0)
-    write_cohort(tmp_path, **none | {"source_unlabelled": 1}, progress=lines.append)
-    assert lines == ["1/1 mr_unlabelled/mr_1501"]
+    write_cohort(
+        tmp_path, **none | {"source_unlabelled": 1}, progress=lambda *line: lines.append(line)
+    )
+    assert lines == [(1, 1, "mr_1501")]
 
 
 def test_subjects_differ(cohort: Path) -> None:

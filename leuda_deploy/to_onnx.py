@@ -1,0 +1,68 @@
+"""nn.Module + card -> model.onnx, one self-describing file. The one module that imports torch."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+
+import onnx
+import torch
+
+from leuda_deploy.card import METADATA_KEY, ModelCard
+from leuda_deploy.engines import weights_sha256
+from leuda_deploy.volume import atomic_path
+
+OPSET = 20
+INPUT, OUTPUT = "windows", "logits"
+
+
+def to_onnx(module: torch.nn.Module, card: ModelCard, path: Path | str) -> ModelCard:
+    """Write (B, 1, h, w) float32 -> (B, K, h, w) float32 with a dynamic batch and a fixed window.
+
+    Batch norm is folded into the convolutions; weights are inside the file. Returns the card with
+    the checksum of what was written.
+    """
+    example = torch.zeros(2, 1, *card.recipe.window)
+    for name in ("torch.onnx", "onnxscript", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        program = torch.onnx.export(
+            module.eval(),
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},),
+            external_data=False,
+            optimize=True,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    _strip(model)
+    onnx.checker.check_model(model, full_check=True)
+    card = card.model_copy(update={"weights_sha256": weights_sha256(model), "opset": OPSET})
+    entry = model.metadata_props.add()
+    entry.key, entry.value = METADATA_KEY, card.to_json()
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(model.SerializeToString(deterministic=True))
+    return card
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Drop what the exporter leaves behind: stack traces and file names of the build machine."""
+    del model.metadata_props[:]
+    for part in (
+        *model.graph.node,
+        *model.graph.value_info,
+        *model.graph.initializer,
+        *model.graph.input,
+        *model.graph.output,
+    ):
+        part.doc_string = ""
+        del part.metadata_props[:]
+    del model.graph.metadata_props[:]
+    model.doc_string = ""

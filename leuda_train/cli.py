@@ -1,0 +1,172 @@
+"""the `leuda` command: the deployment half's commands and those that make models."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from leuda_deploy.cli import JsonOption, app, run
+from leuda_deploy.errors import MissingExtraError
+
+
+class DeviceOption(StrEnum):
+    """Where training runs."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class PrecisionOption(StrEnum):
+    """What networks compute in."""
+
+    AUTO = "auto"
+    BF16 = "bf16"
+    FP16 = "fp16"
+    FP32 = "fp32"
+
+
+@app.command()
+def phantom(
+    out: Annotated[Path, typer.Argument(help="Folder for the cohort.")],
+    seed: Annotated[int, typer.Option(min=0, help="Other seeds, other patients.")] = 0,
+) -> None:
+    """Write a cohort of MR and CT heart phantoms.  [dim]Needs: nothing more.[/dim]"""
+    from leuda_deploy.progress import stage
+    from leuda_train.phantom import write_cohort
+
+    with stage("phantoms") as progress:
+        path = write_cohort(out, seed=seed, progress=progress)
+    typer.echo(str(path))
+
+
+@app.command()
+def train(
+    cohort: Annotated[Path, typer.Argument(help="cohort.toml")],
+    out: Annotated[Path, typer.Option(help="Run folder; started again, it resumes.")],
+    config: Annotated[
+        str, typer.Option(help="demo, paper-cardiac, paper-abdominal, or a TOML file.")
+    ] = "paper-cardiac",
+    method: Annotated[
+        str, typer.Option(help="le-uda, source-only, supervised, or a TOML file.")
+    ] = "le-uda",
+    seed: Annotated[int | None, typer.Option(min=0, help="Default: the config's.")] = None,
+    device: Annotated[DeviceOption, typer.Option()] = DeviceOption.AUTO,
+    precision: Annotated[
+        PrecisionOption, typer.Option(help="auto: bf16 where the hardware has it.")
+    ] = PrecisionOption.AUTO,
+    cache: Annotated[
+        Path | None, typer.Option(help="Slices and translations. Default: OUT/../cache")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train: slices, translation, LE-UDA, evaluation.  [dim]Needs: leuda\\[train].[/dim]"""
+    _need_torch("leuda train")
+    from leuda_deploy.progress import stage
+    from leuda_train.config import load_config
+    from leuda_train.run import train as train_run
+
+    chosen = load_config(config, method, seed=seed, device=device.value, precision=precision.value)
+    evaluation = train_run(cohort, chosen, out, cache=cache, stage=stage)
+    if as_json:
+        typer.echo(json.dumps(evaluation, indent=1))
+        return
+    from rich.console import Console
+
+    from leuda_train.evaluate import table
+
+    console = Console()
+    if "summary" in evaluation:
+        console.print(table(evaluation))
+    console.print(f"ran on   {evaluation['hardware']}")
+    console.print(f"look at  {out / 'run.png'}", soft_wrap=True)
+    console.print(f"next     leuda export {out} -o exports/{out.name}", soft_wrap=True)
+
+
+@app.command()
+def export(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="exports/NAME")],
+    licence: Annotated[str, typer.Option(help="Licence of the weights.")] = "not stated",
+    as_json: JsonOption = False,
+) -> None:
+    """Write the model as ONNX, checked against PyTorch.  [dim]Needs: leuda\\[train].[/dim]"""
+    _need_torch("leuda export")
+    from leuda_train.export import export as export_run
+
+    card, parity = export_run(run_folder, output, licence=licence)
+    if as_json:
+        typer.echo(json.dumps({"card": card.model_dump(mode="json"), "parity": parity.as_dict()}))
+        return
+    size = (output / "model.onnx").stat().st_size / 1e6
+    typer.echo(
+        f"wrote    {output / 'model.onnx'} ({size:.1f} MB, opset {card.opset}, dynamic batch)"
+    )
+    typer.echo(f"feed     {card.feed}, {card.provenance.network} of {card.provenance.method}")
+    typer.echo(
+        f"parity   {parity.stage}: max |Δlogit| {parity.max_abs:.2g}, "
+        f"{parity.disagreement:.2%} of pixels differ, over {parity.windows} windows"
+    )
+    typer.echo(f"next     leuda infer SCAN.nii.gz --model {output}")
+
+
+@app.command()
+def evaluate(
+    predicted: Annotated[Path, typer.Argument(help="Label file, or folder of them.")],
+    truth: Annotated[Path, typer.Argument(help="Label file, or folder of them.")],
+    cohort: Annotated[
+        Path | None, typer.Option(help="cohort.toml, if the truth has its raw label values.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Dice and distances in mm, by structure and volume.  [dim]Needs: nothing more.[/dim]"""
+    from leuda_train.evaluate import evaluate_paths, table
+
+    structures = mapping = None
+    if cohort is not None:
+        from leuda_train.cohort import read_spec
+
+        spec = read_spec(cohort)
+        structures, mapping = spec.structures, spec.class_of_raw
+    report = evaluate_paths(predicted, truth, structures=structures, map_true=mapping)
+    if as_json:
+        typer.echo(json.dumps(report, indent=1, allow_nan=False))
+    else:
+        from rich.console import Console
+
+        Console().print(table(report))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Everything goes there.")] = Path("runs/demo"),
+) -> None:
+    """The whole job on phantoms, in minutes on a CPU.  [dim]Needs: leuda\\[train].[/dim]"""
+    _need_torch("leuda demo")
+    from leuda_train.demo import run_demo
+
+    run_demo(out)
+
+
+def _need_torch(what: str) -> None:
+    """Raises MissingExtraError, with the install command, where the train extra is missing."""
+    from importlib.util import find_spec
+
+    for module, package in (
+        ("torch", "PyTorch"),
+        ("onnxscript", "onnxscript"),
+        ("tomli_w", "tomli-w"),
+        ("matplotlib", "matplotlib"),
+    ):
+        if (module in sys.modules and sys.modules[module] is None) or find_spec(module) is None:
+            raise MissingExtraError(what, package, "train")
+
+
+def main() -> None:
+    """The `leuda` command."""
+    run(app)
