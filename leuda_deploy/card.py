@@ -92,9 +92,10 @@ class ModelCard(_Part):
 
 def parse_card(text: str, origin: str) -> ModelCard:
     """Validate a card from a model file. Raises ModelError in one line; origin names the file."""
-    if len(text.encode()) > MAX_CARD_BYTES:
+    size = len(text.encode())
+    if size > MAX_CARD_BYTES:
         raise ModelError(
-            f"the model card of {origin} is {len(text):,} characters; at most {MAX_CARD_BYTES:,}"
+            f"the model card of {origin} has {size:,} bytes; at most {MAX_CARD_BYTES:,} are read"
         )
     try:
         content = json.loads(text)
@@ -120,11 +121,17 @@ def parse_card(text: str, origin: str) -> ModelCard:
 def describe(error: ValidationError) -> str:
     """The first fault of a pydantic error in one line: where, the value, what is wrong."""
     first = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
+    place = _printable(".".join(str(part) for part in first["loc"]))
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         return f"unknown key '{place}'{more}"
     if first["type"] == "missing":
         return f"'{place}' is missing{more}"
     message = first["msg"].removeprefix("Value error, ")
-    return f"'{place}' = {str(first['input'])[:80]}: {message}{more}" if place else message + more
+    value = _printable(str(first["input"]))
+    return f"'{place}' = {value}: {message}{more}" if place else message + more
+
+
+def _printable(text: str) -> str:
+    """The first 80 characters, without line breaks and terminal codes: the text is untrusted."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:80])

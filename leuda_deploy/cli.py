@@ -55,7 +55,7 @@ def infer(
 ) -> None:
     """Label a scan, on the scan's own grid.  [dim]Needs: nothing more.[/dim]"""
     from leuda_deploy.engines import OnnxEngine
-    from leuda_deploy.report import infer_file, report_table
+    from leuda_deploy.report import infer_file, show_report
     from leuda_deploy.shipped import default_model
 
     if model is None:
@@ -69,7 +69,7 @@ def infer(
     else:
         from rich.console import Console
 
-        Console().print(report_table(report))
+        show_report(report, Console())
 
 
 def _stem(scan: Path) -> str:
@@ -83,8 +83,8 @@ def run(command: typer.Typer) -> None:
     """Run a command line; what the user can mend is one line on stderr and exit code 2."""
     try:
         command()
-    except LeudaError as error:
-        typer.echo(f"error: {error}", err=True)
+    except (LeudaError, OSError) as error:  # OSError: e.g. no room, or no right to write there
+        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
         sys.exit(2)
 
 

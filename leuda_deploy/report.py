@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from leuda_deploy.engines import OnnxEngine
 from leuda_deploy.infer import segment, volumes_ml
 from leuda_deploy.overlay import draw_overlay
 from leuda_deploy.progress import stage
 from leuda_deploy.timing import Clock
-from leuda_deploy.volume import read_volume, write_labels
+from leuda_deploy.volume import check_label_path, read_volume, write_labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,7 @@ def infer_file(
     overlay: bool = True,
 ) -> Report:
     """Read a scan, label it, write labels (and a PNG beside them), say what happened."""
+    check_label_path(output, scan)
     clock = Clock()
     with clock("read"):
         volume = read_volume(scan, frame=frame)
@@ -89,13 +91,16 @@ def infer_file(
 
 def report_table(report: Report) -> Table:
     """For people: structures with volumes, then where the time went."""
-    table = Table(title=f"{report.scan} -> {report.labels}", title_justify="left")
+    # Text, not str: rich would read "[x]" in a path or a name as its markup
+    table = Table(title=Text(f"{report.scan} -> {report.labels}"), title_justify="left")
     table.add_column("structure")
     table.add_column("mL", justify="right")
     for name, millilitres in report.volumes_ml.items():
-        table.add_row(name, f"{millilitres:.1f}")
+        table.add_row(Text(name), f"{millilitres:.1f}")
+    console.print(table)
     stages = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in report.seconds.items())
     lines = [
+        f"labels   {report.labels}",
         f"engine   {report.engine}",
         f"model    {report.model} (sha256 {report.model_sha256[:12]}, feed {report.feed})",
         f"time     {sum(report.seconds.values()):.2f} s: {stages}",
@@ -103,7 +108,7 @@ def report_table(report: Report) -> Table:
     ]
     if report.overlay:
         lines.append(f"look at  {report.overlay}")
-    table.caption = "\n".join(lines)
+    table.caption = Text("\n".join(lines))
     table.caption_justify = "left"
     return table
 

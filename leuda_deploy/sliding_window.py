@@ -33,22 +33,20 @@ def score_slices(
     depth, height, width = images.shape
     padded_shape = (max(height, window[0]), max(width, window[1]))
     padded: Float32 = fit_to_window(images, padded_shape, fill)
-    places = [
-        (index, row, column)
-        for index, row, column in product(
+    places = list(
+        product(
             range(depth),
             window_starts(padded_shape[0], window[0], overlap),
             window_starts(padded_shape[1], window[1], overlap),
         )
-    ]
+    )
     blended: Float32 | None = None
-    weights = blend_weights(window)
+    one_each = len(places) == depth  # one window a slice: nothing to blend
+    weights = np.ones(window, dtype=np.float32) if one_each else blend_weights(window)
     total = np.zeros(padded_shape, dtype=np.float32)
     for group in _groups(places, batch):
         tiles = np.stack([padded[i, y : y + window[0], x : x + window[1]] for i, y, x in group])
         scores = engine(np.ascontiguousarray(tiles[:, None]))
-        if len(places) == depth:  # one window a slice: nothing to blend
-            weights = np.ones(window, dtype=np.float32)
         if blended is None:
             blended = np.zeros((depth, scores.shape[1], *padded_shape), dtype=np.float32)
         for (i, y, x), score in zip(group, scores, strict=True):
@@ -71,7 +69,7 @@ def window_starts(size: int, window: int, overlap: float) -> list[int]:
 
 @lru_cache(maxsize=8)
 def blend_weights(window: tuple[int, int]) -> Float32:
-    """(h, w) Gaussian, 1 at the centre, standard deviation an eighth of the window, above 0."""
+    """(h, w) Gaussian about the centre, standard deviation an eighth of the window, above 0."""
     rows, columns = (
         np.exp(-0.5 * ((np.arange(size) - (size - 1) / 2) / (size / 8)) ** 2) for size in window
     )

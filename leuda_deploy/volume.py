@@ -23,7 +23,17 @@ from leuda_deploy.errors import InputError
 
 COMMENT_EXTENSION = 6  # NIfTI-1 extension code "comment", where the label names are kept
 MAX_SHEAR_DEGREES = 1.0
-UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error)
+# What nibabel lets through for a file that is damaged, foreign, or says it is larger than memory.
+UNREADABLE = (
+    ImageFileError,
+    HeaderDataError,
+    OSError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    MemoryError,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +122,8 @@ def _stored_values(image: Any, path: Path | str) -> tuple[NDArray[Any], float, f
     """The array as it lies on disk and its scale, so that int16 is never blown up to float64."""
     proxy = image.dataobj
     try:
-        if isinstance(proxy, nib.arrayproxy.ArrayProxy):
+        # exactly this class: its children (AFNI) scale in other ways, which only they know
+        if type(proxy) is nib.arrayproxy.ArrayProxy:
             return np.asanyarray(proxy.get_unscaled()), float(proxy.slope), float(proxy.inter)
         return np.asanyarray(proxy), 1.0, 0.0
     except UNREADABLE as error:
@@ -151,8 +162,7 @@ def write_labels(
         raise AssertionError(
             f"labels {labels.shape} {labels.dtype} do not fit scan {scan.raw.shape}"
         )
-    if not path.name.endswith((".nii", ".nii.gz")):
-        raise InputError(f"labels are written as NIfTI; name {path} *.nii.gz or *.nii")
+    check_label_path(path)
     data = labels.reshape(scan.shape)
     if scan.header is None:
         image = nib.Nifti1Image(data, scan.affine)
@@ -160,7 +170,8 @@ def write_labels(
     else:
         single = nib.Nifti2Image if isinstance(scan.header, nib.Nifti2Header) else nib.Nifti1Image
         header = single.header_class.from_header(scan.header, check=False)
-        header.extensions.clear()  # a scan's extensions may name the patient
+        header.extensions.clear()  # a scan's extensions and free text may name the patient
+        header["descrip"], header["aux_file"] = b"", b""
         header.set_data_dtype(np.uint8)
         header.set_data_shape(data.shape)
         # affine=None: nibabel then leaves sform and qform exactly as they stand in the header
@@ -173,6 +184,14 @@ def write_labels(
     header.extensions.append(nib.nifti1.Nifti1Extension(COMMENT_EXTENSION, content.encode()))
     with atomic_path(path) as temporary:
         nib.save(image, temporary)
+
+
+def check_label_path(path: Path, scan: Path | None = None) -> None:
+    """Refuse, before any work is done, a label file that is not NIfTI or is the scan itself."""
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise InputError(f"labels are written as NIfTI; name {path} *.nii.gz or *.nii")
+    if scan is not None and path.exists() and scan.exists() and path.samefile(scan):
+        raise InputError(f"the labels would replace the scan {scan}; choose another --output")
 
 
 def read_label_names(path: Path | str) -> dict[int, str]:

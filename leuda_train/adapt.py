@@ -51,11 +51,10 @@ def adapt(
         checkpoint_seconds=schedule.checkpoint_seconds,
         progress=progress,
     )
-    names = {"student": True}
-    names["intra_teacher"] = config.objective.uses_intra_teacher
-    names["inter_teacher"] = config.objective.uses_inter_teacher
     networks = {
-        name: getattr(trainer.nets, name).eval() for name, trained in names.items() if trained
+        name: getattr(trainer.nets, name).eval()
+        for name, used in config.objective.networks_in_use.items()
+        if used
     }
     return Adapted(networks=networks, history=history)
 

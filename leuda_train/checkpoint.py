@@ -47,13 +47,12 @@ def save_latest(folder: Path, state: dict[str, Any]) -> None:
 
 
 def load_latest(folder: Path) -> dict[str, Any] | None:
-    """The newest state that can be read, or None if there is none. Says so when it steps back."""
-    for name in (LAST, PREVIOUS):
-        path = folder / name
-        if not path.exists():
-            continue
+    """The newest state that can be read, or None if there is none. Warns of each that cannot."""
+    paths = [path for path in (folder / LAST, folder / PREVIOUS) if path.exists()]
+    for path in paths:
         try:
             return load(path)
         except TrainingError as error:
-            log.warning("%s; trying the one before", error)
+            what_now = "starting anew" if path is paths[-1] else "going back to the one before"
+            log.warning("%s; %s", error, what_now)
     return None

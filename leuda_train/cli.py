@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -56,10 +55,14 @@ def train(
         str, typer.Option(help="le-uda, source-only, supervised, or a TOML file.")
     ] = "le-uda",
     seed: Annotated[int | None, typer.Option(min=0, help="Default: the config's.")] = None,
-    device: Annotated[DeviceOption, typer.Option()] = DeviceOption.AUTO,
+    device: Annotated[
+        DeviceOption | None,
+        typer.Option(help="Default: the config's, which is auto if it says none."),
+    ] = None,
     precision: Annotated[
-        PrecisionOption, typer.Option(help="auto: bf16 where the hardware has it.")
-    ] = PrecisionOption.AUTO,
+        PrecisionOption | None,
+        typer.Option(help="auto: bf16 where the hardware has it. Default: the config's, or auto."),
+    ] = None,
     cache: Annotated[
         Path | None, typer.Option(help="Slices and translations. Default: OUT/../cache")
     ] = None,
@@ -71,7 +74,7 @@ def train(
     from leuda_train.config import load_config
     from leuda_train.run import train as train_run
 
-    chosen = load_config(config, method, seed=seed, device=device.value, precision=precision.value)
+    chosen = load_config(config, method, seed=seed, device=device, precision=precision)
     evaluation = train_run(cohort, chosen, out, cache=cache, stage=stage)
     if as_json:
         typer.echo(json.dumps(evaluation, indent=1))
@@ -163,7 +166,7 @@ def _need_torch(what: str) -> None:
         ("tomli_w", "tomli-w"),
         ("matplotlib", "matplotlib"),
     ):
-        if (module in sys.modules and sys.modules[module] is None) or find_spec(module) is None:
+        if find_spec(module) is None:
             raise MissingExtraError(what, package, "train")
 
 

@@ -9,10 +9,17 @@ import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from leuda_deploy.card import describe
 from leuda_deploy.errors import InputError
@@ -22,6 +29,7 @@ from leuda_deploy.volume import Volume, read_volume
 Role = Literal["source labelled", "source unlabelled", "target unlabelled", "target test"]
 PixelSize = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 EXTENSIONS = (".nii.gz", ".nii", ".hdr", ".img", ".mgz", ".mgh")
+MAX_CLASSES = 254  # 255 marks unlabelled slices
 SUFFIXES = re.compile(r"[_-](image|images|img|label|labels|manual|seg|mask|gt)$", re.IGNORECASE)
 
 
@@ -65,7 +73,10 @@ class SourceSpec(_Part):
 
 
 class TargetSpec(_Part):
-    """The unlabelled domain. upper_bound labels are read by `--method supervised` alone."""
+    """The unlabelled domain. upper_bound labels are checked with the rest of the cohort
+
+    but trained on by `--method supervised` alone.
+    """
 
     modality: str
     unlabelled: ImagesSpec
@@ -82,7 +93,7 @@ class CohortSpec(_Part):
     """
 
     name: str
-    classes: Annotated[dict[str, int], Field(min_length=1, max_length=255)]
+    classes: Annotated[dict[str, int], Field(min_length=1, max_length=MAX_CLASSES)]
     slices: SlicesSpec
     source: SourceSpec
     target: TargetSpec
@@ -106,6 +117,13 @@ class CohortSpec(_Part):
         if len(set(classes.values())) != len(classes) or 0 in classes.values():
             raise ValueError("raw label values must differ from each other and from 0")
         return classes
+
+    @model_validator(mode="after")
+    def _class_or_background(self) -> Self:
+        both = sorted({*self.classes.values()} & {*self.slices.background_values})
+        if both:
+            raise ValueError(f"label value {both[0]} is in [classes] and in background_values")
+        return self
 
     @field_validator("subject")
     @classmethod
@@ -155,8 +173,8 @@ def read_spec(path: Path | str) -> CohortSpec:
     if not path.is_file():
         raise InputError(f"no such cohort file: {path}")
     try:
-        return CohortSpec.model_validate(tomllib.loads(path.read_text()))
-    except tomllib.TOMLDecodeError as error:
+        return CohortSpec.model_validate(tomllib.loads(path.read_bytes().decode()))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not TOML: {error}") from error
     except ValidationError as error:
         raise InputError(f"{path}: {describe(error)}") from error
@@ -220,7 +238,10 @@ def _match(
 
 def _by_subject(pattern: str, key: str, spec: CohortSpec, root: Path) -> dict[str, Path]:
     base, relative = (Path("/"), pattern[1:]) if pattern.startswith("/") else (root, pattern)
-    found = sorted(path for path in base.glob(relative) if path.name.endswith(EXTENSIONS))
+    try:
+        found = sorted(path for path in base.glob(relative) if path.name.endswith(EXTENSIONS))
+    except (ValueError, NotImplementedError) as error:
+        raise InputError(f"{key} = {pattern!r} is not a glob: {error}") from error
     if not found:
         raise InputError(f"{key} = {pattern!r} matches no scan under {root}")
     subjects: dict[str, Path] = {}
@@ -256,9 +277,11 @@ def _check_paired(images: dict[str, Path], labels: dict[str, Path], key: str) ->
 
 
 def _check_roles(scans: list[Scan]) -> None:
-    """No file in two roles, no test subject in training."""
+    """No file twice, no test subject in training."""
     owner: dict[Path, Scan] = {}
     for scan in scans:
+        if scan.label is not None and scan.label.resolve() == scan.image.resolve():
+            raise InputError(f"{scan.image} is both image and labels of {scan.role}")
         for path in filter(None, (scan.image, scan.label)):
             other = owner.setdefault(path.resolve(), scan)
             if other is not scan:

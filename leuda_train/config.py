@@ -119,6 +119,15 @@ class ObjectiveConfig(_Part):
         """Whether the unlabelled streams are drawn at all."""
         return self.uses_intra_teacher or self.uses_inter_teacher
 
+    @property
+    def networks_in_use(self) -> dict[str, bool]:
+        """Network name -> whether any term of L asks it."""
+        return {
+            "student": True,
+            "intra_teacher": self.uses_intra_teacher,
+            "inter_teacher": self.uses_inter_teacher,
+        }
+
     @model_validator(mode="after")
     def _one_domain(self) -> Self:
         if {*self.supervised_on} & {*SOURCE_STREAMS} and {*self.supervised_on} & {*TARGET_STREAMS}:
@@ -142,8 +151,14 @@ class ScheduleConfig(_Part):
 class AugmentConfig(_Part):
     """The random affine; drawn anew for each image family."""
 
-    scale: tuple[float, float]
+    scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
     rotation_degrees: Annotated[float, Field(ge=0, le=180)]
+
+    @model_validator(mode="after")
+    def _scale_in_order(self) -> Self:
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale must not fall, got {self.scale}")
+        return self
 
 
 class TestConfig(_Part):
@@ -182,14 +197,26 @@ class TrainConfig(_Part):
                 f"adversarial.levels {self.adversarial.levels}: "
                 f"the U-Net has {len(self.unet.widths) - 1} decoder levels"
             )
-        used = {
-            "student": True,
-            "intra_teacher": self.objective.uses_intra_teacher,
-            "inter_teacher": self.objective.uses_inter_teacher,
-        }
-        if not used[self.test.network]:
+        self._critics_fit(min(self.recipe.window))
+        if not self.objective.networks_in_use[self.test.network]:
             raise ValueError(f"test.network = {self.test.network}, but no term of L asks it")
         return self
+
+    def _critics_fit(self, window: int) -> None:
+        """Discriminators halve what they are shown several times; something must be left."""
+        # three halvings, on the smallest feature map
+        least = 8 * 2 ** (max(self.adversarial.levels) - 1)
+        if (self.objective.lambda_adv_intra or self.objective.lambda_adv_inter) and window < least:
+            raise ValueError(
+                f"adversarial.levels {self.adversarial.levels} need a recipe.window of {least}"
+            )
+        # a patch discriminator's last two 4x4 convolutions take one pixel each
+        least = 3 * 2**self.translation.discriminator_layers
+        if self.uses_translation and window < least:
+            raise ValueError(
+                f"translation.discriminator_layers = {self.translation.discriminator_layers} "
+                f"needs a recipe.window of {least}"
+            )
 
     @property
     def uses_translation(self) -> bool:
@@ -235,10 +262,15 @@ def parse_config(content: dict[str, Any], origin: str) -> TrainConfig:
 
 
 def make_recipe(config: TrainConfig, slice_axis: str, spacing_mm: object) -> Recipe:
-    """The cohort's slice axis and spacing with the config's window and intensities."""
-    return Recipe.model_validate(
-        {"slice_axis": slice_axis, "spacing_mm": spacing_mm, **config.recipe.model_dump()}
-    )
+    """The cohort's slice axis and spacing with the config's window and intensities.
+
+    Raises InputError naming the first fault.
+    """
+    content = {"slice_axis": slice_axis, "spacing_mm": spacing_mm, **config.recipe.model_dump()}
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"recipe of config {config.name}: {describe(error)}") from error
 
 
 def _read(kind: Literal["configs", "methods"], name: str) -> dict[str, Any]:
@@ -246,16 +278,16 @@ def _read(kind: Literal["configs", "methods"], name: str) -> dict[str, Any]:
     if path.suffix == ".toml":
         if not path.is_file():
             raise InputError(f"no such file: {path}")
-        text = path.read_text()
+        text = path.read_bytes()
     elif name in shipped(kind):
-        text = (resources.files("leuda_train") / kind / f"{name}.toml").read_text()
+        text = (resources.files("leuda_train") / kind / f"{name}.toml").read_bytes()
     else:
         raise InputError(
             f"no {kind[:-1]} named {name!r}; shipped: {', '.join(shipped(kind))}; or a *.toml file"
         )
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        return tomllib.loads(text.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{name} is not TOML: {error}") from error
 
 

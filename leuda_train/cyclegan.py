@@ -91,7 +91,7 @@ class ImagePool:
         shown = []
         for fake in fakes.detach():
             if len(self.images) < self.size:
-                self.images.append(fake)
+                self.images.append(fake.clone())  # a view would keep its whole batch
                 shown.append(fake)
                 continue
             swap, place = torch.rand(2, generator=generator).tolist()
@@ -100,7 +100,7 @@ class ImagePool:
                 continue
             index = int(place * self.size)
             shown.append(self.images[index])
-            self.images[index] = fake
+            self.images[index] = fake.clone()
         return torch.stack(shown).contiguous(memory_format=torch.channels_last)
 
 

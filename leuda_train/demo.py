@@ -40,6 +40,7 @@ def run_demo(out: Path) -> dict[str, Any]:
         with atomic_path(summary_file) as temporary:
             temporary.write_text(json.dumps(summary, indent=1))
     console.print(_table(summary))
+    console.print(f"{summary['seconds']['total']:.0f} s on {summary['hardware']}", soft_wrap=True)
     for what, path in summary["look_at"].items():
         console.print(f"{what:<22}{path}", soft_wrap=True)
     return summary
@@ -107,6 +108,4 @@ def _table(summary: dict[str, Any]) -> Table:
         table.add_column(method, justify="right")
     for structure in dice["le-uda"]:
         table.add_row(structure, *(f"{dice[method][structure]:.3f}" for method in METHODS))
-    table.caption = f"{summary['seconds']['total']:.0f} s on {summary['hardware']}"
-    table.caption_justify = "left"
     return table

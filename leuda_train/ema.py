@@ -38,5 +38,8 @@ def update_teacher(
 
 
 def teacher_mode(teacher: nn.Module, batchnorm: TeacherBatchNorm) -> None:
-    """With "own", train mode: it normalises by, and remembers, its own domain; else eval mode."""
+    """With "own", train mode: it normalises by, and remembers, its own domain; else eval mode.
+
+    Dropout follows the mode, so an "own" teacher drops out, as in the released MT-UDA code.
+    """
     teacher.train(batchnorm == "own")

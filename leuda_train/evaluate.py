@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 from scipy import ndimage
@@ -197,20 +198,23 @@ def evaluate_pairs(
     }
 
 
-def table(report: Mapping[str, Any]) -> Table:
-    """The report's summary for a terminal: a row per variant and structure, "-" where undefined."""
-    shown = Table("prediction", "structure", title=f"{len(report['volumes'])} volume(s)")
+def table(report: Mapping[str, Any]) -> Group:
+    """The report's summary for a terminal: a table a variant, a row a structure, "-" if undefined."""
+    return Group(*(_table(*item, report) for item in report["summary"].items()))
+
+
+def _table(variant: str, summary: Mapping[str, Any], report: Mapping[str, Any]) -> Table:
+    title = f"{variant.replace('_', ' ')}, {len(report['volumes'])} volume(s)"
+    shown = Table("structure", title=title, title_justify="left")
     for heading in ("Dice", "± std", "ASSD mm", "HD95 mm", "scored", "no distance"):
         shown.add_column(heading, justify="right")
-    for variant, summary in report["summary"].items():
-        for name, row in (*summary["structures"].items(), ("mean", summary["mean"])):
-            cells = [
-                "-" if row.get(key) is None else f"{row[key]:.{digits}f}"
-                for key, digits in (("dice", 3), ("dice_std", 3), ("assd_mm", 2), ("hd95_mm", 2))
-            ]
-            scored = f"{row['n_scored']}/{row['n_volumes']}" if "n_scored" in row else ""
-            shown.add_row(variant, escape(name), *cells, scored, str(row["n_missing_distance"]))
-        shown.add_section()
+    for name, row in (*summary["structures"].items(), ("mean", summary["mean"])):
+        cells = [
+            "-" if row.get(key) is None else f"{row[key]:.{digits}f}"
+            for key, digits in (("dice", 3), ("dice_std", 3), ("assd_mm", 2), ("hd95_mm", 2))
+        ]
+        scored = f"{row['n_scored']}/{row['n_volumes']}" if "n_scored" in row else ""
+        shown.add_row(escape(name), *cells, scored, str(row["n_missing_distance"]))
     return shown
 
 

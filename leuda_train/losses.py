@@ -40,7 +40,7 @@ def inter_consistency(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def weighted_self_information(logits: Tensor) -> Tensor:
-    """I(p) = p log2 p, by class and pixel: (B, K, H, W). Finite for any finite logits."""
+    """I(p) = p log2 p, by class and pixel: (B, K, H, W). Finite (0) where p underflows to 0."""
     log_p = logits.float().log_softmax(dim=1)
     return log_p.exp() * log_p / math.log(2.0)
 

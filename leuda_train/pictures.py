@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -14,7 +13,6 @@ from leuda_train.loop import Row
 from leuda_train.slices import Slices
 from leuda_train.translate import Translation
 
-mpl.use("agg")
 TITLES = {
     "source": "source $x^s$",
     "source_as_target": r"$x^{s \to t}$",
@@ -30,8 +28,8 @@ def draw_run(
 ) -> None:
     """Write the picture. Rows are slices evenly spread over each domain."""
     rows = 4
-    figure = Figure(figsize=(15, 9), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(3, 2))
+    figure = Figure(figsize=(13, 12), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(2.2, 1))
     images = (
         translation.images
         if translation is not None

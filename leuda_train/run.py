@@ -55,7 +55,7 @@ def train(
     began = time.monotonic()
     cohort = read_cohort(cohort_file)
     recipe = make_recipe(config, cohort.spec.slices.axis, cohort.spec.slices.spacing_mm)
-    _claim(out, config, cohort)
+    resolved = _resolved(out, config, cohort)
     done = out / "evaluation.json"
     if done.is_file():
         finished: dict[str, Any] = json.loads(done.read_text())
@@ -64,6 +64,8 @@ def train(
         raise InputError(f"method {config.method} needs [target] upper_bound labels in the cohort")
     hardware = choose_hardware(config.device, config.precision)
     cache = cache or out.parent / "cache"
+    with atomic_path(out / "config.toml") as temporary:
+        temporary.write_text(resolved)
 
     with stage("slices") as progress:
         slices = load_slices(
@@ -118,8 +120,8 @@ def train(
     return evaluation
 
 
-def _claim(out: Path, config: TrainConfig, cohort: Cohort) -> None:
-    """One run folder, one config, one cohort."""
+def _resolved(out: Path, config: TrainConfig, cohort: Cohort) -> str:
+    """The text of config.toml. Raises InputError if `out` has another: one folder, one run."""
     resolved = config.model_dump(mode="json") | {"cohort_sha256": cohort.sha256}
     path = out / "config.toml"
     text = "# The resolved config of this run, written by `leuda train`.\n" + tomli_w.dumps(
@@ -129,8 +131,7 @@ def _claim(out: Path, config: TrainConfig, cohort: Cohort) -> None:
         raise InputError(
             f"{out} holds a run of another config or cohort (see {path}); choose another --out"
         )
-    with atomic_path(path) as temporary:
-        temporary.write_text(text)
+    return text
 
 
 def _aligned(slices: Slices, translation: Translation | None, config: TrainConfig) -> AlignedSets:
