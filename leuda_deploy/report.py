@@ -7,6 +7,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -89,11 +90,9 @@ def infer_file(
     )
 
 
-def report_table(report: Report) -> Table:
-    """For people: structures with volumes, then where the time went."""
-    # Text, not str: rich would read "[x]" in a path or a name as its markup
-    table = Table(title=Text(f"{report.scan} -> {report.labels}"), title_justify="left")
-    table.add_column("structure")
+def show_report(report: Report, console: Console) -> None:
+    """For people: structures with volumes, then what ran and where the time went."""
+    table = Table("structure")
     table.add_column("mL", justify="right")
     for name, millilitres in report.volumes_ml.items():
         table.add_row(Text(name), f"{millilitres:.1f}")
@@ -108,9 +107,8 @@ def report_table(report: Report) -> Table:
     ]
     if report.overlay:
         lines.append(f"look at  {report.overlay}")
-    table.caption = Text("\n".join(lines))
-    table.caption_justify = "left"
-    return table
+    # markup off: rich would read "[x]" in a path or a name as its own
+    console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
 
 
 def _peak_memory_mb() -> float:

@@ -73,10 +73,7 @@ class SourceSpec(_Part):
 
 
 class TargetSpec(_Part):
-    """The unlabelled domain. upper_bound labels are checked with the rest of the cohort
-
-    but trained on by `--method supervised` alone.
-    """
+    """The unlabelled domain. upper_bound labels are trained on by `--method supervised` alone."""
 
     modality: str
     unlabelled: ImagesSpec

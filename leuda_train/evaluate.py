@@ -199,7 +199,7 @@ def evaluate_pairs(
 
 
 def table(report: Mapping[str, Any]) -> Group:
-    """The report's summary for a terminal: a table a variant, a row a structure, "-" if undefined."""
+    """The report's summary for a terminal: a table a variant; "-" where nothing is defined."""
     return Group(*(_table(*item, report) for item in report["summary"].items()))
 
 
