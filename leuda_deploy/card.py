@@ -66,6 +66,7 @@ class ModelCard(_Part):
 
     feed  what the graph is given is always the normalised target scan; this says what the network
           inside reads: the target itself, or the target through the generator `to_source`
+    sha256  over graph, weights and card; see `model_file`
     """
 
     schema_version: Literal[1] = 1
@@ -78,7 +79,7 @@ class ModelCard(_Part):
     opset: Annotated[int, Field(ge=1)]
     licence: Text
     provenance: Provenance
-    weights_sha256: Text
+    sha256: Text
 
     @property
     def label_names(self) -> dict[int, str]:
@@ -111,9 +112,10 @@ def parse_card(text: str, origin: str) -> ModelCard:
         card = ModelCard.model_validate(content)
     except ValidationError as error:
         raise ModelError(f"the model card of {origin} is not valid: {describe(error)}") from error
-    if [structure.value for structure in card.structures] != list(
-        range(1, len(card.structures) + 1)
-    ):
+    names = [structure.name for structure in card.structures]
+    if len(set(names)) != len(names):
+        raise ModelError(f"the model card of {origin} names two structures alike: {names}")
+    if [structure.value for structure in card.structures] != list(range(1, len(names) + 1)):
         raise ModelError(f"the model card of {origin} numbers its structures out of order")
     return card
 

@@ -31,6 +31,12 @@ class ProviderName(StrEnum):
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, nothing else.")]
 
 
+@app.callback()
+def _leuda() -> None:
+    # makes `infer` a command of its own where it is the only one: `python -m leuda_deploy infer`
+    pass
+
+
 @app.command()
 def infer(
     scan: Annotated[Path, typer.Argument(help="Any volume that nibabel reads.")],

@@ -9,59 +9,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import onnx
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from leuda_deploy.card import METADATA_KEY, ModelCard, parse_card
+from leuda_deploy.card import ModelCard
 from leuda_deploy.errors import LeudaError, ModelError
+from leuda_deploy.model_file import find_model, read_model
 
 Float32 = NDArray[np.float32]
 Provider = Literal["cpu", "cuda"]
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 CUDA_NEEDS = "CUDA needs an NVIDIA GPU, its driver, and: pip install 'leuda[gpu]'"
-MODEL_FILE = "model.onnx"
-
-
-def find_model(path: Path | str) -> Path:
-    """An export folder or a model file -> the model file. Raises ModelError if there is none."""
-    path = Path(path)
-    model = path / MODEL_FILE if path.is_dir() else path
-    if not model.is_file():
-        raise ModelError(
-            f"no model at {path}: expected a *.onnx file or a folder with {MODEL_FILE}"
-        )
-    return model
-
-
-def read_card(path: Path) -> tuple[bytes, ModelCard]:
-    """The bytes of a model file and its validated card. Raises ModelError in one line.
-
-    The weights must have the checksum that the card states, so a damaged file is never run.
-    """
-    content = path.read_bytes()
-    try:
-        model = onnx.load_model_from_string(content)
-    except DecodeError as error:
-        raise ModelError(f"{path} is not an ONNX model (truncated or damaged?)") from error
-    cards = [entry.value for entry in model.metadata_props if entry.key == METADATA_KEY]
-    if len(cards) != 1:
-        raise ModelError(
-            f"{path} carries no leuda model card; it was not written by `leuda export`"
-        )
-    card = parse_card(cards[0], str(path))
-    found = weights_sha256(model)
-    if found != card.weights_sha256:
-        raise ModelError(
-            f"the weights of {path} do not match its card (sha256 {found[:12]}, "
-            f"card says {card.weights_sha256[:12]}): the file is damaged or was altered"
-        )
-    return content, card
-
-
-def weights_sha256(model: Any) -> str:
-    """SHA-256 over the whole graph (nodes and weights), without the metadata."""
-    return hashlib.sha256(model.graph.SerializeToString(deterministic=True)).hexdigest()
 
 
 class OnnxEngine:
@@ -76,7 +33,7 @@ class OnnxEngine:
         import onnxruntime as ort
 
         self.path = find_model(path)
-        content, self.card = read_card(self.path)
+        content, self.card = read_model(self.path)
         # what ONNX Runtime would log is in the exception that it raises, too
         ort.set_default_logger_severity(4)
         options = ort.SessionOptions()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from leuda_deploy.errors import ModelError
 from leuda_deploy.recipe import Recipe, Stack
 from leuda_deploy.sliding_window import Engine, score_slices
 from leuda_deploy.timing import Clock
@@ -53,6 +54,11 @@ def segment(
             images = stack.images(start, stop)
         with clock("network"):
             scores = score_slices(engine, images, window=recipe.window, fill=fill, batch=batch)
+            if not np.isfinite(scores).all():
+                raise ModelError(
+                    f"the model gives scores that are not finite on {volume.name}, "
+                    f"slices {start} to {stop - 1}; nothing was written"
+                )
         with clock("labels"):
             labels[start:stop] = stack.to_plane(scores).argmax(axis=1)
         if progress is not None:

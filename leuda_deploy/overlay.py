@@ -49,8 +49,8 @@ def _column(
 ) -> Image.Image:
     """One slice twice: plain above, with labels below."""
     image = stack.images(index, index + 1)[0]
-    low, high = stack.intensity.floor, (stack.intensity.high - stack.intensity.shift)
-    grey = np.clip((image - low) / max(high / stack.intensity.scale - low, 1e-6), 0, 1) * 255
+    low, high = stack.intensity.floor, stack.intensity.ceiling
+    grey = np.clip((image - low) / (high - low), 0, 1) * 255
     plain = np.repeat(grey[..., None], 3, axis=2)
     label = marks.labels(index, index + 1, values)[0]
     tinted = plain.copy()

@@ -24,6 +24,7 @@ from leuda_deploy.volume import Volume
 Float32 = NDArray[np.float32]
 SliceAxis = Literal["right", "anterior", "superior", "array-0", "array-1", "array-2"]
 
+MAX_GRID = 8192  # pixels a side; more means a wrong pixel size somewhere
 # For a slice axis that is a world direction: where the axes D, H, W of the stack point.
 # Rows run down the picture and columns to its right, as a radiologist looks at it.
 STACK_DIRECTIONS = {"superior": "SPL", "anterior": "AIL", "right": "RIP"}
@@ -84,6 +85,11 @@ class Intensity:
     def floor(self) -> float:
         """The normalised value of the darkest voxel; what lies outside the scan is given it."""
         return (self.low - self.shift) / self.scale
+
+    @property
+    def ceiling(self) -> float:
+        """The normalised value of the brightest voxel."""
+        return (self.high - self.shift) / self.scale
 
 
 def fit_intensity(volume: Volume, recipe: Recipe) -> Intensity:
@@ -179,6 +185,11 @@ class Stack:
                 self.plane_shape, self.plane_spacing_mm, self.recipe.spacing_mm, strict=True
             )
         )
+        if max(h, w) > MAX_GRID:
+            raise InputError(
+                f"{self.volume.name}: its {self.plane_spacing_mm} mm pixels on a grid of "
+                f"{self.recipe.spacing_mm} mm make {h} x {w}; at most {MAX_GRID} a side"
+            )
         return h, w
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,7 +33,7 @@ class Report:
     spacing_mm: tuple[float, ...]
     volumes_ml: dict[str, float]
     seconds: dict[str, float]
-    peak_memory_mb: float
+    peak_memory_mb: float | None  # None where the system does not tell
 
     def as_dict(self) -> dict[str, object]:
         """JSON-able."""
@@ -86,7 +85,7 @@ def infer_file(
             for name, millilitres in volumes_ml(found.labels, volume, names).items()
         },
         seconds={name: round(s, 4) for name, s in {**found.seconds, **clock.seconds}.items()},
-        peak_memory_mb=round(_peak_memory_mb(), 1),
+        peak_memory_mb=_peak_memory_mb(),
     )
 
 
@@ -103,15 +102,20 @@ def show_report(report: Report, console: Console) -> None:
         f"engine   {report.engine}",
         f"model    {report.model} (sha256 {report.model_sha256[:12]}, feed {report.feed})",
         f"time     {sum(report.seconds.values()):.2f} s: {stages}",
-        f"memory   {report.peak_memory_mb:.0f} MB at its peak",
     ]
+    if report.peak_memory_mb is not None:
+        lines.append(f"memory   {report.peak_memory_mb:.0f} MB at its peak")
     if report.overlay:
         lines.append(f"look at  {report.overlay}")
     # markup off: rich would read "[x]" in a path or a name as its own
     console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
 
 
-def _peak_memory_mb() -> float:
+def _peak_memory_mb() -> float | None:
     """Largest resident set of this process so far."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
     unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)

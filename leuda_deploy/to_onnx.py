@@ -9,9 +9,8 @@ from pathlib import Path
 import onnx
 import torch
 
-from leuda_deploy.card import METADATA_KEY, ModelCard
-from leuda_deploy.engines import weights_sha256
-from leuda_deploy.volume import atomic_path
+from leuda_deploy.card import ModelCard
+from leuda_deploy.model_file import write_model
 
 OPSET = 20
 INPUT, OUTPUT = "windows", "logits"
@@ -44,12 +43,7 @@ def to_onnx(module: torch.nn.Module, card: ModelCard, path: Path | str) -> Model
     model = program.model_proto
     _strip(model)
     onnx.checker.check_model(model, full_check=True)
-    card = card.model_copy(update={"weights_sha256": weights_sha256(model), "opset": OPSET})
-    entry = model.metadata_props.add()
-    entry.key, entry.value = METADATA_KEY, card.to_json()
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(model.SerializeToString(deterministic=True))
-    return card
+    return write_model(model, card.model_copy(update={"opset": OPSET}), path)
 
 
 def _strip(model: onnx.ModelProto) -> None:

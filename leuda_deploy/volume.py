@@ -106,6 +106,7 @@ def _volume(name: str, path: Path | str, image: Any, frame: int | None) -> Volum
         )
     if frame is not None and not 0 <= frame < frames:
         raise InputError(f"{path} has {frames} frame(s); --frame {frame} is not in 0..{frames - 1}")
+    _check_units(image.header, path)
     raw, slope, inter = _stored_values(image, path)
     return Volume(
         name=name,
@@ -118,13 +119,23 @@ def _volume(name: str, path: Path | str, image: Any, frame: int | None) -> Volum
     )
 
 
+def _check_units(header: Any, path: Path | str) -> None:
+    """Refuse scans measured in metres or microns; unknown is taken for mm, as everybody does."""
+    code = int(header["xyzt_units"]) % 8 if isinstance(header, nib.Nifti1Header) else 0
+    if code in (1, 3):
+        unit = "metres" if code == 1 else "microns"
+        raise InputError(f"{path} is measured in {unit}; convert its header to mm")
+
+
 def _stored_values(image: Any, path: Path | str) -> tuple[NDArray[Any], float, float]:
     """The array as it lies on disk and its scale, so that int16 is never blown up to float64."""
     proxy = image.dataobj
     try:
         # exactly this class: its children (AFNI) scale in other ways, which only they know
         if type(proxy) is nib.arrayproxy.ArrayProxy:
-            return np.asanyarray(proxy.get_unscaled()), float(proxy.slope), float(proxy.inter)
+            with np.errstate(over="ignore"):  # the size that a damaged header states
+                raw = np.asanyarray(proxy.get_unscaled())
+            return raw, float(proxy.slope), float(proxy.inter)
         return np.asanyarray(proxy), 1.0, 0.0
     except UNREADABLE as error:
         raise InputError(
@@ -174,6 +185,7 @@ def write_labels(
         header["descrip"], header["aux_file"] = b"", b""
         header.set_data_dtype(np.uint8)
         header.set_data_shape(data.shape)
+        header["pixdim"] = scan.header["pixdim"]  # set_data_shape loses those beyond the shape
         # affine=None: nibabel then leaves sform and qform exactly as they stand in the header
         image = single(data, None, header)
     header = image.header

@@ -14,6 +14,19 @@ from leuda_deploy.errors import TrainingError
 from leuda_deploy.volume import atomic_path
 
 LAST, PREVIOUS = "last.pt", "previous.pt"
+# what torch.load is known to raise for damaged files: its own errors and whatever a pickle of
+# random bytes stumbles over
+UNREADABLE = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+)
 log = logging.getLogger("leuda")
 
 
@@ -29,7 +42,7 @@ def load(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise TrainingError(f"no such file: {path}") from error
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise TrainingError(f"{path} cannot be read (truncated or damaged?)") from error
     if not isinstance(state, dict):
         raise TrainingError(f"{path} holds a {type(state).__name__}, not a training state")

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from leuda_deploy.card import PALETTE, ModelCard, Provenance, Structure
-from leuda_deploy.engines import MODEL_FILE, OnnxEngine
+from leuda_deploy.engines import OnnxEngine
+from leuda_deploy.model_file import MODEL_FILE
 from leuda_deploy.parity import Parity, check_parity, probe_windows
 from leuda_deploy.to_onnx import OPSET, to_onnx
 from leuda_deploy.volume import atomic_folder
@@ -70,7 +71,7 @@ def make_card(
         opset=OPSET,
         licence=licence,
         provenance=provenance,
-        weights_sha256="",
+        sha256="",
     )
 
 

@@ -1,0 +1,211 @@
+"""A killed run goes on as if nothing had happened; a bad loss or a bad file stops or warns."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+
+import pytest
+import tiny
+import torch
+from test_cyclegan import make_slices
+
+from leuda_deploy.errors import TrainingError
+from leuda_train import adapt, checkpoint, translate
+from leuda_train.loop import run_steps, write_history
+
+STEPS = 12
+
+
+class Counter:
+    """A trainer that knows how often it was asked, and can be told to break."""
+
+    def __init__(self, *, fail_at: int | None = None, value: float = math.nan) -> None:
+        self.fail_at, self.value = fail_at, value
+        self.done: list[int] = []
+
+    def step(self, step: int) -> dict[str, torch.Tensor]:
+        self.done.append(step)
+        bad = step == self.fail_at
+        return {"L": torch.tensor(float(step)), "L_seg": torch.tensor(self.value if bad else 1.0)}
+
+    def state(self) -> dict[str, object]:
+        return {"done": list(self.done)}
+
+    def restore(self, state: dict[str, object]) -> None:
+        self.done = list(state["done"])
+
+
+class KilledError(Exception):
+    pass
+
+
+class DiesAt:
+    """A trainer that is killed before a step."""
+
+    def __init__(self, trainer, step: int) -> None:
+        self.trainer, self.dies_at = trainer, step
+        self.state, self.restore = trainer.state, trainer.restore
+
+    def step(self, step: int):
+        if step == self.dies_at:
+            raise KilledError
+        return self.trainer.step(step)
+
+
+def run(trainer, folder, *, steps: int = STEPS, log_every: int = 1, seconds: float = 0.0):
+    return run_steps(
+        trainer,
+        name="test",
+        steps=steps,
+        folder=folder,
+        log_every=log_every,
+        checkpoint_seconds=seconds,
+        progress=tiny.quiet,
+    )
+
+
+def adaptation():
+    return adapt._Trainer(tiny.aligned_sets(), 3, tiny.config(), tiny.CPU)
+
+
+def translation():
+    return translate._Trainer(make_slices(), tiny.config().translation, tiny.CPU, seed=0)
+
+
+def flat(state: object, path: str = "") -> dict[str, object]:
+    """Every tensor and primitive of a nested state, by its place."""
+    if isinstance(state, dict):
+        items = state.items()
+    elif isinstance(state, list | tuple):
+        items = enumerate(state)
+    else:
+        return {path: state}
+    return {k: v for key, value in items for k, v in flat(value, f"{path}/{key}").items()}
+
+
+def assert_bit_equal(a: object, b: object) -> None:
+    a, b = flat(a), flat(b)
+    assert a.keys() == b.keys()
+    assert sum(isinstance(value, torch.Tensor) for value in a.values()) > 20
+    for place, value in a.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, b[place]), place
+        else:
+            assert value == b[place], place
+
+
+@pytest.mark.parametrize("make", [adaptation, translation])
+def test_a_killed_and_resumed_run_is_bit_equal_to_an_uninterrupted_one(make, tmp_path):
+    straight = make()
+    history = run(straight, tmp_path / "straight", seconds=60.0)
+    with pytest.raises(KilledError):
+        run(DiesAt(make(), 7), tmp_path / "killed")
+    assert checkpoint.load_latest(tmp_path / "killed")["step"] == 7
+    resumed = make()
+    assert run(resumed, tmp_path / "killed") == history
+    assert_bit_equal(resumed.state(), straight.state())
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "garbage"])
+def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(tmp_path, caplog, damage):
+    straight = adaptation()
+    run(straight, tmp_path / "straight", seconds=60.0)
+    with pytest.raises(KilledError):
+        run(DiesAt(adaptation(), 7), tmp_path / "killed")
+    last = tmp_path / "killed" / "last.pt"
+    content = last.read_bytes()
+    last.write_bytes({"truncated": content[: len(content) // 2], "empty": b""}.get(damage, b"{}\n"))
+    resumed = DiesAt(adaptation(), -1)
+    begins: list[int] = []
+    resumed.step = lambda step: (begins.append(step), resumed.trainer.step(step))[1]
+    with caplog.at_level(logging.WARNING, logger="leuda"):
+        run(resumed, tmp_path / "killed")
+    assert begins[0] == 6
+    (record,) = caplog.records
+    assert record.name == "leuda"
+    assert "last.pt" in record.message
+    assert record.message.endswith("going back to the one before")
+    assert_bit_equal(resumed.trainer.state(), straight.state())
+
+
+def test_two_damaged_checkpoints_mean_starting_anew_with_a_warning_for_each(tmp_path, caplog):
+    for name in ("last.pt", "previous.pt"):
+        (tmp_path / name).write_bytes(b"not a checkpoint")
+    trainer = Counter()
+    with caplog.at_level(logging.WARNING, logger="leuda"):
+        run(trainer, tmp_path, steps=3, seconds=60.0)
+    assert trainer.done == [0, 1, 2]
+    assert [r.message.rsplit("; ")[-1] for r in caplog.records] == [
+        "going back to the one before",
+        "starting anew",
+    ]
+
+
+def test_no_checkpoint_means_starting_without_a_word(tmp_path, caplog):
+    assert checkpoint.load_latest(tmp_path) is None
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.05, 0.3, 0.6, 0.9, 0.99])
+def test_a_file_cut_anywhere_is_one_clear_error(tmp_path, keep):
+    path = tmp_path / "state.pt"
+    checkpoint.save(path, {"weights": torch.randn(100), "step": 3})
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * keep)])
+    with pytest.raises(TrainingError, match=r"state\.pt cannot be read"):
+        checkpoint.load(path)
+
+
+def test_a_checkpoint_runs_no_code(tmp_path):
+    path = tmp_path / "state.pt"
+    torch.save({"trainer": Counter()}, path)
+    with pytest.raises(TrainingError, match="cannot be read"):
+        checkpoint.load(path)
+
+
+def test_a_missing_file_is_one_clear_error(tmp_path):
+    with pytest.raises(TrainingError, match="no such file"):
+        checkpoint.load(tmp_path / "state.pt")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_names_its_term_and_keeps_the_checkpoint(tmp_path, value):
+    with pytest.raises(TrainingError, match=r"test: L_seg is -?(nan|inf) at or just before step 6"):
+        run(Counter(fail_at=5, value=value), tmp_path)
+    assert checkpoint.load_latest(tmp_path)["step"] == 5
+
+
+def test_a_loss_that_is_not_finite_between_two_log_rows_is_found_at_the_next(tmp_path):
+    with pytest.raises(TrainingError, match="step 8"):
+        run(Counter(fail_at=5), tmp_path, log_every=4)
+    assert checkpoint.load_latest(tmp_path)["step"] == 4
+
+
+def test_history_has_a_row_every_so_many_steps_with_averages_over_them(tmp_path):
+    history = run(Counter(), tmp_path, steps=10, log_every=4)
+    assert history == [
+        {"step": 4, "L": 1.5, "L_seg": 1.0},
+        {"step": 8, "L": 5.5, "L_seg": 1.0},
+        {"step": 10, "L": 8.5, "L_seg": 1.0},
+    ]
+
+
+def test_a_finished_run_does_nothing_more(tmp_path):
+    history = run(Counter(), tmp_path)
+    again = Counter()
+    assert run(again, tmp_path) == history
+    assert again.done == list(range(STEPS))  # restored, not done again
+
+
+def test_checkpoints_are_written_no_more_often_than_asked(tmp_path):
+    run(Counter(), tmp_path, seconds=3600.0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_history_is_one_json_object_a_line(tmp_path):
+    rows = [{"step": 1, "L": 0.5}, {"step": 2, "L": 0.25}]
+    write_history(tmp_path / "history.jsonl", rows)
+    lines = (tmp_path / "history.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == rows
