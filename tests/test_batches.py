@@ -95,6 +95,14 @@ def test_methods_without_unlabelled_terms_draw_no_unlabelled_images():
     assert batch.labels.shape == (2, 16, 16)
 
 
+def test_each_step_warps_anew():
+    sets = tiny.aligned_sets(count=1)  # the same row every time
+    sets = replace(sets, labelled_rows=np.arange(1))
+    first, second = (make_batch(sets, tiny.config(), tiny.CPU, step) for step in (0, 1))
+    assert not torch.equal(first.labelled[0], second.labelled[0])
+    assert not torch.equal(first.unlabelled["target"], second.unlabelled["target"])
+
+
 def test_images_are_channels_last():
     batch = make_batch(tiny.aligned_sets(), tiny.config(), tiny.CPU, 0)
     for image in (*batch.labelled, *batch.unlabelled.values()):

@@ -199,9 +199,12 @@ def test_a_finished_run_does_nothing_more(tmp_path):
     assert again.done == list(range(STEPS))  # restored, not done again
 
 
-def test_checkpoints_are_written_no_more_often_than_asked(tmp_path):
-    run(Counter(), tmp_path, seconds=3600.0)
-    assert list(tmp_path.iterdir()) == []
+def test_checkpoints_are_written_no_more_often_than_asked(tmp_path, monkeypatch):
+    trainer, saved = Counter(), []
+    monkeypatch.setattr("leuda_train.loop.time.monotonic", lambda: 1.0 * len(trainer.done))
+    monkeypatch.setattr(checkpoint, "save_latest", lambda _, state: saved.append(state["step"]))
+    run(trainer, tmp_path, seconds=5.0)  # a step takes a second
+    assert saved == [5, 10]
 
 
 def test_history_is_one_json_object_a_line(tmp_path):
