@@ -17,6 +17,7 @@ from leuda_deploy.volume import atomic_folder, read_volume
 from leuda_train.cohort import Cohort, Scan, check_same_grid
 
 UNLABELLED = 255
+FORMAT = 1  # raise it when the same recipe gives other slices, so that old stores are not reused
 Progress = Callable[[int, int], None]
 
 
@@ -50,7 +51,7 @@ def load_slices(
 
     target_labels  also store the target's upper-bound labels; no adaptation method may ask for it
     """
-    key = content_key(cohort.sha256, recipe.model_dump(mode="json"), target_labels)
+    key = content_key(FORMAT, cohort.sha256, recipe.model_dump(mode="json"), target_labels)
     folder = cache / f"slices-{key}"
     if not folder.is_dir():
         with atomic_folder(folder) as temporary:
