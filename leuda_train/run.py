@@ -96,21 +96,29 @@ def train(
             hardware,
             out / "checkpoints",
             progress,
+            translation.to_source if translation is not None else None,
         )
     write_history(out / "history.jsonl", adapted.history)
-    product, facts = _product(adapted, translation, config, cohort, recipe, hardware)
-    chosen = np.linspace(0, len(slices.target) - 1, min(PARITY_SAMPLES, len(slices.target)))
-    save_product(out, product, facts, slices.target[chosen.astype(int)])
+    facts = _facts(adapted, config, cohort, recipe, hardware)
+    sampled = np.linspace(0, len(slices.target) - 1, min(PARITY_SAMPLES, len(slices.target)))
+    save_product(out, adapted.chosen, facts, slices.target[sampled.astype(int)])
 
     evaluation: dict[str, Any] = {}
     if cohort.role("target test"):
         with stage("test scans") as progress:
-            evaluation = _evaluate(product, cohort, recipe, hardware, out, progress)
+            evaluation = _evaluate(adapted.chosen, cohort, recipe, hardware, out, progress)
+            if config.test.select == "label-free" or config.test.network == "auto":
+                evaluation["oracle"] = _oracle(
+                    adapted, evaluation, cohort, recipe, hardware, out, progress
+                )
     draw_run(out / "run.png", slices, translation, adapted.history)
     evaluation |= {
         "method": config.method,
-        "network": config.test.network,
-        "feed": config.test.feed,
+        "network": adapted.network,
+        "feed": config.test.feed_of(adapted.network),
+        "epoch": adapted.epoch,
+        "label_free_score": adapted.score,
+        "label_free_scores": adapted.scores,
         "hardware": str(hardware),
         "seconds": round(time.monotonic() - began, 1),
     }
@@ -152,23 +160,17 @@ def _aligned(slices: Slices, translation: Translation | None, config: TrainConfi
     )
 
 
-def _product(
-    adapted: Adapted,
-    translation: Translation | None,
-    config: TrainConfig,
-    cohort: Cohort,
-    recipe: Recipe,
-    hardware: Hardware,
-) -> tuple[Product, ProductFacts]:
-    """The network that the config names, behind the generator if it reads x^{t→s}."""
-    through = translation.to_source if config.test.feed == "target_as_source" else None
+def _facts(
+    adapted: Adapted, config: TrainConfig, cohort: Cohort, recipe: Recipe, hardware: Hardware
+) -> ProductFacts:
+    """What has to be known of the product besides its weights."""
     schedule = config.schedule
-    facts = ProductFacts(
+    return ProductFacts(
         recipe=recipe,
         structures=tuple(cohort.structures),
         modality=cohort.spec.target.modality,
-        feed=config.test.feed,
-        network=config.test.network,
+        feed=config.test.feed_of(adapted.network),
+        network=adapted.network,
         widths=config.unet.widths,
         dropout=config.unet.dropout,
         generator=(config.translation.width, config.translation.blocks),
@@ -180,7 +182,6 @@ def _product(
         steps=schedule.epochs * schedule.steps_per_epoch,
         hardware=str(hardware),
     )
-    return Product(adapted.networks[config.test.network], through), facts
 
 
 def _evaluate(
@@ -211,3 +212,25 @@ def _evaluate(
         map_true=cohort.spec.class_of_raw,
         spacing_mm=spacing_mm,
     )
+
+
+def _oracle(
+    adapted: Adapted,
+    evaluation: dict[str, Any],
+    cohort: Cohort,
+    recipe: Recipe,
+    hardware: Hardware,
+    out: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    """What a choice by test labels would have been: the price of choosing without them.
+
+    Among what was chosen and every candidate after the last epoch. Only ever reported.
+    """
+    dice = {"chosen": evaluation["summary"]["as_predicted"]["mean"]["dice"]}
+    for name, product in adapted.products.items():
+        found = _evaluate(product, cohort, recipe, hardware, out / "oracle" / name, progress)
+        dice[name] = found["summary"]["as_predicted"]["mean"]["dice"]
+    shutil.rmtree(out / "oracle")
+    best = max(dice, key=lambda name: dice[name])
+    return {"network": best, "dice": dice[best], "all": dice}

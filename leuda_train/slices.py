@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from leuda_deploy.recipe import Recipe, Stack, fit_to_window
-from leuda_deploy.volume import atomic_folder, read_volume
+from leuda_deploy.volume import read_volume
+from leuda_train.cache import content_key, made_once
 from leuda_train.cohort import Cohort, Scan, check_same_grid
 
 UNLABELLED = 255
@@ -52,10 +51,10 @@ def load_slices(
     target_labels  also store the target's upper-bound labels; no adaptation method may ask for it
     """
     key = content_key(FORMAT, cohort.sha256, recipe.model_dump(mode="json"), target_labels)
-    folder = cache / f"slices-{key}"
-    if not folder.is_dir():
-        with atomic_folder(folder) as temporary:
-            _write(cohort, recipe, temporary, target_labels, progress)
+    folder = made_once(
+        cache / f"slices-{key}",
+        lambda temporary: _write(cohort, recipe, temporary, target_labels, progress),
+    )
     labels = np.load(folder / "source_labels.npy", mmap_mode="r")
     return Slices(
         key=key,
@@ -109,8 +108,3 @@ def _slices_of(
     marks = Stack(volume.with_values(values), recipe, pixel_spacing_mm=scan.pixel_spacing_mm)
     classes = marks.labels(0, marks.depth, tuple(raw_values))
     return images, fit_to_window(classes, recipe.window, 0)
-
-
-def content_key(*parts: Any) -> str:
-    """A short name for whatever the parts (JSON-able) say; equal parts, equal name."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -68,7 +68,7 @@ def run(trainer, folder, *, steps: int = STEPS, log_every: int = 1, seconds: flo
 
 
 def adaptation():
-    return adapt._Trainer(tiny.aligned_sets(), 3, tiny.config(), tiny.CPU)
+    return adapt._Trainer(tiny.aligned_sets(), 3, tiny.config(), tiny.CPU, tiny.generator())
 
 
 def translation():
