@@ -70,7 +70,8 @@ def adapt(
         progress=progress,
     )
     best = trainer.best
-    products = {name: trainer.product(name).eval() for name in config.candidates}
+    used = config.objective.networks_in_use
+    products = {name: trainer.product(name).eval() for name, asked in used.items() if asked}
     chosen = copy.deepcopy(products[best["network"]])
     chosen.network.load_state_dict(best["weights"])
     return Adapted(

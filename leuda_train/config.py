@@ -244,7 +244,19 @@ class TestConfig(_Part):
 
     def feed_of(self, network: str) -> Literal["target", "target_as_source"]:
         """What a network is fed at test time."""
-        return "target" if network == "inter_teacher" else self.feed
+        return "target" if network in ("inter_teacher", "distilled") else self.feed
+
+
+class DistilConfig(_Part):
+    """Stage 3. width: channels as a share of the U-Net's, 0.25 for an edge-sized network."""
+
+    width: Annotated[float, Field(gt=0, le=1)]
+    steps: Positive
+    learning_rate: Rate
+
+    def widths(self, full: tuple[int, ...]) -> tuple[int, ...]:
+        """The distilled network's channels by level."""
+        return tuple(max(4, round(self.width * channels)) for channels in full)
 
 
 class TrainConfig(_Part):
@@ -263,6 +275,7 @@ class TrainConfig(_Part):
     schedule: ScheduleConfig
     augment: AugmentConfig
     style: StyleConfig = StyleConfig()
+    distil: DistilConfig | None = None
     test: TestConfig
 
     @model_validator(mode="after")
@@ -282,6 +295,8 @@ class TrainConfig(_Part):
             raise ValueError(
                 'translation.kind = "fourier" has no generator: set test.feed = "target"'
             )
+        if self.distil is not None and not self.teachers:
+            raise ValueError("distil needs a teacher, but no term of L asks one")
         if not self.candidates:
             raise ValueError(f"test.network = {self.test.network}, but no term of L asks it")
         return self
@@ -309,10 +324,21 @@ class TrainConfig(_Part):
         return used if self.test.network == "auto" else tuple({self.test.network} & {*used})
 
     @property
+    def reports_oracle(self) -> bool:
+        """Whether a choice was made that test labels might have made better."""
+        return self.test.select == "label-free" or self.test.network == "auto" or bool(self.distil)
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """The teachers that some term of L asks."""
+        used = self.objective.networks_in_use.items()
+        return tuple(name for name, asked in used if asked and name != "student")
+
+    @property
     def uses_translation(self) -> bool:
         """Whether stage 1 is needed at all."""
         read = {*self.objective.supervised_on, *self.objective.unlabelled_streams, self.test.feed}
-        return bool(read - {"source", "target"})
+        return self.distil is not None or bool(read - {"source", "target"})
 
     @property
     def uses_target_labels(self) -> bool:
