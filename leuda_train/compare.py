@@ -104,7 +104,7 @@ def _write(out: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
     writer.writeheader()
     writer.writerows(flat)
     _replace(out / "comparison.csv", text.getvalue())
-    console = Console(width=110, file=io.StringIO())
+    console = Console(width=140, file=io.StringIO())
     console.print(table(comparison))
     assert isinstance(console.file, io.StringIO)
     _replace(out / "comparison.txt", console.file.getvalue())
@@ -119,7 +119,10 @@ def _replace(path: Path, text: str) -> None:
 
 def table(comparison: dict[str, Any]) -> Table:
     """Mean ± standard deviation over seeds; LC: largest component alone."""
-    shown = Table("method", "labelled", "seeds")
+    shown = Table()
+    shown.add_column("method", no_wrap=True)
+    shown.add_column("labelled")
+    shown.add_column("seeds")
     for heading in ("Dice", "Dice, LC", "ASSD mm", "ASSD mm, LC", "no distance", "oracle", "min"):
         shown.add_column(heading, justify="right")
     for row in comparison["rows"]:
