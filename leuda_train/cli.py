@@ -135,7 +135,7 @@ def evaluate(
         from leuda_train.cohort import read_spec
 
         spec = read_spec(cohort)
-        structures, mapping = spec.structures, spec.class_of_raw
+        structures, mapping = spec.structures, spec.class_of_raw("target")
     report = evaluate_paths(predicted, truth, structures=structures, map_true=mapping)
     if as_json:
         typer.echo(json.dumps(report, indent=1, allow_nan=False))
