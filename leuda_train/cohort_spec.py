@@ -15,7 +15,7 @@ RawValues = int | tuple[int, ...]
 MAX_CLASSES = 254  # 255 marks unlabelled slices
 
 
-# Checked before pydantic tries the alternatives of a union, which would report every one that fails.
+# Checked before pydantic tries the alternatives of a union: it would report each one that fails.
 def _strings(given: Any) -> Any:
     items = [given] if isinstance(given, str) else given
     if not (isinstance(items, list | tuple) and items and all(type(i) is str for i in items)):
