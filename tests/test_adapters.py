@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -355,6 +356,9 @@ def test_a_broken_chaos_series_is_one_clear_line(abdomen_copy, tmp_path):
     with pytest.raises(InputError, match=r"00007.png has shape \(22, 26\); its DICOM"):
         write_benchmark("chaos-btcv", abdomen_copy, out)
     png.write_bytes(good)
+    (series / "Ground" / "IMG-0001-00099.png").write_bytes(good)
+    with pytest.raises(InputError, match="DICOM_anon holds 20 slices, but Ground 21 labels"):
+        write_benchmark("chaos-btcv", abdomen_copy, out)
     dicom.unlink()
     with pytest.raises(InputError, match=r"slices lie 6.00 to 12.00 mm apart; one is missing"):
         write_benchmark("chaos-btcv", abdomen_copy, out)
@@ -433,6 +437,11 @@ def test_a_short_axis_scan_that_is_stored_the_other_way_round_is_caught(mscmr_tr
     nib.save(image.as_reoriented([[0, -1], [1, 1], [2, 1]]), path)
     with pytest.raises(InputError, match=r"patient28_LGE.*: label 600 lies on the other side"):
         write_benchmark("mscmr", mscmr_tree, tmp_path / "cohort.toml")
+
+
+def test_the_adapters_need_no_torch():
+    code = "import sys; sys.modules['torch'] = None; import leuda_train.adapters"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_command_writes_the_file_and_says_where(mscmr_tree, tmp_path):

@@ -39,8 +39,11 @@ def convert(patient: Path, pair: Pair) -> None:
     slices = _read_slices(sorted(folder.glob("*.dcm")), folder)
     affine = _affine(slices, folder)
     labels = [_read_label(_ground(path, patient), dicom) for path, dicom in slices]
+    pictures = len(list((patient / "T2SPIR" / "Ground").glob("*.png")))
+    if pictures != len(slices):
+        raise InputError(f"{folder} holds {len(slices)} slices, but Ground {pictures} labels")
     # rows, columns, slices -> columns, rows, slices: NIfTI's first axis runs along a row
-    image = np.stack([_values(dicom) for _, dicom in slices], axis=-1).transpose(1, 0, 2)
+    image = np.stack([_values(*item) for item in slices], axis=-1).transpose(1, 0, 2)
     _write(pair.image, image, affine)
     _write(pair.label, np.stack(labels, axis=-1).transpose(1, 0, 2), affine)
 
@@ -94,10 +97,14 @@ def _affine(slices: Sequence[tuple[Path, Any]], folder: Path) -> NDArray[np.floa
     return LPS_TO_RAS @ affine
 
 
-def _values(dicom: Any) -> NDArray[np.float32]:
+def _values(path: Path, dicom: Any) -> NDArray[np.float32]:
     """Pixels (rows, columns) through the slice's own rescale, which may differ slice by slice."""
+    try:
+        pixels = dicom.pixel_array
+    except (AttributeError, ValueError, RuntimeError) as error:  # cut short, or compressed
+        raise InputError(f"cannot read the pixels of {path}: {error}") from error
     slope, inter = (float(dicom.get(f"Rescale{w}", d)) for w, d in (("Slope", 1), ("Intercept", 0)))
-    values: NDArray[np.float32] = (dicom.pixel_array * slope + inter).astype(np.float32)
+    values: NDArray[np.float32] = (pixels * slope + inter).astype(np.float32)
     return values
 
 
