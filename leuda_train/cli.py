@@ -30,6 +30,14 @@ class PrecisionOption(StrEnum):
     FP32 = "fp32"
 
 
+class BenchmarkName(StrEnum):
+    """Whose download `leuda cohort` reads."""
+
+    MMWHS = "mmwhs"
+    CHAOS_BTCV = "chaos-btcv"
+    MSCMR = "mscmr"
+
+
 @app.command()
 def phantom(
     out: Annotated[Path, typer.Argument(help="Folder for the cohort.")],
@@ -42,6 +50,39 @@ def phantom(
     with stage("phantoms") as progress:
         path = write_cohort(out, seed=seed, progress=progress)
     typer.echo(str(path))
+
+
+@app.command()
+def cohort(
+    benchmark: Annotated[BenchmarkName, typer.Argument(help="Which public data set.")],
+    root: Annotated[Path, typer.Argument(help="Its download, unpacked.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path(
+        "cohort.toml"
+    ),
+    direction: Annotated[
+        str | None, typer.Option(help="mr-to-ct or ct-to-mr; bssfp-to-lge or lge-to-bssfp.")
+    ] = None,
+    labelled: Annotated[
+        str | None,
+        typer.Option(
+            help="Source volumes that keep their labels: 1, 4, ... or all. Default: 25 %."
+        ),
+    ] = None,
+) -> None:
+    """Write cohort.toml for a public benchmark.  [dim]Needs: leuda\\[dicom] for CHAOS.[/dim]"""
+    from leuda_deploy.progress import stage
+    from leuda_train.adapters import write_benchmark
+
+    with stage("files and anatomy") as progress:
+        write_benchmark(
+            benchmark.value,
+            root,
+            output,
+            direction=direction,
+            labelled=labelled,
+            progress=progress,
+        )
+    typer.echo(str(output))
 
 
 @app.command()
@@ -177,7 +218,8 @@ def evaluate(
     predicted: Annotated[Path, typer.Argument(help="Label file, or folder of them.")],
     truth: Annotated[Path, typer.Argument(help="Label file, or folder of them.")],
     cohort: Annotated[
-        Path | None, typer.Option(help="cohort.toml, if the truth has its raw label values.")
+        Path | None,
+        typer.Option(help="cohort.toml, if the truth has the target's raw label values."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -189,7 +231,7 @@ def evaluate(
         from leuda_train.cohort import read_spec
 
         spec = read_spec(cohort)
-        structures, mapping = spec.structures, spec.class_of_raw
+        structures, mapping = spec.structures, spec.class_of_raw("target")
     report = evaluate_paths(predicted, truth, structures=structures, map_true=mapping)
     if as_json:
         typer.echo(json.dumps(report, indent=1, allow_nan=False))

@@ -9,125 +9,28 @@ import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal
 
 import numpy as np
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import ValidationError
 
 from leuda_deploy.card import describe
 from leuda_deploy.errors import InputError
-from leuda_deploy.recipe import SliceAxis
 from leuda_deploy.volume import Volume, read_volume
+from leuda_train.cohort_spec import (
+    CohortSpec,
+    Domain,
+    Globs,
+    ImagesSpec,
+    LabelledSpec,
+    PixelSize,
+    SourceSpec,
+    TargetSpec,
+)
 
 Role = Literal["source labelled", "source unlabelled", "target unlabelled", "target test"]
-PixelSize = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 EXTENSIONS = (".nii.gz", ".nii", ".hdr", ".img", ".mgz", ".mgh")
-MAX_CLASSES = 254  # 255 marks unlabelled slices
 SUFFIXES = re.compile(r"[_-](image|images|img|label|labels|manual|seg|mask|gt)$", re.IGNORECASE)
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ImagesSpec(_Part):
-    """Scans without labels: a glob relative to cohort.toml."""
-
-    images: str
-
-
-class LabelledSpec(ImagesSpec):
-    """Scans with labels: two globs, matched by subject."""
-
-    labels: str
-
-
-class LabelsSpec(_Part):
-    """Labels of scans that are named elsewhere."""
-
-    labels: str
-
-
-class SlicesSpec(_Part):
-    """How volumes become slices: see `Recipe` for axis and spacing."""
-
-    axis: SliceAxis
-    spacing_mm: PixelSize | Literal["native"]
-    background_values: tuple[int, ...] = ()
-
-
-class SourceSpec(_Part):
-    """The labelled domain. pixel_spacing_mm replaces a pixel size that is wrong in the headers."""
-
-    modality: str
-    labelled: LabelledSpec
-    unlabelled: ImagesSpec | None = None
-    pixel_spacing_mm: PixelSize | None = None
-
-
-class TargetSpec(_Part):
-    """The unlabelled domain. upper_bound labels are trained on by `--method supervised` alone."""
-
-    modality: str
-    unlabelled: ImagesSpec
-    test: LabelledSpec | None = None
-    upper_bound: LabelsSpec | None = None
-    pixel_spacing_mm: PixelSize | None = None
-
-
-class CohortSpec(_Part):
-    """cohort.toml as written. classes: name -> raw label value, in the model's class order.
-
-    subject  a regular expression with one group that finds the subject in a file name; without it
-             the subject is the file name less its extension and `_image`, `_label` and the like
-    """
-
-    name: str
-    classes: Annotated[dict[str, int], Field(min_length=1, max_length=MAX_CLASSES)]
-    slices: SlicesSpec
-    source: SourceSpec
-    target: TargetSpec
-    subject: str | None = None
-
-    @property
-    def structures(self) -> dict[str, int]:
-        """Structure name -> class number of the model, from 1."""
-        return {name: number for number, name in enumerate(self.classes, start=1)}
-
-    @property
-    def class_of_raw(self) -> dict[int, int]:
-        """Raw label value -> class number; declared background values -> 0."""
-        return dict.fromkeys(self.slices.background_values, 0) | {
-            raw: number for number, raw in enumerate(self.classes.values(), start=1)
-        }
-
-    @field_validator("classes")
-    @classmethod
-    def _distinct(cls, classes: dict[str, int]) -> dict[str, int]:
-        if len(set(classes.values())) != len(classes) or 0 in classes.values():
-            raise ValueError("raw label values must differ from each other and from 0")
-        return classes
-
-    @model_validator(mode="after")
-    def _class_or_background(self) -> Self:
-        both = sorted({*self.classes.values()} & {*self.slices.background_values})
-        if both:
-            raise ValueError(f"label value {both[0]} is in [classes] and in background_values")
-        return self
-
-    @field_validator("subject")
-    @classmethod
-    def _one_group(cls, pattern: str | None) -> str | None:
-        if pattern is not None and re.compile(pattern).groups != 1:
-            raise ValueError("must be a regular expression with exactly one group")
-        return pattern
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +42,11 @@ class Scan:
     image: Path
     label: Path | None
     pixel_spacing_mm: PixelSize | None
+
+    @property
+    def domain(self) -> Domain:
+        """Whose label values this scan's labels have."""
+        return "source" if self.role.startswith("source") else "target"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,11 +83,6 @@ class Cohort:
     def structures(self) -> dict[str, int]:
         """Structure name -> class number of the model, from 1."""
         return self.spec.structures
-
-    @property
-    def raw_values(self) -> tuple[float, ...]:
-        """Raw label value of class 1, 2, ..."""
-        return tuple(float(value) for value in self.spec.classes.values())
 
 
 def read_spec(path: Path | str) -> CohortSpec:
@@ -251,14 +154,10 @@ def _match(
     ]
 
 
-def _by_subject(pattern: str, key: str, spec: CohortSpec, root: Path) -> dict[str, Path]:
-    base, relative = (Path("/"), pattern[1:]) if pattern.startswith("/") else (root, pattern)
-    try:
-        found = sorted(path for path in base.glob(relative) if path.name.endswith(EXTENSIONS))
-    except (ValueError, NotImplementedError) as error:
-        raise InputError(f"{key} = {pattern!r} is not a glob: {error}") from error
-    if not found:
-        raise InputError(f"{key} = {pattern!r} matches no scan under {root}")
+def _by_subject(globs: Globs, key: str, spec: CohortSpec, root: Path) -> dict[str, Path]:
+    found: dict[Path, None] = {}  # a file that two globs match is one file
+    for pattern in (globs,) if isinstance(globs, str) else globs:
+        found |= dict.fromkeys(_glob(pattern, key, root))
     subjects: dict[str, Path] = {}
     for path in found:
         subject = subject_of(path, spec.subject)
@@ -269,6 +168,18 @@ def _by_subject(pattern: str, key: str, spec: CohortSpec, root: Path) -> dict[st
             )
         subjects[subject] = path
     return subjects
+
+
+def _glob(pattern: str, key: str, root: Path) -> list[Path]:
+    """The scans that a pattern matches, in order of name. Raises InputError if there are none."""
+    base, relative = (Path("/"), pattern[1:]) if pattern.startswith("/") else (root, pattern)
+    try:
+        found = sorted(path for path in base.glob(relative) if path.name.endswith(EXTENSIONS))
+    except (ValueError, NotImplementedError) as error:
+        raise InputError(f"{key} = {pattern!r} is not a glob: {error}") from error
+    if not found:
+        raise InputError(f"{key} = {pattern!r} matches no scan under {root}")
+    return found
 
 
 def subject_of(path: Path, pattern: str | None = None) -> str:
@@ -316,7 +227,7 @@ def _check_scan(scan: Scan, spec: CohortSpec) -> None:
         return
     label = read_volume(scan.label)
     check_same_grid(image, label)
-    declared = {0, *spec.classes.values(), *spec.slices.background_values}
+    declared = {0, *spec.class_of_raw(scan.domain)}
     found = np.unique(label.raw) * label.slope + label.inter
     unknown = [f"{value:g}" for value in found.tolist() if value not in declared]
     if unknown:

@@ -245,7 +245,7 @@ def _evaluate(
     return evaluate_pairs(
         pairs,
         structures=cohort.structures,
-        map_true=cohort.spec.class_of_raw,
+        map_true=cohort.spec.class_of_raw("target"),
         spacing_mm=spacing_mm,
     )
 

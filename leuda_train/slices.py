@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leuda_deploy.recipe import Recipe, Stack, fit_to_window
-from leuda_deploy.volume import read_volume
+from leuda_deploy.volume import Volume, read_volume
 from leuda_train.cache import content_key, made_once
 from leuda_train.cohort import Cohort, Scan, check_same_grid
+from leuda_train.cohort_spec import CohortSpec
 
 UNLABELLED = 255
 FORMAT = 1  # raise it when the same recipe gives other slices, so that old stores are not reused
@@ -80,7 +81,7 @@ def _write(
         images: list[NDArray[np.float32]] = []
         labels: list[NDArray[np.uint8]] = []
         for scan in scans:
-            image, label = _slices_of(scan, recipe, cohort.raw_values, with_labels)
+            image, label = _slices_of(scan, recipe, cohort.spec, with_labels)
             images.append(image)
             labels.append(label)
             index.append({"domain": domain, "subject": scan.subject, "slices": len(image)})
@@ -93,7 +94,7 @@ def _write(
 
 
 def _slices_of(
-    scan: Scan, recipe: Recipe, raw_values: Sequence[float], with_labels: bool
+    scan: Scan, recipe: Recipe, spec: CohortSpec, with_labels: bool
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """One scan's windows (D, h, w), cropped or padded about the centre, and their class numbers."""
     volume = read_volume(scan.image)
@@ -104,7 +105,16 @@ def _slices_of(
     label = read_volume(scan.label)
     check_same_grid(volume, label)
     # the image's affine: a label affine that differs by rounding must not turn the axes elsewhere
-    values = label.raw * label.slope + label.inter
-    marks = Stack(volume.with_values(values), recipe, pixel_spacing_mm=scan.pixel_spacing_mm)
-    classes = marks.labels(0, marks.depth, tuple(raw_values))
+    numbers = _class_numbers(label, spec.class_of_raw(scan.domain))
+    marks = Stack(volume.with_values(numbers), recipe, pixel_spacing_mm=scan.pixel_spacing_mm)
+    classes = marks.labels(0, marks.depth, tuple(map(float, spec.structures.values())))
     return images, fit_to_window(classes, recipe.window, 0)
+
+
+def _class_numbers(label: Volume, class_of_raw: Mapping[int, int]) -> NDArray[np.uint8]:
+    """Labels (X, Y, Z) as in the file -> class numbers on the same grid."""
+    values = label.raw * label.slope + label.inter
+    numbers = np.zeros(values.shape, dtype=np.uint8)
+    for raw, number in class_of_raw.items():
+        numbers[values == raw] = number
+    return numbers

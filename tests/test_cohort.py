@@ -46,8 +46,8 @@ def test_a_good_cohort_has_its_scans_by_role(cohort):
         [("c3", True)],
     ]
     assert found.structures == {"a": 1, "b": 2}
-    assert found.raw_values == (10.0, 20.0)
-    assert found.spec.class_of_raw == {30: 0, 10: 1, 20: 2}
+    assert found.spec.class_of_raw("source") == {30: 0, 10: 1, 20: 2}
+    assert found.spec.class_of_raw("target") == {30: 0, 10: 1, 20: 2}
 
 
 def test_optional_roles_may_be_absent(cohort):
@@ -78,6 +78,14 @@ def test_a_file_that_is_not_toml_is_refused(cohort, content):
         ("b = 20", "b = 10", "must differ from each other and from 0"),
         ("b = 20", "b = 0", "must differ from each other and from 0"),
         ("a = 10\nb = 20", "", "'classes'"),
+        ("b = 20", "b = [20, 10]", "must differ from each other and from 0"),
+        ("b = 20", "b = []", "class b has no raw label value in the source"),
+        ("b = 20", "b = { source = 20 }", "class b has no raw label value in the target"),
+        ("b = 20", "b = { source = 20, target = 10 }", "must differ from each other"),
+        ("b = 20", "b = { source = 20, elsewhere = 10 }", "'classes.b' = .*source = ..., t"),
+        ("b = 20", 'b = "20"', "'classes.b' = 20: must be a whole number, a list"),
+        ('"mr_more/*_image.nii.gz"', "[]", "images' = ..: must be a glob or a list of globs"),
+        ('"mr_more/*_image.nii.gz"', '["mr_more/*", "mr_x/*"]', "images = 'mr_x/.' matches no"),
         ("values = [30]", "values = [20]", "label value 20 is in .classes. and in background"),
         ('axis = "superior"', 'axis = "up"', "'slices.axis' = up"),
         ('spacing_mm = "native"', "spacing_mm = [1.0, 0.0]", "'slices.spacing_mm"),
@@ -108,6 +116,36 @@ def test_more_classes_than_a_label_byte_can_tell_from_unlabelled_are_refused():
     CohortSpec.model_validate({**spec, "classes": {f"c{i}": i for i in range(1, 255)}})
     with pytest.raises(ValueError, match="at most 254"):
         CohortSpec.model_validate({**spec, "classes": {f"c{i}": i for i in range(1, 256)}})
+
+
+def test_label_values_may_differ_between_the_domains(cohort):
+    edit(
+        cohort,
+        "a = 10\nb = 20",
+        "a = { source = 10, target = [20, 21] }\nb = { source = 20, target = 10 }",
+    )
+    edit(cohort, "[30]", "{ source = 30, target = [30, 31] }")
+    spec = read_cohort(cohort).spec
+    assert spec.structures == {"a": 1, "b": 2}
+    assert spec.class_of_raw("source") == {30: 0, 10: 1, 20: 2}
+    assert spec.class_of_raw("target") == {30: 0, 31: 0, 20: 1, 21: 1, 10: 2}
+
+
+def test_a_value_of_the_other_domain_is_refused(cohort):
+    edit(cohort, "b = 20", "b = { source = 20, target = 21 }")
+    refused(cohort, "c1_label.nii.gz has label value 20, which is neither in")
+
+
+def test_images_and_labels_may_be_lists_of_globs_and_paths(cohort):
+    whole = read_cohort(cohort)
+    edit(
+        cohort,
+        '"mr/*_image.nii.gz"',
+        '["mr/m1_image.nii.gz", "mr/m[2-9]_image.nii.gz", "mr/m1_i*"]',
+    )
+    edit(cohort, '"mr/*_label.nii.gz"', '["mr/m2_label.nii.gz", "mr/m1_label.nii.gz"]')
+    edit(cohort, '"ct_test/*_image.nii.gz"', '["ct_test/c3_image.nii.gz"]')
+    assert read_cohort(cohort).scans == whole.scans
 
 
 def test_an_image_without_label_is_refused(cohort):
