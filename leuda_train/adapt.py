@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from leuda_train.batches import AlignedSets, make_batch, step_generator
 from leuda_train.config import ObjectiveConfig, ScheduleConfig, TrainConfig
+from leuda_train.cyclegan import Generator
 from leuda_train.discriminators import FeatureDiscriminator
 from leuda_train.ema import teacher_mode
 from leuda_train.hardware import Hardware
 from leuda_train.loop import Progress, Row, run_steps
+from leuda_train.product import Product
+from leuda_train.select import label_free_score, make_probe
 from leuda_train.step import Lambdas, Networks, le_uda_step
 from leuda_train.unet import UNet
 
@@ -25,9 +28,20 @@ LOG_EVERY = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Adapted:
-    """The trained networks, in evaluation mode, and the loss history."""
+    """The trained networks, in evaluation mode, after the last step, and which one is the product.
 
-    networks: dict[str, nn.Module]
+    products  network name -> what would be shipped of it: the network, behind the generator if it
+              reads x^{t→s}
+    chosen    the product of the run, and its network, epoch and label-free score
+    scores    label-free scores by epoch, a row each
+    """
+
+    products: dict[str, Product]
+    chosen: Product
+    network: str
+    epoch: int
+    score: float
+    scores: list[Row]
     history: list[Row]
 
 
@@ -38,9 +52,13 @@ def adapt(
     hardware: Hardware,
     folder: Path,
     progress: Progress,
+    to_source: Generator | None = None,
 ) -> Adapted:
-    """Train by the config's method; classes counts background. Resumes from folder."""
-    trainer = _Trainer(sets, classes, config, hardware)
+    """Train by the config's method; classes counts background. Resumes from folder.
+
+    to_source  the generator of stage 1, where a network is tested on x^{t→s}
+    """
+    trainer = _Trainer(sets, classes, config, hardware, to_source)
     schedule = config.schedule
     history = run_steps(
         trainer,
@@ -51,12 +69,20 @@ def adapt(
         checkpoint_seconds=schedule.checkpoint_seconds,
         progress=progress,
     )
-    networks = {
-        name: getattr(trainer.nets, name).eval()
-        for name, used in config.objective.networks_in_use.items()
-        if used
-    }
-    return Adapted(networks=networks, history=history)
+    best = trainer.best
+    used = config.objective.networks_in_use
+    products = {name: trainer.product(name).eval() for name, asked in used.items() if asked}
+    chosen = copy.deepcopy(products[best["network"]])
+    chosen.network.load_state_dict(best["weights"])
+    return Adapted(
+        products=products,
+        chosen=chosen,
+        network=best["network"],
+        epoch=best["epoch"],
+        score=best["score"],
+        scores=trainer.scores,
+        history=history,
+    )
 
 
 def ramp(epoch: int, objective: ObjectiveConfig) -> float:
@@ -74,22 +100,35 @@ def lambdas(epoch: int, objective: ObjectiveConfig) -> Lambdas:
         inter=rise * objective.lambda_inter,
         adv_intra=rise * objective.lambda_adv_intra,
         adv_inter=rise * objective.lambda_adv_inter,
+        pseudo=rise * objective.lambda_pseudo,
     )
 
 
 def learning_rate(step: int, schedule: ScheduleConfig, warmup_epochs: int) -> float:
-    """Linear over the warm-up epochs, then constant."""
+    """Linear over the warm-up epochs, then constant or along half a cosine to zero."""
     warmup = warmup_epochs * schedule.steps_per_epoch
-    return schedule.learning_rate * min(1.0, (step + 1) / max(1, warmup))
+    if step < warmup or schedule.decay == "constant":
+        return schedule.learning_rate * min(1.0, (step + 1) / max(1, warmup))
+    done = (step - warmup) / (schedule.epochs * schedule.steps_per_epoch - warmup)
+    return schedule.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
 class _Trainer:
     """One LE-UDA iteration at a time."""
 
     def __init__(
-        self, sets: AlignedSets, classes: int, config: TrainConfig, hardware: Hardware
+        self,
+        sets: AlignedSets,
+        classes: int,
+        config: TrainConfig,
+        hardware: Hardware,
+        to_source: Generator | None = None,
     ) -> None:
         self.sets, self.config, self.hardware = sets, config, hardware
+        self.to_source = hardware.place(to_source) if to_source is not None else None
+        self.probe = None if config.uses_target_labels else make_probe(sets, hardware, config.seed)
+        self.scores: list[Row] = []
+        self.best: dict[str, Any] = {}
         torch.manual_seed(config.seed)
         student = hardware.place(UNet(classes, config.unet.widths, config.unet.dropout))
         teachers = [copy.deepcopy(student).requires_grad_(False) for _ in range(2)]
@@ -128,7 +167,7 @@ class _Trainer:
         rate = learning_rate(step, config.schedule, objective.warmup_epochs)
         self.nets.student_optimizer.param_groups[0]["lr"] = rate
         torch.manual_seed(step_generator(config.seed, "dropout", step).initial_seed())
-        return le_uda_step(
+        terms = le_uda_step(
             self.nets,
             make_batch(self.sets, config, self.hardware, step),
             lambdas(epoch, objective),
@@ -137,12 +176,45 @@ class _Trainer:
             update=step,
             generator=step_generator(config.seed, "teacher noise", step),
         )
+        self._select(step + 1)
+        return terms
+
+    def product(self, network: str) -> Product:
+        """What would be shipped of a network as it is now."""
+        through = self.config.test.feed_of(network) == "target_as_source"
+        assert self.to_source is not None or not through
+        return Product(getattr(self.nets, network), self.to_source if through else None)
+
+    def _select(self, done: int) -> None:
+        """Score the candidates every few epochs and at the end; keep the best that may be kept."""
+        schedule, test = self.config.schedule, self.config.test
+        last = done == schedule.epochs * schedule.steps_per_epoch
+        if not last and (
+            test.select == "last" or done % (test.select_epochs * schedule.steps_per_epoch)
+        ):
+            return
+        row: Row = {"epoch": done / schedule.steps_per_epoch}
+        for name in self.config.candidates:
+            row[name] = 0.0
+            if self.probe is not None:
+                row[name] = label_free_score(self.product(name), self.probe, self.hardware)
+            if not self.best or row[name] > self.best["score"]:
+                weights = getattr(self.nets, name).state_dict()
+                self.best = {
+                    "score": row[name],
+                    "network": name,
+                    "epoch": round(row["epoch"]),
+                    "weights": {key: value.detach().clone() for key, value in weights.items()},
+                }
+        self.scores.append(row)
 
     def state(self) -> dict[str, Any]:
-        """Every network, optimiser and the scaler."""
-        return {name: part.state_dict() for name, part in vars(self.nets).items()}
+        """Every network, optimiser and the scaler, and what was selected so far."""
+        parts = {name: part.state_dict() for name, part in vars(self.nets).items()}
+        return parts | {"scores": self.scores, "best": self.best}
 
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
         for name, part in vars(self.nets).items():
             part.load_state_dict(state[name])
+        self.scores, self.best = list(state["scores"]), state["best"]

@@ -19,6 +19,7 @@ from torch import Tensor
 from leuda_train.augment import random_affine, warp
 from leuda_train.config import SOURCE_STREAMS, TARGET_STREAMS, Stream, TrainConfig
 from leuda_train.hardware import Hardware
+from leuda_train.style import randomise_style
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +40,14 @@ class Batch:
     """What one iteration sees; every image is (B, 1, H, W), channels last, on the device.
 
     labelled    the supervised images, one tensor a stream, all with the same `labels` (B, H, W)
-    unlabelled  the six streams, or nothing for methods that use none
+    unlabelled  those of the six streams that the method reads
+    strong      x^t restyled, pixel for pixel on unlabelled["target"]; for methods that self-train
     """
 
     labelled: list[Tensor]
     labels: Tensor
     unlabelled: dict[Stream, Tensor] = field(default_factory=dict)
+    strong: Tensor | None = None
 
 
 def step_generator(seed: int, purpose: str, step: int) -> torch.Generator:
@@ -78,15 +81,28 @@ def make_batch(sets: AlignedSets, config: TrainConfig, hardware: Hardware, step:
     labels = torch.from_numpy(sets.labels[rows].astype(np.int64)).to(hardware.device)
     labelled, warped = _family(sets, supervised, rows, config, hardware, step, "labelled", labels)
     assert warped is not None
+    restyle = step_generator(config.seed, "style", step)
+    labelled = [_restyled(images, config, restyle) for images in labelled]
     unlabelled: dict[Stream, Tensor] = {}
-    if config.objective.uses_unlabelled:
-        for family in (SOURCE_STREAMS, TARGET_STREAMS):
+    for family in (SOURCE_STREAMS, TARGET_STREAMS):
+        streams = tuple(s for s in family if s in config.objective.unlabelled_streams)
+        if streams:
             every = np.arange(len(sets.images[family[0]]))
             count = config.schedule.batch_unlabelled
             rows = draw_rows(every, count, step, config.seed, family[0])
-            images, _ = _family(sets, family, rows, config, hardware, step, family[0], None)
-            unlabelled.update(zip(family, images, strict=True))
-    return Batch(labelled=labelled, labels=warped, unlabelled=unlabelled)
+            images, _ = _family(sets, streams, rows, config, hardware, step, family[0], None)
+            unlabelled.update(zip(streams, images, strict=True))
+    strong = None
+    if config.objective.lambda_pseudo > 0:
+        strong = _restyled(unlabelled["target"], config, restyle)
+    return Batch(labelled=labelled, labels=warped, unlabelled=unlabelled, strong=strong)
+
+
+def _restyled(images: Tensor, config: TrainConfig, generator: torch.Generator) -> Tensor:
+    style = config.style
+    return randomise_style(
+        images, generator, curve=style.curve, convolution=style.convolution, noise=style.noise
+    )
 
 
 def _family(

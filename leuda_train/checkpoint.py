@@ -39,6 +39,9 @@ def save(path: Path, state: dict[str, Any]) -> None:
 def load(path: Path) -> dict[str, Any]:
     """Read one file onto the CPU. Runs no code from it. Raises TrainingError if it is damaged."""
     try:
+        with zipfile.ZipFile(path) as archive:  # torch itself does not look at the checksums
+            if archive.testzip() is not None:
+                raise zipfile.BadZipFile("a checksum is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise TrainingError(f"no such file: {path}") from error
@@ -57,6 +60,18 @@ def save_latest(folder: Path, state: dict[str, Any]) -> None:
     if last.exists():
         last.replace(folder / PREVIOUS)
     (folder / "new.pt").replace(last)
+
+
+def first_not_finite(state: Any, name: str = "") -> str | None:
+    """The name of the first tensor in a state that holds an infinity or a NaN, or None."""
+    if isinstance(state, torch.Tensor):
+        return None if bool(torch.isfinite(state).all()) else name
+    if isinstance(state, dict | list | tuple):
+        for key, value in state.items() if isinstance(state, dict) else enumerate(state):
+            found = first_not_finite(value, f"{name}.{key}".removeprefix("."))
+            if found is not None:
+                return found
+    return None
 
 
 def load_latest(folder: Path) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from leuda_deploy.cli import JsonOption, app, run
-from leuda_deploy.errors import MissingExtraError
+from leuda_deploy.errors import InputError, MissingExtraError
 
 
 class DeviceOption(StrEnum):
@@ -95,6 +95,9 @@ def train(
     method: Annotated[
         str, typer.Option(help="le-uda, source-only, supervised, or a TOML file.")
     ] = "le-uda",
+    labelled: Annotated[
+        int | None, typer.Option(min=1, help="Keep the labels of the first N scans alone.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Default: the config's.")] = None,
     device: Annotated[
         DeviceOption | None,
@@ -116,7 +119,7 @@ def train(
     from leuda_train.run import train as train_run
 
     chosen = load_config(config, method, seed=seed, device=device, precision=precision)
-    evaluation = train_run(cohort, chosen, out, cache=cache, stage=stage)
+    evaluation = train_run(cohort, chosen, out, cache=cache, stage=stage, labelled=labelled)
     if as_json:
         typer.echo(json.dumps(evaluation, indent=1))
         return
@@ -130,6 +133,57 @@ def train(
     console.print(f"ran on   {evaluation['hardware']}")
     console.print(f"look at  {out / 'run.png'}", soft_wrap=True)
     console.print(f"next     leuda export {out} -o exports/{out.name}", soft_wrap=True)
+
+
+@app.command()
+def compare(
+    cohort: Annotated[Path, typer.Argument(help="cohort.toml")],
+    out: Annotated[Path, typer.Option(help="Folder of the runs and the table.")],
+    methods: Annotated[
+        str, typer.Option(help="Comma-separated methods or TOML files.")
+    ] = "source-only,cyclegan,mt-uda,le-uda,le-uda-plus,supervised",
+    labelled: Annotated[
+        str, typer.Option(help="Numbers of labelled source scans: 1,4,all")
+    ] = "all",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each.")] = 3,
+    config: Annotated[str, typer.Option(help="As for train.")] = "paper-cardiac",
+    cache: Annotated[Path | None, typer.Option(help="As for train.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run methods on one cohort and write one table.  [dim]Needs: leuda\\[train].[/dim]"""
+    _need_torch("leuda compare")
+    from rich.console import Console
+
+    from leuda_deploy.progress import stage
+    from leuda_train.compare import compare as compare_runs
+    from leuda_train.compare import table
+
+    counts = [_count(text) for text in labelled.split(",")]
+    comparison = compare_runs(
+        cohort,
+        out,
+        methods=methods.split(","),
+        labelled=counts,
+        seeds=seeds,
+        config=config,
+        cache=cache,
+        stage=stage,
+    )
+    if as_json:
+        typer.echo(json.dumps(comparison, indent=1))
+        return
+    console = Console()
+    console.print(table(comparison))
+    console.print(f"look at  {out / 'comparison.png'}", soft_wrap=True)
+
+
+def _count(text: str) -> int | None:
+    """A number of labelled scans, or None for all of them."""
+    if text == "all":
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise InputError(f"--labelled takes numbers and 'all', not {text!r}")
+    return int(text)
 
 
 @app.command()

@@ -7,7 +7,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -60,6 +60,24 @@ class Cohort:
     def role(self, *roles: Role) -> list[Scan]:
         """The scans that play these roles, in the file's order."""
         return [scan for scan in self.scans if scan.role in roles]
+
+    def with_labelled(self, count: int) -> Cohort:
+        """The same cohort with labels on its first `count` labelled source scans alone.
+
+        Raises InputError if it has fewer.
+        """
+        labelled = self.role("source labelled")
+        if not 1 <= count <= len(labelled):
+            raise InputError(f"{count} labelled scans asked for; the cohort has {len(labelled)}")
+        if count == len(labelled):
+            return self
+        dropped = {scan.image for scan in labelled[count:]}
+        scans = tuple(
+            replace(scan, role="source unlabelled", label=None) if scan.image in dropped else scan
+            for scan in self.scans
+        )
+        sha256 = hashlib.sha256(f"{self.sha256} labelled {count}".encode()).hexdigest()
+        return replace(self, scans=scans, sha256=sha256)
 
     @property
     def structures(self) -> dict[str, int]:

@@ -28,6 +28,9 @@ Stream = Literal[
 ]
 SOURCE_STREAMS: tuple[Stream, ...] = ("source", "source_as_target", "source_cycled")
 TARGET_STREAMS: tuple[Stream, ...] = ("target", "target_as_source", "target_cycled")
+# by appearance
+SOURCE_LIKE: tuple[Stream, ...] = ("source", "source_cycled", "target_as_source")
+TARGET_LIKE: tuple[Stream, ...] = ("source_as_target", "target", "target_cycled")
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -49,8 +52,14 @@ class RecipeConfig(_Part):
 
 
 class TranslationConfig(_Part):
-    """Stage 1, CycleGAN. width: channels of the first layer; steps: iterations in all."""
+    """Stage 1. width: channels of the generators' first layer; steps: iterations in all.
 
+    kind  "cyclegan", or "fourier": amplitude swap, which needs no training but cannot be part of an
+          exported graph, so that nothing can be tested on x^{t→s}; fourier_radius is its reach
+    """
+
+    kind: Literal["cyclegan", "fourier"] = "cyclegan"
+    fourier_radius: Annotated[float, Field(gt=0, le=0.5)] = 0.06
     width: Positive
     blocks: Positive
     discriminator_width: Positive
@@ -85,11 +94,16 @@ class AdversarialConfig(_Part):
 
 
 class ObjectiveConfig(_Part):
-    """L = L_seg + λ_intra L_con^intra + λ_inter L_con^inter + λ_adv_* L_adv^*.
+    """L = L_seg + λ_intra L_con^intra + λ_inter L_con^inter + λ_adv_* L_adv^* + λ_pseudo L_pseudo.
 
-    supervised_on  the images L_seg is taken on; they share one label, so are all of one domain
-    warmup_epochs  λ are 0 and the learning rate rises linearly
-    ramp_epochs    λ rise as exp(-5 (1 - epoch/ramp_epochs)²)
+    supervised_on      the images L_seg is taken on; they share one label, so are all of one domain
+    intra_on           the images that student and intra-domain teacher are compared on
+    warmup_epochs      λ are 0 and the learning rate rises linearly
+    ramp_epochs        λ rise as exp(-5 (1 - epoch/ramp_epochs)²)
+    lambda_pseudo      self-training on the target; not in the paper, 0 switches it off
+    pseudo_from        the teachers whose mean makes the pseudo-labels: the intra-domain one reads
+                       x^{t→s}, the inter-domain one x^t
+    pseudo_confidence  pixels below it are left out, but never more than half of a class
     """
 
     supervised_on: Annotated[tuple[Stream, ...], Field(min_length=1)]
@@ -103,30 +117,67 @@ class ObjectiveConfig(_Part):
     teacher_batchnorm: Literal["ema", "own"]
     teacher_noise: Weight
     teacher_noise_limit: Weight
+    intra_on: Annotated[tuple[Stream, ...], Field(min_length=1)] = ("source", "target_as_source")
+    lambda_pseudo: Weight = 0.0
+    pseudo_from: tuple[Literal["intra_teacher", "inter_teacher"], ...] = ("inter_teacher",)
+    pseudo_confidence: Probability = 0.8
 
     @property
-    def uses_intra_teacher(self) -> bool:
-        """Whether the intra-domain teacher is asked anything."""
+    def compares_intra(self) -> bool:
+        """Whether student and intra-domain teacher are compared."""
         return self.lambda_intra > 0 or self.lambda_adv_intra > 0
 
     @property
-    def uses_inter_teacher(self) -> bool:
-        """Whether the inter-domain teacher is asked anything."""
+    def compares_inter(self) -> bool:
+        """Whether student and inter-domain teacher are compared."""
         return self.lambda_inter > 0 or self.lambda_adv_inter > 0
 
     @property
-    def uses_unlabelled(self) -> bool:
-        """Whether the unlabelled streams are drawn at all."""
-        return self.uses_intra_teacher or self.uses_inter_teacher
+    def student_streams(self) -> tuple[Stream, ...]:
+        """The unlabelled images that the student reads as they are."""
+        read = {*(self.intra_on if self.compares_intra else ())}
+        read |= {*(SOURCE_LIKE if self.compares_inter else ())}
+        return tuple(stream for stream in (*SOURCE_LIKE, *TARGET_LIKE) if stream in read)
+
+    @property
+    def intra_streams(self) -> tuple[Stream, ...]:
+        """What the intra-domain teacher reads; nothing if no term of L asks it."""
+        asked = self.lambda_pseudo > 0 and "intra_teacher" in self.pseudo_from
+        return self.intra_on if self.compares_intra or asked else ()
+
+    @property
+    def inter_streams(self) -> tuple[Stream, ...]:
+        """What the inter-domain teacher reads; nothing if no term of L asks it."""
+        if self.compares_inter:
+            return TARGET_LIKE
+        asked = self.lambda_pseudo > 0 and "inter_teacher" in self.pseudo_from
+        return ("target",) if asked else ()
+
+    @property
+    def unlabelled_streams(self) -> tuple[Stream, ...]:
+        """Every unlabelled image set that is drawn from."""
+        read = {*self.student_streams, *self.intra_streams, *self.inter_streams}
+        read |= {"target"} if self.lambda_pseudo > 0 else set()
+        return tuple(stream for stream in (*SOURCE_STREAMS, *TARGET_STREAMS) if stream in read)
 
     @property
     def networks_in_use(self) -> dict[str, bool]:
         """Network name -> whether any term of L asks it."""
         return {
             "student": True,
-            "intra_teacher": self.uses_intra_teacher,
-            "inter_teacher": self.uses_inter_teacher,
+            "intra_teacher": bool(self.intra_streams),
+            "inter_teacher": bool(self.inter_streams),
         }
+
+    @model_validator(mode="after")
+    def _pseudo_labels_have_an_author(self) -> Self:
+        missing = "intra_teacher" in self.pseudo_from and "target_as_source" not in self.intra_on
+        if self.lambda_pseudo > 0 and (missing or not self.pseudo_from):
+            raise ValueError(
+                f"pseudo_from = {self.pseudo_from}: name a teacher; the intra-domain one needs "
+                "target_as_source in intra_on"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_domain(self) -> Self:
@@ -138,13 +189,17 @@ class ObjectiveConfig(_Part):
 
 
 class ScheduleConfig(_Part):
-    """How long and how much at a time. An epoch is steps_per_epoch iterations."""
+    """How long and how much at a time. An epoch is steps_per_epoch iterations.
+
+    decay  of the learning rate after the warm-up: the paper's is constant
+    """
 
     epochs: Positive
     steps_per_epoch: Positive
     batch_labelled: Positive
     batch_unlabelled: Positive
     learning_rate: Rate
+    decay: Literal["constant", "cosine"] = "constant"
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 30.0
 
 
@@ -161,11 +216,47 @@ class AugmentConfig(_Part):
         return self
 
 
-class TestConfig(_Part):
-    """Which network is the product of the run, and what it reads of a target scan."""
+class StyleConfig(_Part):
+    """Style randomisation of the images that the student is trained on; not in the paper.
 
-    network: Literal["student", "intra_teacher", "inter_teacher"]
+    curve, convolution  how often a random intensity curve and a random shallow network are applied
+    noise               largest standard deviation of added noise, in normalised intensities
+    """
+
+    curve: Annotated[float, Field(ge=0, le=1)] = 0.0
+    convolution: Annotated[float, Field(ge=0, le=1)] = 0.0
+    noise: Annotated[float, Field(ge=0, le=2)] = 0.0
+
+
+class TestConfig(_Part):
+    """Which network is the product of the run, and what it reads of a target scan.
+
+    network       "auto": the label-free score chooses among those in use
+    feed          of student and intra-domain teacher; the inter-domain one always reads x^t
+    select        "last": as it is after the last epoch, as in the paper; "label-free": as at the
+                  epoch with the best label-free score, looked at every select_epochs
+    """
+
+    network: Literal["student", "intra_teacher", "inter_teacher", "auto"]
     feed: Literal["target", "target_as_source"]
+    select: Literal["last", "label-free"] = "last"
+    select_epochs: Positive = 5
+
+    def feed_of(self, network: str) -> Literal["target", "target_as_source"]:
+        """What a network is fed at test time."""
+        return "target" if network in ("inter_teacher", "distilled") else self.feed
+
+
+class DistilConfig(_Part):
+    """Stage 3. width: channels as a share of the U-Net's, 0.25 for an edge-sized network."""
+
+    width: Annotated[float, Field(gt=0, le=1)]
+    steps: Positive
+    learning_rate: Rate
+
+    def widths(self, full: tuple[int, ...]) -> tuple[int, ...]:
+        """The distilled network's channels by level."""
+        return tuple(max(4, round(self.width * channels)) for channels in full)
 
 
 class TrainConfig(_Part):
@@ -183,6 +274,8 @@ class TrainConfig(_Part):
     adversarial: AdversarialConfig
     schedule: ScheduleConfig
     augment: AugmentConfig
+    style: StyleConfig = StyleConfig()
+    distil: DistilConfig | None = None
     test: TestConfig
 
     @model_validator(mode="after")
@@ -198,7 +291,13 @@ class TrainConfig(_Part):
                 f"the U-Net has {len(self.unet.widths) - 1} decoder levels"
             )
         self._critics_fit(min(self.recipe.window))
-        if not self.objective.networks_in_use[self.test.network]:
+        if self.translation.kind == "fourier" and self.test.feed != "target":
+            raise ValueError(
+                'translation.kind = "fourier" has no generator: set test.feed = "target"'
+            )
+        if self.distil is not None and not self.teachers:
+            raise ValueError("distil needs a teacher, but no term of L asks one")
+        if not self.candidates:
             raise ValueError(f"test.network = {self.test.network}, but no term of L asks it")
         return self
 
@@ -219,13 +318,27 @@ class TrainConfig(_Part):
             )
 
     @property
+    def candidates(self) -> tuple[str, ...]:
+        """The networks that may become the product."""
+        used = tuple(name for name, used in self.objective.networks_in_use.items() if used)
+        return used if self.test.network == "auto" else tuple({self.test.network} & {*used})
+
+    @property
+    def reports_oracle(self) -> bool:
+        """Whether a choice was made that test labels might have made better."""
+        return self.test.select == "label-free" or self.test.network == "auto" or bool(self.distil)
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """The teachers that some term of L asks."""
+        used = self.objective.networks_in_use.items()
+        return tuple(name for name, asked in used if asked and name != "student")
+
+    @property
     def uses_translation(self) -> bool:
         """Whether stage 1 is needed at all."""
-        return (
-            self.objective.uses_unlabelled
-            or bool({*self.objective.supervised_on} - {"source", "target"})
-            or self.test.feed == "target_as_source"
-        )
+        read = {*self.objective.supervised_on, *self.objective.unlabelled_streams, self.test.feed}
+        return self.distil is not None or bool(read - {"source", "target"})
 
     @property
     def uses_target_labels(self) -> bool:

@@ -72,6 +72,9 @@ def run_steps(
             # only here, where every term so far is known to be finite
             if time.monotonic() - saved_at >= checkpoint_seconds:
                 state = {"step": step + 1, "history": history, "trainer": trainer.state()}
+                poisoned = checkpoint.first_not_finite(state["trainer"])
+                if poisoned is not None:
+                    raise TrainingError(f"{name}: {poisoned} is not finite at step {step + 1}")
                 checkpoint.save_latest(folder, state)
                 saved_at = time.monotonic()
         progress(step + 1, steps, note)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F  # noqa: N812  (the field's habit)
 from torch import Tensor
 
@@ -22,7 +23,10 @@ def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
 def soft_dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """1 - (2 Σ p·y + s) / (Σ p² + Σ y² + s), over the batch; mean over classes with background."""
     p = logits.float().softmax(dim=1)
-    y = F.one_hot(labels, p.shape[1]).movedim(-1, 1).to(p.dtype)
+    return _dice_loss(p, F.one_hot(labels, p.shape[1]).movedim(-1, 1).to(p.dtype))
+
+
+def _dice_loss(p: Tensor, y: Tensor) -> Tensor:
     over = (0, 2, 3)
     dice = (2.0 * (p * y).sum(over) + SMOOTH) / ((p * p).sum(over) + y.sum(over) + SMOOTH)
     return 1.0 - dice.mean()
@@ -43,6 +47,31 @@ def weighted_self_information(logits: Tensor) -> Tensor:
     """I(p) = p log2 p, by class and pixel: (B, K, H, W). Finite (0) where p underflows to 0."""
     log_p = logits.float().log_softmax(dim=1)
     return log_p.exp() * log_p / math.log(2.0)
+
+
+def pseudo_labels(q: Tensor, confidence: float) -> tuple[Tensor, Tensor]:
+    """Class probabilities (B, K, H, W) -> labels (B, H, W) and the mask of those to trust.
+
+    Class-balanced (after Zou et al., ECCV 2018): class k's threshold is `confidence` or the median
+    confidence of the pixels given to k, whichever is lower, so no class is left out altogether.
+    """
+    best, labels = q.float().max(dim=1)
+    trusted = torch.zeros_like(best, dtype=torch.bool)
+    for k in range(q.shape[1]):
+        of_class = labels == k
+        median = torch.where(of_class, best, torch.nan).nanmedian()
+        trusted |= of_class & (best >= median.clamp(max=confidence))
+    return labels, trusted
+
+
+def pseudo_loss(logits: Tensor, labels: Tensor, trusted: Tensor) -> Tensor:
+    """L_pseudo: L_seg over the trusted pixels alone."""
+    mask = trusted[:, None].float()
+    cross_entropy = F.cross_entropy(logits.float(), labels, reduction="none")
+    cross_entropy = (cross_entropy * mask[:, 0]).sum() / mask.sum().clamp_min(1.0)
+    p = logits.float().softmax(dim=1) * mask
+    y = F.one_hot(labels, p.shape[1]).movedim(-1, 1) * mask
+    return 0.5 * _dice_loss(p, y) + 0.5 * cross_entropy
 
 
 def fool(score: Tensor) -> Tensor:

@@ -209,7 +209,7 @@ unlabelled = { images = "mr_unlabelled/*_image.nii.gz" }
 [target]
 modality = "CT"
 unlabelled = { images = "ct_unlabelled/*_image.nii.gz" }
-upper_bound = { labels = "ct_upper_bound/*_label.nii.gz" }   # read by the supervised upper bound alone
+upper_bound = { labels = "ct_upper_bound/*_label.nii.gz" }  # for the upper bound alone
 test = { images = "ct_test/*_image.nii.gz", labels = "ct_test/*_label.nii.gz" }
 """  # noqa: E501
 

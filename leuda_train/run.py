@@ -18,6 +18,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from leuda_train.adapt import Adapted, adapt
 from leuda_train.batches import AlignedSets
 from leuda_train.cohort import Cohort, read_cohort
 from leuda_train.config import TrainConfig, make_recipe
+from leuda_train.distil import distil
 from leuda_train.evaluate import evaluate_pairs
 from leuda_train.hardware import Hardware, choose_hardware
 from leuda_train.loop import Progress, write_history
@@ -45,15 +47,24 @@ Stage = Callable[[str], AbstractContextManager[Progress]]
 
 
 def train(
-    cohort_file: Path, config: TrainConfig, out: Path, *, cache: Path | None, stage: Stage
+    cohort_file: Path,
+    config: TrainConfig,
+    out: Path,
+    *,
+    cache: Path | None,
+    stage: Stage,
+    labelled: int | None = None,
 ) -> dict[str, Any]:
     """Do every stage that is not done yet; the evaluation of the finished run.
 
+    labelled: how many of the labelled source scans keep their labels; the rest count as unlabelled.
     stage("name") gives a context manager that yields a progress function. Raises InputError if
     `out` holds a run of another config or cohort.
     """
     began = time.monotonic()
     cohort = read_cohort(cohort_file)
+    if labelled is not None:
+        cohort = cohort.with_labelled(labelled)
     recipe = make_recipe(config, cohort.spec.slices.axis, cohort.spec.slices.spacing_mm)
     resolved = _resolved(out, config, cohort)
     done = out / "evaluation.json"
@@ -89,28 +100,40 @@ def train(
             )
         write_history(out / "translation.jsonl", translation.history)
     with stage(config.method) as progress:
+        sets = _aligned(slices, translation, config)
         adapted = adapt(
-            _aligned(slices, translation, config),
+            sets,
             1 + len(cohort.structures),
             config,
             hardware,
             out / "checkpoints",
             progress,
+            translation.to_source if translation is not None else None,
         )
     write_history(out / "history.jsonl", adapted.history)
-    product, facts = _product(adapted, translation, config, cohort, recipe, hardware)
-    chosen = np.linspace(0, len(slices.target) - 1, min(PARITY_SAMPLES, len(slices.target)))
-    save_product(out, product, facts, slices.target[chosen.astype(int)])
+    if config.distil is not None:
+        with stage("distillation") as progress:
+            adapted = _distilled(adapted, sets, cohort, config, hardware, out, progress)
+    facts = _facts(adapted, config, cohort, recipe, hardware)
+    sampled = np.linspace(0, len(slices.target) - 1, min(PARITY_SAMPLES, len(slices.target)))
+    save_product(out, adapted.chosen, facts, slices.target[sampled.astype(int)])
 
     evaluation: dict[str, Any] = {}
     if cohort.role("target test"):
         with stage("test scans") as progress:
-            evaluation = _evaluate(product, cohort, recipe, hardware, out, progress)
+            evaluation = _evaluate(adapted.chosen, cohort, recipe, hardware, out, progress)
+            if config.reports_oracle:
+                evaluation["oracle"] = _oracle(
+                    adapted, evaluation, cohort, recipe, hardware, out, progress
+                )
     draw_run(out / "run.png", slices, translation, adapted.history)
     evaluation |= {
         "method": config.method,
-        "network": config.test.network,
-        "feed": config.test.feed,
+        "network": adapted.network,
+        "feed": config.test.feed_of(adapted.network),
+        "epoch": adapted.epoch,
+        "label_free_score": adapted.score,
+        "label_free_scores": adapted.scores,
         "hardware": str(hardware),
         "seconds": round(time.monotonic() - began, 1),
     }
@@ -122,7 +145,7 @@ def train(
 
 def _resolved(out: Path, config: TrainConfig, cohort: Cohort) -> str:
     """The text of config.toml. Raises InputError if `out` has another: one folder, one run."""
-    resolved = config.model_dump(mode="json") | {"cohort_sha256": cohort.sha256}
+    resolved = config.model_dump(mode="json", exclude_none=True) | {"cohort_sha256": cohort.sha256}
     path = out / "config.toml"
     text = "# The resolved config of this run, written by `leuda train`.\n" + tomli_w.dumps(
         resolved
@@ -152,24 +175,39 @@ def _aligned(slices: Slices, translation: Translation | None, config: TrainConfi
     )
 
 
-def _product(
+def _distilled(
     adapted: Adapted,
-    translation: Translation | None,
-    config: TrainConfig,
+    sets: AlignedSets,
     cohort: Cohort,
-    recipe: Recipe,
+    config: TrainConfig,
     hardware: Hardware,
-) -> tuple[Product, ProductFacts]:
-    """The network that the config names, behind the generator if it reads x^{t→s}."""
-    through = translation.to_source if config.test.feed == "target_as_source" else None
-    schedule = config.schedule
-    facts = ProductFacts(
+    out: Path,
+    progress: Progress,
+) -> Adapted:
+    """Stage 3: the teachers, as they are after the last step, become one small network."""
+    teachers = {name: adapted.products[name] for name in config.teachers}
+    classes = 1 + len(cohort.structures)
+    folder = out / "checkpoints" / "distil"
+    product, history = distil(teachers, sets, classes, config, hardware, folder, progress)
+    write_history(out / "distillation.jsonl", history)
+    products = {**adapted.products, "distilled": product}
+    return replace(adapted, chosen=product, network="distilled", products=products)
+
+
+def _facts(
+    adapted: Adapted, config: TrainConfig, cohort: Cohort, recipe: Recipe, hardware: Hardware
+) -> ProductFacts:
+    """What has to be known of the product besides its weights."""
+    schedule, widths = config.schedule, config.unet.widths
+    if config.distil is not None:
+        widths = config.distil.widths(widths)
+    return ProductFacts(
         recipe=recipe,
         structures=tuple(cohort.structures),
         modality=cohort.spec.target.modality,
-        feed=config.test.feed,
-        network=config.test.network,
-        widths=config.unet.widths,
+        feed=config.test.feed_of(adapted.network),
+        network=adapted.network,
+        widths=widths,
         dropout=config.unet.dropout,
         generator=(config.translation.width, config.translation.blocks),
         method=config.method,
@@ -180,7 +218,6 @@ def _product(
         steps=schedule.epochs * schedule.steps_per_epoch,
         hardware=str(hardware),
     )
-    return Product(adapted.networks[config.test.network], through), facts
 
 
 def _evaluate(
@@ -211,3 +248,25 @@ def _evaluate(
         map_true=cohort.spec.class_of_raw("target"),
         spacing_mm=spacing_mm,
     )
+
+
+def _oracle(
+    adapted: Adapted,
+    evaluation: dict[str, Any],
+    cohort: Cohort,
+    recipe: Recipe,
+    hardware: Hardware,
+    out: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    """What a choice by test labels would have been: the price of choosing without them.
+
+    Among what was chosen and every candidate after the last epoch. Only ever reported.
+    """
+    dice = {"chosen": evaluation["summary"]["as_predicted"]["mean"]["dice"]}
+    for name, product in adapted.products.items():
+        found = _evaluate(product, cohort, recipe, hardware, out / "oracle" / name, progress)
+        dice[name] = found["summary"]["as_predicted"]["mean"]["dice"]
+    shutil.rmtree(out / "oracle")
+    best = max(dice, key=lambda name: dice[name])
+    return {"network": best, "dice": dice[best], "all": dice}

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from leuda_deploy.recipe import Recipe, Stack, fit_to_window
-from leuda_deploy.volume import Volume, atomic_folder, read_volume
+from leuda_deploy.volume import Volume, read_volume
+from leuda_train.cache import content_key, made_once
 from leuda_train.cohort import Cohort, Scan, check_same_grid
 from leuda_train.cohort_spec import CohortSpec
 
 UNLABELLED = 255
+FORMAT = 1  # raise it when the same recipe gives other slices, so that old stores are not reused
 Progress = Callable[[int, int], None]
 
 
@@ -51,11 +51,11 @@ def load_slices(
 
     target_labels  also store the target's upper-bound labels; no adaptation method may ask for it
     """
-    key = content_key(cohort.sha256, recipe.model_dump(mode="json"), target_labels)
-    folder = cache / f"slices-{key}"
-    if not folder.is_dir():
-        with atomic_folder(folder) as temporary:
-            _write(cohort, recipe, temporary, target_labels, progress)
+    key = content_key(FORMAT, cohort.sha256, recipe.model_dump(mode="json"), target_labels)
+    folder = made_once(
+        cache / f"slices-{key}",
+        lambda temporary: _write(cohort, recipe, temporary, target_labels, progress),
+    )
     labels = np.load(folder / "source_labels.npy", mmap_mode="r")
     return Slices(
         key=key,
@@ -118,8 +118,3 @@ def _class_numbers(label: Volume, class_of_raw: Mapping[int, int]) -> NDArray[np
     for raw, number in class_of_raw.items():
         numbers[values == raw] = number
     return numbers
-
-
-def content_key(*parts: Any) -> str:
-    """A short name for whatever the parts (JSON-able) say; equal parts, equal name."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from leuda_train.augment import teacher_noise
 from leuda_train.batches import Batch
-from leuda_train.config import ObjectiveConfig, Stream
+from leuda_train.config import SOURCE_LIKE, ObjectiveConfig, Stream
 from leuda_train.ema import ema_decay, update_teacher
 from leuda_train.hardware import Hardware
 from leuda_train.losses import (
@@ -33,12 +33,11 @@ from leuda_train.losses import (
     fool,
     inter_consistency,
     intra_consistency,
+    pseudo_labels,
+    pseudo_loss,
     segmentation_loss,
 )
 
-SOURCE_LIKE: tuple[Stream, ...] = ("source", "source_cycled", "target_as_source")
-TARGET_LIKE: tuple[Stream, ...] = ("source_as_target", "target", "target_cycled")
-INTRA: tuple[Stream, ...] = ("source", "target_as_source")
 # (student's image, inter-domain teacher's image): the same slice in the two appearances
 INTER: tuple[tuple[Stream, Stream], ...] = (
     ("source", "source_as_target"),
@@ -70,6 +69,7 @@ class Lambdas:
     inter: float
     adv_intra: float
     adv_inter: float
+    pseudo: float = 0.0
 
 
 def le_uda_step(
@@ -87,50 +87,65 @@ def le_uda_step(
     """
     x = batch.unlabelled
     zero = torch.zeros((), device=hardware.device)
-    L_con_intra = L_con_inter = L_adv_intra = L_adv_inter = L_D = zero
+    L_con_intra = L_con_inter = L_adv_intra = L_adv_inter = L_pseudo = L_D = zero
 
     with hardware.autocast():
-        # --- the student reads every source-like image, clean, in one pass
-        unlabelled = [x[stream] for stream in SOURCE_LIKE if stream in x]
-        p, f = nets.student(torch.cat([*batch.labelled, *unlabelled]))
-        labelled = len(batch.labelled) * len(batch.labels)
-        p_labelled = p[:labelled].chunk(len(batch.labelled))
-        p_ = _by_stream(p[labelled:], SOURCE_LIKE) if x else {}
-        f_ = [_by_stream(level[labelled:], SOURCE_LIKE) for level in f] if x else []
+        # --- the student reads all its images in one pass, the unlabelled ones clean
+        clean = [x[stream] for stream in objective.student_streams]
+        strong = [batch.strong] if batch.strong is not None else []
+        inputs = [*batch.labelled, *clean, *strong]
+        p, f = nets.student(torch.cat(inputs))
+        sizes = [len(images) for images in inputs]
+        first, last = len(batch.labelled), len(batch.labelled) + len(clean)
+        p_all = p.split(sizes)
+        p_ = dict(zip(objective.student_streams, p_all[first:last], strict=True))
+        f_ = [
+            dict(zip(objective.student_streams, level.split(sizes)[first:last], strict=True))
+            for level in f
+        ]
 
         # --- the teachers read their own view of the same slices; no gradient reaches them
         with torch.no_grad():
-            if objective.uses_intra_teacher:
-                noisy = torch.cat([x[stream] for stream in INTRA])
+            if objective.intra_streams:
+                noisy = torch.cat([x[stream] for stream in objective.intra_streams])
                 noisy = noisy + teacher_noise(
                     noisy, objective.teacher_noise, objective.teacher_noise_limit, generator
                 )
                 q, g_intra = nets.intra_teacher(noisy)
-                q_intra = _by_stream(q, INTRA)
-            if objective.uses_inter_teacher:
-                q, g_inter = nets.inter_teacher(torch.cat([x[stream] for stream in TARGET_LIKE]))
-                q_inter = _by_stream(q, TARGET_LIKE)
+                q_intra = _by_stream(q, objective.intra_streams)
+            if objective.inter_streams:
+                images = torch.cat([x[stream] for stream in objective.inter_streams])
+                q, g_inter = nets.inter_teacher(images)
+                q_inter = _by_stream(q, objective.inter_streams)
 
         # --- features that the discriminators compare
         if objective.lambda_adv_intra > 0:
-            f_intra = [torch.cat([level[s] for s in INTRA]) for level in f_]
+            f_intra = [torch.cat([level[s] for s in objective.intra_on]) for level in f_]
             L_adv_intra = _fool_all(nets.intra_critic, f_intra)
         if objective.lambda_adv_inter > 0:
             f_inter = [torch.cat([level[s] for s in SOURCE_LIKE]) for level in f_]
             L_adv_inter = _fool_all(nets.inter_critic, f_inter)
 
     # --- the objective
-    L_seg = sum((segmentation_loss(p_s, batch.labels) for p_s in p_labelled), zero)
+    L_seg = sum((segmentation_loss(p_s, batch.labels) for p_s in p_all[:first]), zero)
     if objective.lambda_intra > 0:
-        L_con_intra = torch.stack([intra_consistency(p_[s], q_intra[s]) for s in INTRA]).mean()
+        L_con_intra = torch.stack(
+            [intra_consistency(p_[s], q_intra[s]) for s in objective.intra_on]
+        ).mean()
     if objective.lambda_inter > 0:
         L_con_inter = torch.stack([inter_consistency(p_[s], q_inter[t]) for s, t in INTER]).sum()
+    if objective.lambda_pseudo > 0:  # beyond the paper: self-training on the target
+        votes = [q_intra["target_as_source"]] if "intra_teacher" in objective.pseudo_from else []
+        votes += [q_inter["target"]] if "inter_teacher" in objective.pseudo_from else []
+        q_mean = torch.stack([vote.float().softmax(dim=1) for vote in votes]).mean(dim=0)
+        L_pseudo = pseudo_loss(p_all[-1], *pseudo_labels(q_mean, objective.pseudo_confidence))
     L = (
         L_seg
         + λ.intra * L_con_intra
         + λ.inter * L_con_inter
         + λ.adv_intra * L_adv_intra
         + λ.adv_inter * L_adv_inter
+        + λ.pseudo * L_pseudo
     )
 
     # --- student
@@ -162,6 +177,7 @@ def le_uda_step(
         "L_con_inter": L_con_inter.detach(),
         "L_adv_intra": L_adv_intra.detach(),
         "L_adv_inter": L_adv_inter.detach(),
+        "L_pseudo": L_pseudo.detach(),
         "L_D": L_D.detach(),
     }
 

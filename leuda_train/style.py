@@ -18,16 +18,20 @@ LAYERS = 4
 
 
 def randomise_style(
-    images: Tensor, generator: torch.Generator, *, curve: float, convolution: float
+    images: Tensor, generator: torch.Generator, *, curve: float, convolution: float, noise: float
 ) -> Tensor:
-    """Restyle each image (B, 1, H, W) on its own; mean and deviation of each are kept.
+    """Restyle each image (B, 1, H, W) on its own.
 
-    curve, convolution  how often each of the two is applied, 0 to 1
+    curve, convolution  how often each of the two is applied, 0 to 1; mean and deviation are kept
+    noise               added last, its standard deviation uniform in [0, noise]
     """
     if curve > 0:
         images = _sometimes(images, random_curve(images, generator), curve, generator)
     if convolution > 0:
         images = _sometimes(images, random_convolution(images, generator), convolution, generator)
+    if noise > 0:
+        std = noise * torch.rand(len(images), 1, 1, 1, generator=generator)
+        images = images + (std * torch.randn(images.shape, generator=generator)).to(images)
     return images
 
 

@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from leuda_deploy.volume import atomic_folder
 from leuda_train import checkpoint
 from leuda_train.batches import draw_rows, step_generator
+from leuda_train.cache import content_key, made_once
 from leuda_train.config import Stream, TranslationConfig
 from leuda_train.cyclegan import (
     CycleGAN,
@@ -30,19 +30,23 @@ from leuda_train.cyclegan import (
     generator_losses,
     patch_discriminator,
 )
+from leuda_train.fourier import fourier_sets
 from leuda_train.hardware import Hardware
 from leuda_train.loop import Progress, Row, run_steps
-from leuda_train.slices import Slices, content_key
+from leuda_train.slices import Slices
 
 LOG_EVERY = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Translation:
-    """The six image sets, (N, h, w) float32 memory-mapped, and the generator that made x^{t→s}."""
+    """The six image sets, (N, h, w) float32 memory-mapped, and the generator that made x^{t→s}.
+
+    to_source is None where no generator was trained.
+    """
 
     images: dict[Stream, NDArray[np.float32]]
-    to_source: Generator
+    to_source: Generator | None
     history: list[Row]
 
 
@@ -58,9 +62,14 @@ def load_translation(
 ) -> Translation:
     """Open the six aligned sets, training the translator first if they are not there."""
     key = content_key(slices.key, config.model_dump(mode="json"), seed, hardware.precision)
-    folder = cache / f"translation-{key}"
-    if not folder.is_dir():
-        training = cache / f"training-{key}"
+    training = cache / f"training-{key}"
+
+    def make(folder: Path) -> None:
+        if config.kind == "fourier":
+            for name, images in fourier_sets(slices, config, seed).items():
+                np.save(folder / f"{name}.npy", images)
+            (folder / "history.json").write_text("[]")
+            return
         trainer = _Trainer(slices, config, hardware, seed)
         history = run_steps(
             trainer,
@@ -71,15 +80,22 @@ def load_translation(
             checkpoint_seconds=checkpoint_seconds,
             progress=progress,
         )
-        with atomic_folder(folder) as temporary:
-            _write_sets(slices, trainer.nets, temporary, hardware)
-            names = ("to_target", "to_source")
-            generators = {name: getattr(trainer.nets, name).state_dict() for name in names}
-            checkpoint.save(temporary / "generators.pt", generators)
-            (temporary / "history.json").write_text(json.dumps(history))
-        shutil.rmtree(training, ignore_errors=True)
-    to_source = Generator(config.width, config.blocks)
-    to_source.load_state_dict(checkpoint.load(folder / "generators.pt")["to_source"])
+        _write_sets(slices, trainer.nets, folder, hardware)
+        names = ("to_target", "to_source")
+        generators = {name: getattr(trainer.nets, name).state_dict() for name in names}
+        checkpoint.save(folder / "generators.pt", generators)
+        (folder / "history.json").write_text(json.dumps(history))
+
+    folder = made_once(cache / f"translation-{key}", make)
+    shutil.rmtree(training, ignore_errors=True)
+    return _open(folder, slices, config)
+
+
+def _open(folder: Path, slices: Slices, config: TranslationConfig) -> Translation:
+    to_source = None
+    if config.kind == "cyclegan":
+        to_source = Generator(config.width, config.blocks)
+        to_source.load_state_dict(checkpoint.load(folder / "generators.pt")["to_source"])
     translated: tuple[Stream, ...] = (
         "source_as_target",
         "source_cycled",

@@ -25,7 +25,7 @@ def test_every_shipped_config_takes_every_shipped_method(config, method):
 
 
 def test_what_the_readme_names_is_shipped():
-    assert shipped("configs") == ["demo", "paper-abdominal", "paper-cardiac"]
+    assert shipped("configs") == ["demo", "paper-abdominal", "paper-cardiac", "small"]
     assert {"le-uda", "source-only", "supervised"} <= set(shipped("methods"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from pathlib import Path
 
 import pytest
 import tiny
@@ -67,7 +68,7 @@ def run(trainer, folder, *, steps: int = STEPS, log_every: int = 1, seconds: flo
 
 
 def adaptation():
-    return adapt._Trainer(tiny.aligned_sets(), 3, tiny.config(), tiny.CPU)
+    return adapt._Trainer(tiny.aligned_sets(), 3, tiny.config(), tiny.CPU, tiny.generator())
 
 
 def translation():
@@ -212,3 +213,20 @@ def test_history_is_one_json_object_a_line(tmp_path):
     write_history(tmp_path / "history.jsonl", rows)
     lines = (tmp_path / "history.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == rows
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    weights = torch.arange(1000.0)
+    checkpoint.save(path, {"weights": weights})
+    content = bytearray(path.read_bytes())
+    content[content.index(weights.numpy().tobytes()) + 100] ^= 0x10
+    path.write_bytes(content)
+    with pytest.raises(TrainingError, match="damaged"):
+        checkpoint.load(path)
+
+
+def test_a_state_that_is_not_finite_is_named() -> None:
+    state = {"student": {"a": torch.ones(3)}, "pools": [torch.ones(2), torch.tensor([torch.nan])]}
+    assert checkpoint.first_not_finite(state) == "pools.1"
+    assert checkpoint.first_not_finite({"a": torch.ones(2), "b": 3, "c": "text"}) is None

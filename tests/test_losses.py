@@ -13,6 +13,8 @@ from leuda_train.losses import (
     fool,
     inter_consistency,
     intra_consistency,
+    pseudo_labels,
+    pseudo_loss,
     segmentation_loss,
     soft_dice_loss,
     weighted_self_information,
@@ -117,3 +119,37 @@ def test_half_precision_inputs_are_computed_in_float32():
     ):
         assert half.dtype == torch.float32
         assert half.item() == single.item()
+
+
+def probabilities(*pixels: list[float]) -> torch.Tensor:
+    """One row of pixels: (1, K, 1, N)."""
+    return torch.tensor(pixels).T[None, :, None, :]
+
+
+def test_pseudo_labels_trust_what_is_confident_and_at_least_half_of_every_class():
+    q = probabilities([0.95, 0.05], [0.9, 0.1], [0.6, 0.4], [0.45, 0.55], [0.3, 0.7], [0.4, 0.6])
+    labels, trusted = pseudo_labels(q, confidence=0.8)
+    assert labels.flatten().tolist() == [0, 0, 0, 1, 1, 1]
+    # class 0: median 0.9, so the threshold is 0.8; class 1: its median, 0.6
+    assert trusted.flatten().tolist() == [True, True, False, False, True, True]
+
+
+def test_pseudo_loss_is_the_segmentation_loss_where_everything_is_trusted():
+    generator = torch.Generator().manual_seed(0)
+    p = torch.randn(2, 4, 5, 6, generator=generator)
+    y = torch.randint(4, (2, 5, 6), generator=generator)
+    everything = torch.ones(2, 5, 6, dtype=torch.bool)
+    assert pseudo_loss(p, y, everything).item() == pytest.approx(segmentation_loss(p, y).item())
+
+
+def test_pseudo_loss_ignores_what_is_not_trusted():
+    generator = torch.Generator().manual_seed(0)
+    p = torch.randn(1, 3, 4, 4, generator=generator)
+    y = torch.randint(3, (1, 4, 4), generator=generator)
+    trusted = torch.zeros(1, 4, 4, dtype=torch.bool)
+    trusted[..., :2] = True
+    changed = p.clone()
+    changed[..., 2:] += 5 * torch.randn(1, 3, 4, 2, generator=generator)
+    torch.testing.assert_close(pseudo_loss(p, y, trusted), pseudo_loss(changed, y, trusted))
+    nothing = torch.zeros_like(trusted)
+    assert torch.isfinite(pseudo_loss(p, y, nothing))

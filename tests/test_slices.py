@@ -83,7 +83,7 @@ def test_another_recipe_has_another_key(cohort_file, tmp_path, change):
     first = load_slices(cohort, RECIPE, cache)
     other = load_slices(cohort, RECIPE.model_copy(update=change), cache)
     assert other.key != first.key
-    assert len(list(cache.iterdir())) == 2
+    assert len(tiny.made(cache)) == 2
 
 
 def test_test_scans_are_not_among_the_slices(cohort_file, tmp_path):
@@ -118,7 +118,7 @@ def test_a_failure_leaves_no_half_written_cache(cohort_file, tmp_path):
     cohort.role("target unlabelled")[1].image.unlink()
     with pytest.raises(ValueError, match="no such scan"):
         load_slices(cohort, RECIPE, tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert tiny.made(tmp_path / "cache") == []
 
 
 def test_progress_counts_the_scans(cohort_file, tmp_path):

@@ -29,7 +29,7 @@ TERMS = {
 
 
 def make_trainer(**sections: object) -> _Trainer:
-    return _Trainer(tiny.aligned_sets(), 3, tiny.config(**sections), tiny.CPU)
+    return _Trainer(tiny.aligned_sets(), 3, tiny.config(**sections), tiny.CPU, tiny.generator())
 
 
 def one_step(trainer: _Trainer, λ: Lambdas = ALL_ON, update: int = 0) -> dict[str, float]:

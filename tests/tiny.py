@@ -12,6 +12,7 @@ import torch
 
 from leuda_train.batches import AlignedSets
 from leuda_train.config import SOURCE_STREAMS, TARGET_STREAMS, TrainConfig, parse_config
+from leuda_train.cyclegan import Generator
 from leuda_train.hardware import Hardware
 
 CPU = Hardware(torch.device("cpu"), "fp32")
@@ -151,3 +152,14 @@ def stage(name: str):
 
 def quiet(done: int, total: int, note: str) -> None:
     pass
+
+
+def generator() -> Generator:
+    """The same untrained generator every time."""
+    torch.manual_seed(0)
+    return Generator(4, 1)
+
+
+def made(cache: Path) -> list[Path]:
+    """What a cache holds besides its locks."""
+    return sorted(path for path in cache.iterdir() if path.suffix != ".lock")

@@ -1,0 +1,162 @@
+"""cohort + methods x labelled counts x seeds -> runs, and one table of them.
+
+OUT/METHOD-labelledN-seedS/   a run each; those that are done are not done again
+OUT/comparison.json .csv .txt .png
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from leuda_deploy.volume import atomic_path
+from leuda_train.config import load_config
+from leuda_train.run import Stage, train
+
+VARIANTS = ("as_predicted", "largest_component")
+
+
+def compare(
+    cohort: Path,
+    out: Path,
+    *,
+    methods: Sequence[str],
+    labelled: Sequence[int | None],
+    seeds: int,
+    config: str,
+    cache: Path | None,
+    stage: Stage,
+    **overrides: Any,
+) -> dict[str, Any]:
+    """Train whatever is missing, in a fixed order, and write the table.
+
+    labelled  numbers of labelled source scans; None for all of them
+    seeds     each method is run with seeds 0 .. seeds - 1
+    """
+    # every config is read first, so that a misspelt method does not show up hours later
+    configs = {
+        (method, seed): load_config(config, method, seed=seed, **overrides)
+        for method in methods
+        for seed in range(seeds)
+    }
+    rows = []
+    for count in labelled:
+        for method in methods:
+            found = []
+            for seed in range(seeds):
+                run = out / f"{method}-labelled{count or 'all'}-seed{seed}"
+                found.append(
+                    train(
+                        cohort,
+                        configs[method, seed],
+                        run,
+                        cache=cache or out / "cache",
+                        stage=lambda name, run=run: stage(f"{run.name}: {name}"),
+                        labelled=count,
+                    )
+                )
+                _write(out, [*rows, _row(method, count, found)])
+            rows.append(_row(method, count, found))
+    return _write(out, rows)
+
+
+def _row(method: str, labelled: int | None, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and standard deviation over seeds, by variant; distances only where they exist."""
+    row: dict[str, Any] = {
+        "method": method,
+        "labelled": labelled or "all",
+        "seeds": len(found),
+        "network": sorted({evaluation["network"] for evaluation in found}),
+        "minutes": round(fmean(evaluation["seconds"] for evaluation in found) / 60, 1),
+        "hardware": found[0]["hardware"],
+    }
+    oracles = [evaluation["oracle"]["dice"] for evaluation in found if "oracle" in evaluation]
+    row["oracle_dice"] = round(fmean(oracles), 4) if oracles else None
+    for variant in VARIANTS:
+        summaries = [evaluation["summary"][variant] for evaluation in found]
+        for key in ("dice", "assd_mm"):
+            values = [s["mean"][key] for s in summaries if s["mean"][key] is not None]
+            row[f"{variant}.{key}"] = round(fmean(values), 4) if values else None
+            row[f"{variant}.{key}_std"] = round(pstdev(values), 4) if values else None
+        row[f"{variant}.missing"] = sum(s["mean"]["n_missing_distance"] for s in summaries)
+        row[f"{variant}.structures"] = {
+            name: round(fmean(s["structures"][name]["dice"] for s in summaries), 4)
+            for name in summaries[0]["structures"]
+        }
+    return row
+
+
+def _write(out: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    comparison = {"rows": rows}
+    _replace(out / "comparison.json", json.dumps(comparison, indent=1))
+    text = io.StringIO()
+    flat = [{k: v for k, v in row.items() if not isinstance(v, dict | list)} for row in rows]
+    writer = csv.DictWriter(text, fieldnames=list(flat[0]))
+    writer.writeheader()
+    writer.writerows(flat)
+    _replace(out / "comparison.csv", text.getvalue())
+    console = Console(width=140, file=io.StringIO())
+    console.print(table(comparison))
+    assert isinstance(console.file, io.StringIO)
+    _replace(out / "comparison.txt", console.file.getvalue())
+    _draw(out / "comparison.png", rows)
+    return comparison
+
+
+def _replace(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text)
+
+
+def table(comparison: dict[str, Any]) -> Table:
+    """Mean ± standard deviation over seeds; LC: largest component alone."""
+    shown = Table()
+    shown.add_column("method", no_wrap=True)
+    shown.add_column("labelled")
+    shown.add_column("seeds")
+    for heading in ("Dice", "Dice, LC", "ASSD mm", "ASSD mm, LC", "no distance", "oracle", "min"):
+        shown.add_column(heading, justify="right")
+    for row in comparison["rows"]:
+        cells = []
+        for key, digits in (("dice", 3), ("assd_mm", 2)):
+            for variant in VARIANTS:
+                mean, deviation = row[f"{variant}.{key}"], row[f"{variant}.{key}_std"]
+                known = mean is not None
+                cells.append(f"{mean:.{digits}f} ± {deviation:.{digits}f}" if known else "-")
+        oracle = "-" if row["oracle_dice"] is None else f"{row['oracle_dice']:.3f}"
+        missing = str(row["as_predicted.missing"])
+        shown.add_row(
+            row["method"],
+            str(row["labelled"]),
+            str(row["seeds"]),
+            *cells,
+            missing,
+            oracle,
+            f"{row['minutes']:.0f}",
+        )
+    return shown
+
+
+def _draw(path: Path, rows: list[dict[str, Any]]) -> None:
+    figure = Figure(figsize=(8, 1.2 + 0.4 * len(rows)), layout="constrained")
+    axis = figure.subplots()
+    names = [f"{row['method']}, {row['labelled']}" for row in rows]
+    dice = [row["as_predicted.dice"] or 0.0 for row in rows]
+    spread = [row["as_predicted.dice_std"] or 0.0 for row in rows]
+    axis.barh(names, dice, xerr=spread, color="#56B4E9")
+    axis.invert_yaxis()
+    axis.set_xlim(0, 1)
+    axis.set_xlabel("mean Dice on the test scans (method, labelled volumes)")
+    for index, value in enumerate(dice):
+        axis.text(0.01, index, f"{value:.3f}", va="center")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=100, format="png")
