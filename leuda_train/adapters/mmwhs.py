@@ -76,7 +76,9 @@ def plan(
         spacing_mm=SPACING_MM,
         source=Side(
             modality=source.upper(),
-            labelled=[scans[source][s] for s in sorted(few)],
+            labelled=[
+                scans[source][s] for s in few
+            ],  # in the published order: see Cohort.with_labelled
             unlabelled=[scans[source][s].image for s in train[source] if s not in few],
         ),
         target=Side(
