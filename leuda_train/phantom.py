@@ -51,8 +51,8 @@ class Contrast(NamedTuple):
     texture_sd: float
 
 
-# How each tissue looks: in black-blood-like MR (1 = brightest; blood is darker than muscle, fat
-# brighter than all) and in CT angiography (HU; left blood > right blood > myocardium > fat).
+# How each tissue looks: in bright-blood MR (1 = brightest; fat > marrow > blood > liver >
+# myocardium) and in CT angiography (HU; left blood > right blood > myocardium > fat > lung).
 APPEARANCE = {
     T.AIR: (Contrast(0.01, 0.0, 0.0), Contrast(-1000, 0, 0)),
     T.LUNG: (Contrast(0.04, 0.01, 0.01), Contrast(-820, 25, 25)),

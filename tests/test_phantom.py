@@ -148,12 +148,14 @@ def test_ct_is_in_hounsfield_units(cohort: Path) -> None:
         assert 280 < np.median(hu[label == 500]) < 450
 
 
-def test_mr_blood_is_darker_than_myocardium(cohort: Path) -> None:
+def test_mr_blood_is_brighter_than_myocardium_and_fat_brighter_still(cohort: Path) -> None:
     for path in cohort.parent.glob("mr_labelled/*_image.nii.gz"):
         image = nib.load(path).get_fdata()
         label = np.asarray(nib.load(str(path).replace("image", "label")).dataobj)
         assert 0 <= image.min() < image.max() < 2000
-        assert np.median(image[label == 500]) < 0.6 * np.median(image[label == 205])
+        blood, muscle = np.median(image[label == 500]), np.median(image[label == 205])
+        assert blood > 1.5 * muscle
+        assert np.percentile(image, 99) > 1.2 * blood  # fat, which is darker than blood in CT
 
 
 def test_volumes_are_plausible(cohort: Path) -> None:
