@@ -14,6 +14,7 @@ Float32 = NDArray[np.float32]
 REAL_WINDOWS = 64  # at least; border windows are added until there are as many
 BORDER_WINDOWS = 8  # at least
 NOISE_WINDOWS = 4
+FLAT = 1e-4  # standard deviation up to which a normalised window counts as one single value
 # where the scan's content lies in a border window: rows and columns moved by half the window
 SHIFTS = {"top left": (-1, -1), "bottom right": (1, 1), "top": (-1, 0), "right": (0, 1)} | {
     "bottom left": (1, -1),
@@ -29,9 +30,10 @@ class Probes:
 
     windows  (N, 1, h, w) float32; names[i] says where window i is from
     real     how many of them, the first ones, hold real slices; the rest is made up
-    flat     where the windows of one single value begin. Instance normalisation divides their
-             rounding noise by the root of its epsilon, so engines that are right differ on them
-             (OpenVINO in float32 by twice the logits' spread): they need only give finite scores.
+    flat     where the windows of one single value begin, among them slices of air. Instance
+             normalisation divides their rounding noise by the root of its epsilon, so engines that
+             are right differ on them (OpenVINO in float32 by twice the logits' spread): they need
+             only give finite scores.
     """
 
     windows: Float32
@@ -52,19 +54,24 @@ def make_probes(families: Mapping[str, Float32], *, seed: int = 0) -> Probes:
     ]
     if not slices:
         raise ModelError("there is no real slice to compare the engines on")
+    real = [(name, image) for name, image in slices if image.std() > FLAT]
+    flat = [(name, image) for name, image in slices if image.std() <= FLAT]
+    if not real:
+        raise ModelError("every slice to compare the engines on is of one single value")
     floor = min(float(image.min()) for _, image in slices)
-    wanted = max(BORDER_WINDOWS, REAL_WINDOWS - len(slices))
-    borders = [
+    wanted = max(BORDER_WINDOWS, REAL_WINDOWS - len(real))
+    moved = [
         (f"{name} at the border, moved to the {where}", _moved(image, shift, floor))
         for where, shift in SHIFTS.items()
-        for name, image in slices
+        for name, image in real
     ]
+    borders = [(name, image) for name, image in moved if image.std() > FLAT]
     # spread over the slices, not the first of them alone
     chosen = sorted({round(i) for i in np.linspace(0, len(borders) - 1, wanted)})
-    real = slices + [borders[i] for i in chosen]
+    real += [borders[i] for i in chosen]
     values = np.stack([image for _, image in slices])
     made_up = _made_up(values, np.random.default_rng(seed))
-    every = real + made_up + _flat(values)
+    every = real + made_up + flat + _flat(values)
     return Probes(
         windows=np.stack([image for _, image in every]).astype(np.float32)[:, None],
         names=tuple(name for name, _ in every),

@@ -113,3 +113,13 @@ def test_flat_windows_need_only_be_finite(probes: Probes) -> None:
     judge(probes, offset(100.0))
     with pytest.raises(ParityError, match="every pixel at"):
         judge(probes, offset(np.nan))
+
+
+def test_a_slice_of_air_counts_as_flat() -> None:
+    images = np.random.default_rng(0).normal(size=(6, 12, 16)).astype(np.float32)
+    images[3] = -1 + 1e-7
+    probes = make_probes({"target": images})
+    assert "target slice 3" in probes.names[probes.flat :]
+    assert probes.windows[: probes.real].std(axis=(1, 2, 3)).min() > 0.1
+    with pytest.raises(ModelError, match="one single value"):
+        make_probes({"target": np.zeros((4, 8, 8), np.float32)})
