@@ -1,4 +1,4 @@
-"""runs -> how exports agree with PyTorch, how large they are, and how fast, by precision and engine.
+"""runs -> how exports agree with PyTorch, their size and speed, by precision and engine.
 
     python benchmarks/export_matrix.py --run teacher=runs/demo/le-uda --cohort COHORT.toml
 
@@ -56,6 +56,7 @@ class OpenVinoEngine:
         self._model = core.compile_model(core.read_model(content), "CPU", settings)
 
     def __call__(self, windows: np.ndarray) -> np.ndarray:
+        """Scores (B, K, h, w) of windows (B, 1, h, w)."""
         return np.array(self._model(windows)[0])
 
 

@@ -21,6 +21,8 @@ class Passport(BaseModel):
     gpu            name of the GPU that it was built on; None: built ahead of time, without one
     layers         of the parsed, strongly typed network: layer name -> data type of its output
     layer_kinds    how many layers compute in each type
+    inspected      of the built engine, from TensorRT's inspector: how many of its outputs have each
+                   format and type; memory_mb: what running it takes. None until it is run
     batch          smallest, optimal and largest batch of its profile
     workspace_mb   limit given to the builder; engine_mb its size; build_seconds
     proven         whether it was run and agreed with ONNX Runtime; only such an engine is used
@@ -44,6 +46,8 @@ class Passport(BaseModel):
     workspace_mb: int
     build_seconds: float
     engine_mb: float
+    inspected: dict[Text, int] | None = None
+    memory_mb: float | None = None
     proven: bool
     sha256: Text
 

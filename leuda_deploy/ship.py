@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from leuda_deploy.builder_watch import Progress
 from leuda_deploy.engines import OnnxEngine
 from leuda_deploy.errors import InputError, ModelError, ParityError
 from leuda_deploy.layers import Float32
@@ -33,8 +34,8 @@ from leuda_deploy.to_tensorrt import (
     BATCH,
     WORKSPACE_MB,
     Plan,
-    Progress,
     engine_file,
+    plan_key,
     to_tensorrt,
 )
 from leuda_deploy.verify import CARD_FILE, PARITY_FILE
@@ -63,6 +64,15 @@ def add_engines(
     engines = dict(manifest.engines)
     for plan in plans:
         name = engine_file(plan)
+        key = plan_key(plan, found, batch, workspace_mb)
+        if (
+            name in engines
+            and engines[name].key() == key
+            and engines[name].sha256
+            == (manifest.files.get(name))
+            == _sha256_if_there(folder / name)
+        ):
+            continue  # the very engine is there already
         built = to_tensorrt(
             folder / MODEL_FILE,
             plan,
@@ -100,7 +110,9 @@ def prove_engine(folder: Path, name: str, probes: Probes) -> Parity:
         limits=LIMITS[card.precision],
     )
     engines = dict(read_manifest(folder).engines)
-    engines[name] = engines[name].model_copy(update={"proven": True})
+    engines[name] = engines[name].model_copy(
+        update={"proven": True, "inspected": engine.inspect(), "memory_mb": engine.memory_mb}
+    )
     _record(folder, engines)
     return parity
 
@@ -110,6 +122,10 @@ def _record(folder: Path, engines: Mapping[str, Passport]) -> Manifest:
         with atomic_path(_passport_file(folder, name)) as temporary:
             temporary.write_text(passport.model_dump_json(indent=1))
     return write_manifest(folder, dict(engines))
+
+
+def _sha256_if_there(path: Path) -> str | None:
+    return file_sha256(path) if path.is_file() else None
 
 
 def _passport_file(folder: Path, name: str) -> Path:

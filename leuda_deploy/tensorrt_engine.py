@@ -7,6 +7,8 @@ this machine, and it was proven to agree with ONNX Runtime.
 from __future__ import annotations
 
 import importlib
+import json
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -112,6 +114,7 @@ class TensorRTEngine:
             raise ModelError(
                 f"{path} cannot be loaded; {rebuild_command(folder, self.passport, find_gpu())}"
             )
+        self._trt = trt
         self._context = self._engine.create_execution_context()
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         inputs = [n for n in names if self._engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
@@ -128,6 +131,20 @@ class TensorRTEngine:
         largest = self.passport.batch[2]
         groups = (windows[i : i + largest] for i in range(0, len(windows), largest))
         return np.concatenate([self._run(np.ascontiguousarray(group)) for group in groups])
+
+    @property
+    def memory_mb(self) -> float:
+        """What the engine's activations take on the device."""
+        size = getattr(self._engine, "device_memory_size_v2", None)  # its name from 10.x on
+        return round(float(size or self._engine.device_memory_size) / 1e6, 2)
+
+    def inspect(self) -> dict[str, int]:
+        """How many outputs of the built engine's layers have each format and data type."""
+        inspector = self._engine.create_engine_inspector()
+        text = inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
+        layers = json.loads(text).get("Layers", [])
+        outputs = [o for layer in layers if isinstance(layer, dict) for o in layer["Outputs"]]
+        return dict(Counter(str(output.get("Format/Datatype", "?"))[:200] for output in outputs))
 
     def _run(self, windows: Float32) -> Float32:
         if not self._context.set_input_shape(self._input, windows.shape):

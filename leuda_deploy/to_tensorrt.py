@@ -10,14 +10,13 @@ from __future__ import annotations
 import hashlib
 import importlib
 import time
-import warnings
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from leuda_deploy.builder_watch import Progress, make_log, make_monitor
 from leuda_deploy.errors import InputError, LeudaError, MissingExtraError, ModelError
 from leuda_deploy.gpu import Gpu, find_gpu
 from leuda_deploy.model_file import read_model
@@ -37,7 +36,6 @@ WORKSPACE_MB = 1024
 BATCH = 8
 # Dynamic windows: the profile goes from the smallest to this many times the recipe's window.
 LARGEST_WINDOW = 2
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +84,20 @@ def engine_file(plan: Plan) -> str:
     return f"model.{plan.target}.engine"
 
 
+def plan_key(plan: Plan, onnx_sha256: str, batch: int, workspace_mb: int) -> str:
+    """The key that an engine of this plan would have; see `Passport.key`."""
+    version = str(importlib.import_module(plan.family).__version__)
+    return engine_key(
+        onnx_sha256,
+        plan.family,
+        version,
+        plan.capability,
+        plan.gpu,
+        (1, batch, batch),
+        workspace_mb,
+    )
+
+
 def to_tensorrt(
     model: Path,
     plan: Plan,
@@ -105,7 +117,7 @@ def to_tensorrt(
     content, card = read_model(model)
     trt: Any = importlib.import_module(plan.family)
     version, onnx_sha256 = str(trt.__version__), hashlib.sha256(content).hexdigest()
-    log = _make_log(trt)
+    log = make_log(trt)
     builder = trt.Builder(log)
     network = _parse(trt, builder, log, content, model)
     layers, kinds = read_precisions(trt, network)
@@ -113,6 +125,7 @@ def to_tensorrt(
 
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mb << 20)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the engine inspector
     config.add_optimization_profile(_profile(builder, network, batch, card.recipe.window, card))
     if plan.gpu is None:
         config.num_compute_capabilities = 1
@@ -121,9 +134,9 @@ def to_tensorrt(
             raise LeudaError(
                 f"{plan.family} {version} refuses compute capability {plan.capability}"
             )
-    monitor = _make_monitor(trt, progress)
+    monitor = make_monitor(trt, progress)
     config.progress_monitor = monitor
-    key = engine_key(onnx_sha256, plan.family, version, plan.capability, plan.gpu, batch)
+    key = plan_key(plan, onnx_sha256, batch, workspace_mb)
     timings = cache / f"{key}.timing" if cache and plan.family == "tensorrt" else None
     _load_timings(config, timings)
 
@@ -238,51 +251,3 @@ def _load_timings(config: Any, timings: Path | None) -> None:
     if not config.set_timing_cache(config.create_timing_cache(known), False):
         timings.unlink(missing_ok=True)  # of another version; measure anew
         config.set_timing_cache(config.create_timing_cache(b""), False)
-
-
-def _make_log(trt: Any) -> Any:
-    """A logger that keeps what is said, so that it can stand in the error, and prints nothing."""
-
-    class Log(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.ERROR:
-                self.errors.append(message)
-
-        def said(self) -> str:
-            return "; ".join(self.errors)[-300:] or "no reason given"
-
-    return Log()
-
-
-def _make_monitor(trt: Any, progress: Progress) -> Any:
-    """Builder phases -> one progress line: steps of the outermost phase, name of the innermost."""
-
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self.total = 0
-            self.done = 0
-            self.outermost = ""
-
-        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
-            if parent is None:
-                self.outermost, self.total, self.done = name, steps, 0
-            progress(self.done, max(self.total, 1), name)
-
-        def step_complete(self, name: str, step: int) -> bool:
-            if name == self.outermost:
-                self.done = step + 1
-                progress(self.done, max(self.total, 1), name)
-            return True
-
-        def phase_finish(self, name: str) -> None:
-            if name == self.outermost:
-                progress(self.total, max(self.total, 1), name)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return Monitor()

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import pytest
 
+from leuda_deploy import ship as ship_module
 from leuda_deploy import to_tensorrt as module
 from leuda_deploy.errors import InputError, MissingExtraError, ModelError
 from leuda_deploy.gpu import Gpu, find_gpu
@@ -100,6 +101,31 @@ def test_progress_comes_from_the_builder(exports: dict[str, Path], tmp_path: Pat
     assert {"Building engine", "Optimizing graph"} <= {note for _, _, note in seen}
     assert seen[-1][0] == seen[-1][1]
     assert all(done <= total for done, total, _ in seen)
+
+
+@needs_rtx
+def test_the_very_same_engine_is_not_built_again(
+    export: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = read_manifest(export)
+    built = []
+    honest = ship_module.to_tensorrt
+
+    def build(model, plan, *given, **more):
+        built.append(plan.target)
+        return honest(model, plan, *given, **more)
+
+    monkeypatch.setattr(ship_module, "to_tensorrt", build)
+    add_engines(export, plan_engines(TARGETS), probes=None, batch=4)
+    assert built == []
+    assert read_manifest(export) == before
+    (export / "model.rtx-ada.engine").write_bytes(b"damaged")
+    add_engines(export, plan_engines(TARGETS), probes=None, batch=4)
+    assert built == ["rtx-ada"]
+    add_engines(export, plan_engines(["rtx-ampere"]), probes=None, batch=2)
+    assert built == ["rtx-ada", "rtx-ampere"]
+    assert read_manifest(export).engines["model.rtx-ampere.engine"].batch == (1, 2, 2)
+    verify(export)
 
 
 @needs_rtx
@@ -229,6 +255,9 @@ def test_an_engine_for_this_gpu_is_run_and_proven(tmp_path: Path) -> None:
     probes = make_probes({"noise": images})
     (plan,) = plan_engines([])
     engines = add_engines(tmp_path / "export", [plan], probes=probes)
-    assert engines[engine_file(plan)].proven
+    passport = engines[engine_file(plan)]
+    assert passport.proven
+    assert passport.inspected
+    assert passport.memory_mb
     engine = TensorRTEngine(tmp_path / "export", engine_file(plan))
     assert engine(probes.windows[:11]).shape == (11, 5, 64, 64)
