@@ -94,10 +94,12 @@ def verify(
     if prove:
         from leuda_deploy.ship import probes_of_scans, prove_engine
 
+        fitting = [engine.name for engine in found.engines if not engine.misfits]
+        if not fitting:
+            raise LeudaError(f"{export} has no engine that fits this machine: nothing to prove")
         probes = probes_of_scans(export, prove)
-        for engine in found.engines:
-            if not engine.misfits:
-                prove_engine(export, engine.name, probes)
+        for name in fitting:
+            prove_engine(export, name, probes)
         found = verify_export(export)
     if as_json:
         typer.echo(json.dumps(found.as_dict(), indent=1))

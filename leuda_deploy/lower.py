@@ -21,7 +21,7 @@ from leuda_deploy.to_int8 import calibrate, quantisable, quantise, split_concate
 
 # What counts as another layer when the fault is looked for: several times what rounding does.
 LAYER_LIMITS: dict[Precision, float] = {"fp32": 1e-3, "fp16": 1e-2, "int8": 0.25}
-SENSITIVITY_WINDOWS = 16
+SENSITIVITY_WINDOWS = 8
 LIFTED_AT_A_TIME = 8  # an eighth of the layers that are left, at least one
 Progress = Callable[[int, int, str], None]
 

@@ -9,6 +9,7 @@ exports/NAME/manifest.json            SHA-256 of everything, passports
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from leuda_deploy.to_tensorrt import (
     to_tensorrt,
 )
 from leuda_deploy.verify import CARD_FILE, PARITY_FILE
+from leuda_deploy.verify import verify as _verify_whole
 from leuda_deploy.volume import atomic_folder, atomic_path, read_volume
 
 
@@ -158,6 +160,11 @@ def adopt(source: Path, output: Path | None) -> Path:
     with atomic_folder(output) as folder:
         (folder / MODEL_FILE).write_bytes(content)
         (folder / CARD_FILE).write_text(card.model_dump_json(indent=1))
+        proof = source.parent / PARITY_FILE
+        if source.name == MODEL_FILE and (source.parent / MANIFEST_FILE).is_file():
+            _verify_whole(source.parent)  # then the proof beside it is of this very model
+            if proof.is_file():
+                shutil.copyfile(proof, folder / PARITY_FILE)
         write_manifest(folder)
     return output
 

@@ -16,6 +16,7 @@ from onnx import helper, numpy_helper
 from leuda_deploy.layers import Float32, values_of
 
 BINS = 2048
+CALIBRATION_PIXELS = 1 << 16  # of the input, at a time
 LEVELS = 127  # int8 without -128, so that the range is symmetric
 
 
@@ -91,12 +92,14 @@ def calibrate(model: onnx.ModelProto, windows: Float32) -> dict[str, float]:
     names = set(quantisable(model))
     ends = [(n.input[0], n.output[0]) for n in model.graph.node if n.name in names]
     tensors = sorted({name for pair in ends for name in pair})
+    # every tensor of every window is held at once: few windows where they are large
+    batch = max(1, CALIBRATION_PIXELS // windows[0].size)
     top = dict.fromkeys(tensors, 1e-6)
-    for values in values_of(model, windows, tensors):
+    for values in values_of(model, windows, tensors, batch=batch):
         for name, value in values.items():
             top[name] = max(top[name], float(np.abs(value).max()))
     counts = {name: np.zeros(BINS) for name in tensors}
-    for values in values_of(model, windows, tensors):
+    for values in values_of(model, windows, tensors, batch=batch):
         for name, value in values.items():
             counts[name] += np.histogram(np.abs(value), bins=BINS, range=(0.0, top[name]))[0]
     return {name: _best_range(counts[name], top[name]) for name in tensors}

@@ -112,6 +112,7 @@ def test_a_model_file_is_exported_on_without_torch(export: Path, tmp_path: Path)
     shipped = json.loads(done.stdout)
     assert (out / "model.onnx").read_bytes() == source.read_bytes()
     assert (repository / "phantom-heart" / "config.pbtxt").is_file()
+    assert shipped["parity"] == json.loads((export / "parity.json").read_text())
     assert list(shipped["engines"]) == (["model.rtx-ada.engine"] if more else [])
     assert leuda("verify", out).returncode == 0
 
@@ -147,3 +148,10 @@ def test_a_loose_model_file_needs_a_folder(export: Path, tmp_path: Path) -> None
     done = leuda("export", loose)
     assert done.returncode == 2
     assert "-o exports/NAME" in done.stderr
+
+
+def test_proving_needs_an_engine_that_fits(export: Path, tmp_path: Path) -> None:
+    done = leuda("verify", export, "--prove", tmp_path / "scan.nii.gz")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "has no engine that fits this machine" in done.stderr
