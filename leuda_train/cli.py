@@ -138,7 +138,7 @@ def export(
     from leuda_deploy.to_triton import to_triton
 
     plans = plan_engines(trt_target.split(",")) if trt else []  # refused before the long work
-    from_run = source.is_dir()
+    from_run = source.suffix != ".onnx"
     if from_run:
         folder = _export_run(source, output, precision, dynamic_window, probabilities, licence)
     else:
@@ -179,7 +179,7 @@ def _export_run(
     probabilities: bool,
     licence: str,
 ) -> Path:
-    _need_torch("leuda export RUN")
+    _need_torch("leuda export")
     from leuda_deploy.card import GraphOptions
     from leuda_deploy.progress import stage
     from leuda_train.export import export as export_run
