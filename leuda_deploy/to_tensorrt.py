@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from leuda_deploy.builder_watch import Progress, make_log, make_monitor
+from leuda_deploy.card import ModelCard
 from leuda_deploy.errors import InputError, LeudaError, MissingExtraError, ModelError
 from leuda_deploy.gpu import Gpu, find_gpu
 from leuda_deploy.model_file import read_model
@@ -123,18 +124,8 @@ def to_tensorrt(
     layers, kinds = read_precisions(trt, network)
     _check_precision(card.precision, kinds, model)
 
-    config = builder.create_builder_config()
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mb << 20)
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the engine inspector
-    config.add_optimization_profile(_profile(builder, network, batch, card.recipe.window, card))
-    if plan.gpu is None:
-        config.num_compute_capabilities = 1
-        wanted = getattr(trt.ComputeCapability, "SM" + plan.capability.replace(".", ""))
-        if not config.set_compute_capability(wanted, 0):
-            raise LeudaError(
-                f"{plan.family} {version} refuses compute capability {plan.capability}"
-            )
-    monitor = make_monitor(trt, progress)
+    config = _configure(trt, builder, network, plan, card, batch, workspace_mb)
+    monitor = make_monitor(trt, progress)  # has to live as long as the build
     config.progress_monitor = monitor
     key = plan_key(plan, onnx_sha256, batch, workspace_mb)
     timings = cache / f"{key}.timing" if cache and plan.family == "tensorrt" else None
@@ -169,6 +160,24 @@ def to_tensorrt(
         proven=False,
         sha256=hashlib.sha256(code).hexdigest(),
     )
+
+
+def _configure(
+    trt: Any,
+    builder: Any,
+    network: Any,
+    plan: Plan,
+    card: ModelCard,
+    batch: int,
+    workspace_mb: int,
+) -> Any:
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mb << 20)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the engine inspector
+    config.add_optimization_profile(_profile(builder, network, batch, card.recipe.window, card))
+    if plan.family == "tensorrt_rtx":
+        _aim(trt, config, plan)
+    return config
 
 
 def read_precisions(trt: Any, network: Any) -> tuple[dict[str, str], dict[str, int]]:
@@ -221,7 +230,9 @@ def _parse(trt: Any, builder: Any, log: Any, content: bytes, model: Path) -> Any
     return network
 
 
-def _profile(builder: Any, network: Any, batch: int, window: tuple[int, int], card: Any) -> Any:
+def _profile(
+    builder: Any, network: Any, batch: int, window: tuple[int, int], card: ModelCard
+) -> Any:
     """1 to `batch` windows of the recipe's size; with an open graph, of other sizes, too."""
     entry = network.get_input(0)
     profile = builder.create_optimization_profile()
