@@ -20,6 +20,7 @@ MAX_CARD_BYTES = 1 << 20
 
 Text = Annotated[str, Field(max_length=500)]
 Channel = Annotated[int, Field(ge=0, le=255)]
+Precision = Literal["fp32", "fp16", "int8"]
 
 # Distinct on grey images, also for the colour-blind (after Okabe and Ito, 2008).
 PALETTE: tuple[tuple[int, int, int], ...] = (
@@ -61,11 +62,24 @@ class Provenance(_Part):
     test_dice: dict[str, float] | None = None
 
 
+class GraphOptions(_Part):
+    """What the graph does beyond (B, 1, h, w) -> logits with a fixed window.
+
+    dynamic_window    it takes any window whose sides are multiples of window_multiple
+    output            its scores: logits, or after a softmax over the classes
+    """
+
+    dynamic_window: bool = False
+    window_multiple: Annotated[int, Field(ge=1, le=4096)] = 1
+    output: Literal["logits", "probabilities"] = "logits"
+
+
 class ModelCard(_Part):
     """What a model is, how scans are prepared for it, and what its outputs mean.
 
     feed  what the graph is given is always the normalised target scan; this says what the network
           inside reads: the target itself, or the target through the generator `to_source`
+    precision  what most of the network computes in; inputs and scores are always fp32
     sha256  over graph, weights and card; see `model_file`
     """
 
@@ -75,7 +89,8 @@ class ModelCard(_Part):
     recipe: Recipe
     structures: Annotated[tuple[Structure, ...], Field(min_length=1, max_length=255)]
     feed: Literal["target", "target_as_source"]
-    precision: Literal["fp32"] = "fp32"
+    precision: Precision = "fp32"
+    options: GraphOptions = GraphOptions()
     opset: Annotated[int, Field(ge=1)]
     licence: Text
     provenance: Provenance

@@ -78,6 +78,47 @@ def infer(
         show_report(report, Console())
 
 
+@app.command()
+def verify(
+    export: Annotated[Path, typer.Argument(help="Export folder or *.onnx file.")],
+    prove: Annotated[
+        list[Path] | None,
+        typer.Option(help="Run engines that fit this GPU on this scan; mark those that agree."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check an export: whole, what it is, does it fit here.  [dim]Needs: nothing more.[/dim]"""
+    from leuda_deploy.verify import verify as verify_export
+
+    found = verify_export(export)
+    if prove:
+        from leuda_deploy.ship import probes_of_scans, prove_engine
+
+        fitting = [engine.name for engine in found.engines if not engine.misfits]
+        if not fitting:
+            raise LeudaError(f"{export} has no engine that fits this machine: nothing to prove")
+        probes = probes_of_scans(export, prove)
+        for name in fitting:
+            prove_engine(export, name, probes)
+        found = verify_export(export)
+    if as_json:
+        typer.echo(json.dumps(found.as_dict(), indent=1))
+        return
+    typer.echo(f"whole    {found.model}, {found.files} files as their manifest says")
+    typer.echo(f"model    {found.name}: {found.precision}, feed {found.feed}, {found.licence}")
+    typer.echo(f"labels   {', '.join(found.structures)}; window {found.window}")
+    typer.echo(f"machine  {found.gpu or 'no NVIDIA GPU'}")
+    for engine in found.engines:
+        typer.echo(f"engine   {engine.name}: {engine.family}, {engine.target}, {engine.precision}")
+        for misfit in engine.misfits:
+            typer.echo(f"         does not fit: {misfit}")
+        if engine.misfits:
+            typer.echo(f"         build it again: {engine.rebuild}")
+        else:
+            state = "proven" if engine.proven else f"to prove: leuda verify {export} --prove SCAN"
+            typer.echo(f"         fits; {state}")
+
+
 def _stem(scan: Path) -> str:
     name = scan.name
     for extension in (".gz", ".nii", ".hdr", ".img", ".mgz", ".mgh"):

@@ -22,7 +22,11 @@ class ModelError(LeudaError):
 
 
 class ParityError(LeudaError):
-    """Two engines that should agree do not."""
+    """Two engines that should agree do not; `window` is the probe on which they differ most."""
+
+    def __init__(self, message: str, window: int | None = None) -> None:
+        super().__init__(message)
+        self.window = window
 
 
 class TrainingError(LeudaError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -16,9 +17,22 @@ OPSET = 20
 INPUT, OUTPUT = "windows", "logits"
 
 
+class WithSoftmax(torch.nn.Module):
+    """(B, 1, h, w) -> probabilities (B, K, h, w) of a module that gives logits."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, windows: torch.Tensor) -> torch.Tensor:
+        """Softmax over the classes."""
+        return torch.softmax(self.module(windows), dim=1)
+
+
 def to_onnx(module: torch.nn.Module, card: ModelCard, path: Path | str) -> ModelCard:
     """Write (B, 1, h, w) float32 -> (B, K, h, w) float32 with a dynamic batch and a fixed window.
 
+    With `card.options.dynamic_window` h and w are open, too: any multiples of `window_multiple`.
     Batch norm is folded into the convolutions; weights are inside the file. Returns the card with
     the checksum of what was written.
     """
@@ -34,7 +48,7 @@ def to_onnx(module: torch.nn.Module, card: ModelCard, path: Path | str) -> Model
             opset_version=OPSET,
             input_names=[INPUT],
             output_names=[OUTPUT],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},),
+            dynamic_shapes=(_open_axes(card),),
             external_data=False,
             optimize=True,
             verbose=False,
@@ -44,6 +58,15 @@ def to_onnx(module: torch.nn.Module, card: ModelCard, path: Path | str) -> Model
     _strip(model)
     onnx.checker.check_model(model, full_check=True)
     return write_model(model, card.model_copy(update={"opset": OPSET}), path)
+
+
+def _open_axes(card: ModelCard) -> dict[int, Any]:
+    axes: dict[int, Any] = {0: torch.export.Dim("batch", min=1, max=4096)}
+    if card.options.dynamic_window:
+        multiple = card.options.window_multiple
+        for axis, name in ((2, "rows"), (3, "columns")):
+            axes[axis] = multiple * torch.export.Dim(name, min=2, max=4096 // multiple)
+    return axes
 
 
 def _strip(model: onnx.ModelProto) -> None:

@@ -21,6 +21,14 @@ class DeviceOption(StrEnum):
     CUDA = "cuda"
 
 
+class ExportPrecision(StrEnum):
+    """What an exported graph computes in; its inputs and scores are always fp32."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
 class PrecisionOption(StrEnum):
     """What networks compute in."""
 
@@ -188,29 +196,104 @@ def _count(text: str) -> int | None:
 
 @app.command()
 def export(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="exports/NAME")],
+    source: Annotated[Path, typer.Argument(help="A finished run, or an exported *.onnx file.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="exports/NAME. Default: the *.onnx file's own folder."),
+    ] = None,
+    precision: Annotated[
+        ExportPrecision, typer.Option(help="Written into the graph, and proven.")
+    ] = ExportPrecision.FP32,
+    dynamic_window: Annotated[
+        bool, typer.Option("--dynamic-window", help="Other window sizes than the recipe's, too.")
+    ] = False,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="The softmax is inside the graph.")
+    ] = False,
+    trt: Annotated[bool, typer.Option("--trt", help="Also build a TensorRT engine.")] = False,
+    trt_target: Annotated[
+        str,
+        typer.Option(help="this-machine, or ahead of time, without a GPU: rtx-ampere,rtx-ada,..."),
+    ] = "this-machine",
+    trt_batch: Annotated[int, typer.Option(min=1, help="Largest batch of the engine.")] = 8,
+    trt_workspace_mb: Annotated[int, typer.Option(min=1, help="The builder's memory.")] = 1024,
+    prove: Annotated[
+        list[Path] | None,
+        typer.Option(help="Scans to compare an engine on. Default for a run: its own slices."),
+    ] = None,
+    triton: Annotated[
+        Path | None, typer.Option(help="Also write it into this Triton model repository.")
+    ] = None,
     licence: Annotated[str, typer.Option(help="Licence of the weights.")] = "not stated",
     as_json: JsonOption = False,
 ) -> None:
-    """Write the model as ONNX, checked against PyTorch.  [dim]Needs: leuda\\[train].[/dim]"""
+    """Write a model and prove it, or refuse.  [dim]A run needs: leuda\\[train].[/dim]"""
+    from leuda_deploy.ship import add_engines, adopt, probes_of_scans, summary
+    from leuda_deploy.to_tensorrt import plan_engines
+    from leuda_deploy.to_triton import to_triton
+
+    plans = plan_engines(trt_target.split(",")) if trt else []  # refused before the long work
+    from_run = source.suffix != ".onnx"
+    if from_run:
+        folder = _export_run(source, output, precision, dynamic_window, probabilities, licence)
+    else:
+        if precision != "fp32" or dynamic_window or probabilities:
+            raise InputError("--precision, --dynamic-window and --probabilities need a run")
+        folder = adopt(source, output)
+    probes = probes_of_scans(folder, prove) if prove else None
+    if plans and probes is None and from_run:
+        from leuda_train.export import run_probes
+
+        probes = run_probes(source)
+    if plans:
+        from leuda_deploy.progress import stage
+
+        with stage("TensorRT") as progress:
+            add_engines(
+                folder,
+                plans,
+                probes=probes,
+                batch=trt_batch,
+                workspace_mb=trt_workspace_mb,
+                progress=progress,
+            )
+    served = to_triton(folder, triton) if triton is not None else None
+    shipped = summary(folder, served)
+    if as_json:
+        typer.echo(json.dumps(shipped, allow_nan=False))
+        return
+    for key, value in shipped["lines"]:
+        typer.echo(f"{key:<9}{value}")
+
+
+def _export_run(
+    run_folder: Path,
+    output: Path | None,
+    precision: ExportPrecision,
+    dynamic_window: bool,
+    probabilities: bool,
+    licence: str,
+) -> Path:
     _need_torch("leuda export")
+    from leuda_deploy.card import GraphOptions
+    from leuda_deploy.progress import stage
     from leuda_train.export import export as export_run
 
-    card, parity = export_run(run_folder, output, licence=licence)
-    if as_json:
-        typer.echo(json.dumps({"card": card.model_dump(mode="json"), "parity": parity.as_dict()}))
-        return
-    size = (output / "model.onnx").stat().st_size / 1e6
-    typer.echo(
-        f"wrote    {output / 'model.onnx'} ({size:.1f} MB, opset {card.opset}, dynamic batch)"
+    if output is None:
+        raise InputError("say where the export goes: -o exports/NAME")
+    options = GraphOptions(
+        dynamic_window=dynamic_window, output="probabilities" if probabilities else "logits"
     )
-    typer.echo(f"feed     {card.feed}, {card.provenance.network} of {card.provenance.method}")
-    typer.echo(
-        f"parity   {parity.stage}: max |Δlogit| {parity.max_abs:.2g}, "
-        f"{parity.disagreement:.2%} of pixels differ, over {parity.windows} windows"
-    )
-    typer.echo(f"next     leuda infer SCAN.nii.gz --model {output}")
+    with stage(f"ONNX {precision.value}") as progress:
+        export_run(
+            run_folder,
+            output,
+            licence=licence,
+            precision=precision.value,
+            options=options,
+            progress=progress,
+        )
+    return output
 
 
 @app.command()

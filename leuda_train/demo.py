@@ -71,7 +71,9 @@ def _do_all(out: Path, console: Console) -> dict[str, Any]:
     model = out / "model"
     with timed("export"):
         _, parity = export(out / "le-uda", model, licence="MIT")
-    console.print(f"  largest |Δlogit| {parity.max_abs:.2g} over {parity.windows} windows")
+    console.print(
+        f"  largest |Δlogit| {parity.max_abs:.2g} of their spread over {parity.windows} windows"
+    )
 
     console.print("4/4 inference on a held-out CT, without torch's help")
     scan = sorted((cohort.parent / "ct_test").glob("*_image.nii.gz"))[0]

@@ -1,4 +1,4 @@
-"""a finished run -> exports/NAME: model.onnx with its card, kept if it agrees with PyTorch."""
+"""a finished run -> exports/NAME: a model file in the precision asked for, proven, or nothing."""
 
 from __future__ import annotations
 
@@ -7,43 +7,98 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
+import onnx
 import torch
+from numpy.typing import NDArray
 
-from leuda_deploy.card import PALETTE, ModelCard, Provenance, Structure
-from leuda_deploy.engines import OnnxEngine
+from leuda_deploy.card import PALETTE, GraphOptions, ModelCard, Precision, Provenance, Structure
+from leuda_deploy.errors import ParityError
+from leuda_deploy.lower import LAYER_LIMITS, Progress, lower, prove
+from leuda_deploy.manifest import write_manifest
 from leuda_deploy.model_file import MODEL_FILE
-from leuda_deploy.parity import Parity, check_parity, probe_windows
-from leuda_deploy.to_onnx import OPSET, to_onnx
+from leuda_deploy.parity import Parity, run_windows
+from leuda_deploy.probes import Probes, make_probes
+from leuda_deploy.to_onnx import OPSET, WithSoftmax, to_onnx
 from leuda_deploy.volume import atomic_folder
 from leuda_train.hardware import Hardware
 from leuda_train.product import ProductFacts, TorchEngine, load_product
+from leuda_train.trace import first_layer_that_differs
 
 
-def export(run: Path, out: Path, *, licence: str = "not stated") -> tuple[ModelCard, Parity]:
-    """Write out/model.onnx, out/card.json (the same card, to read) and out/parity.json.
+def export(
+    run: Path,
+    out: Path,
+    *,
+    licence: str = "not stated",
+    precision: Precision = "fp32",
+    options: GraphOptions | None = None,
+    progress: Progress = lambda done, total, note: None,
+) -> tuple[ModelCard, Parity]:
+    """Write model.onnx, card.json (the same card, to read), parity.json and manifest.json in `out`.
 
-    The folder appears only when ONNX Runtime agrees with PyTorch on real target windows and noise.
+    The folder appears only when every stage agrees with the one before it on real slices, their
+    borders, noise and extremes: PyTorch -> ONNX fp32 -> ONNX in the precision asked for.
     Raises ParityError otherwise, and TrainingError if the run is not finished.
+    Returns the card and what the last stage found.
     """
-    product, facts, samples = load_product(run)
-    card = make_card(facts, out.name, licence, _test_dice(run))
+    product, facts, families = load_product(run)
+    card = make_card(facts, out.name, licence, _test_dice(run), options or GraphOptions())
+    module = WithSoftmax(product) if card.options.output == "probabilities" else product
+    probes = make_probes(families)
     # the yardstick is float32 on the CPU, wherever and however the run was trained
-    reference = TorchEngine(product, Hardware(torch.device("cpu"), "fp32"))
+    expected = run_windows(
+        TorchEngine(module, Hardware(torch.device("cpu"), "fp32")), probes.windows
+    )
     with atomic_folder(out) as folder:
-        card = to_onnx(product, card, folder / MODEL_FILE)
-        parity = check_parity(
-            reference,
-            OnnxEngine(folder / MODEL_FILE),
-            probe_windows(samples),
-            stage="PyTorch fp32 -> ONNX Runtime CPU fp32",
-        )
+        path = folder / MODEL_FILE
+        card = to_onnx(module, card, path)
+        parity = _prove_onnx(path, module, probes, expected)
+        report: dict[str, object] = {"stages": [parity.as_dict()]}
+        if precision != "fp32":
+            model = onnx.load(path)
+            found = lower(
+                model, card, precision, probes, families["target"], expected, path, progress
+            )
+            card, parity = found.card, found.parity
+            report = {"stages": [*report["stages"], parity.as_dict()]}  # type: ignore[misc]
+            if precision == "int8":
+                report["int8_layers"] = found.int8_layers
+                report["lifted_layers"] = found.lifted_layers
         (folder / "card.json").write_text(card.model_dump_json(indent=1))
-        (folder / "parity.json").write_text(json.dumps(parity.as_dict(), indent=1))
+        (folder / "parity.json").write_text(json.dumps(report, indent=1, allow_nan=False))
+        write_manifest(folder)
     return card, parity
 
 
+def run_probes(run: Path) -> Probes:
+    """The windows that this run's exports are proven on."""
+    return make_probes(load_product(run)[2])
+
+
+def _prove_onnx(
+    path: Path, module: torch.nn.Module, probes: Probes, expected: NDArray[np.float32]
+) -> Parity:
+    """The first stage; a refusal names the first layer that the graph does not compute."""
+    stage = "PyTorch fp32 -> ONNX Runtime CPU fp32"
+    try:
+        return prove(path, probes, expected, stage=stage)
+    except ParityError as error:
+        if error.window is None:
+            raise
+        window = probes.windows[error.window][None]
+        where = first_layer_that_differs(
+            module, onnx.load(path), window, limit=LAYER_LIMITS["fp32"]
+        )
+        raise ParityError(f"{error}; {where}; nothing was kept", error.window) from error
+
+
 def make_card(
-    facts: ProductFacts, name: str, licence: str, test_dice: dict[str, float] | None
+    facts: ProductFacts,
+    name: str,
+    licence: str,
+    test_dice: dict[str, float] | None,
+    options: GraphOptions,
 ) -> ModelCard:
     """The card of a run's product; the exporter fills in the checksum."""
     structures = tuple(
@@ -68,11 +123,20 @@ def make_card(
         recipe=facts.recipe,
         structures=structures,
         feed=facts.feed,
+        options=_with_multiple(options, facts),
         opset=OPSET,
         licence=licence,
         provenance=provenance,
         sha256="",
     )
+
+
+def _with_multiple(options: GraphOptions, facts: ProductFacts) -> GraphOptions:
+    """Windows of an open graph have to be multiples of what the U-Net, and the generator, halve."""
+    if not options.dynamic_window:
+        return options
+    halvings = max(len(facts.widths) - 1, 2 if facts.feed == "target_as_source" else 0)
+    return options.model_copy(update={"window_multiple": 2**halvings})
 
 
 def _test_dice(run: Path) -> dict[str, float] | None:

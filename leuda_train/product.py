@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,18 +72,23 @@ def build_product(facts: ProductFacts) -> Product:
 
 
 def save_product(
-    run: Path, product: Product, facts: ProductFacts, samples: NDArray[np.float32]
+    run: Path, product: Product, facts: ProductFacts, samples: Mapping[str, NDArray[np.float32]]
 ) -> None:
-    """Write RUN/model.pt: weights, facts, and target windows (N, h, w) to check exports on."""
+    """Write RUN/model.pt: weights, facts, and windows (N, h, w) by image family.
+
+    The windows are what exports are compared on, and those of "target" what int8 is calibrated on.
+    """
     state = {
         "facts": facts.model_dump_json(),
         "weights": {name: value.cpu() for name, value in product.state_dict().items()},
-        "samples": torch.from_numpy(np.ascontiguousarray(samples)),
+        "samples": {
+            family: torch.from_numpy(np.array(images)) for family, images in samples.items()
+        },
     }
     checkpoint.save(run / MODEL_FILE, state)
 
 
-def load_product(run: Path) -> tuple[Product, ProductFacts, NDArray[np.float32]]:
+def load_product(run: Path) -> tuple[Product, ProductFacts, dict[str, NDArray[np.float32]]]:
     """The inverse of `save_product`; the module is in evaluation mode, float32, on the CPU."""
     if not (run / MODEL_FILE).is_file():
         raise TrainingError(f"{run} holds no finished run ({MODEL_FILE}); run `leuda train` first")
@@ -90,7 +96,10 @@ def load_product(run: Path) -> tuple[Product, ProductFacts, NDArray[np.float32]]
     facts = ProductFacts.model_validate_json(state["facts"])
     product = build_product(facts)
     product.load_state_dict(state["weights"])
-    return product.eval(), facts, state["samples"].numpy()
+    samples = state["samples"]
+    if isinstance(samples, Tensor):  # a run from before there were families
+        samples = {"target": samples}
+    return product.eval(), facts, {family: images.numpy() for family, images in samples.items()}
 
 
 class TorchEngine:

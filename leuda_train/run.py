@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import tomli_w
+from numpy.typing import NDArray
 
 from leuda_deploy.errors import InputError
 from leuda_deploy.infer import segment
@@ -32,7 +33,7 @@ from leuda_deploy.volume import atomic_path, read_volume, write_labels
 from leuda_train.adapt import Adapted, adapt
 from leuda_train.batches import AlignedSets
 from leuda_train.cohort import Cohort, read_cohort
-from leuda_train.config import TrainConfig, make_recipe
+from leuda_train.config import Stream, TrainConfig, make_recipe
 from leuda_train.distil import distil
 from leuda_train.evaluate import evaluate_pairs
 from leuda_train.hardware import Hardware, choose_hardware
@@ -42,7 +43,9 @@ from leuda_train.product import Product, ProductFacts, TorchEngine, save_product
 from leuda_train.slices import Slices, load_slices
 from leuda_train.translate import Translation, load_translation
 
-PARITY_SAMPLES = 64
+# The image families that look like what the product is fed, and how many slices of each are kept
+# to prove exports on.
+PARITY_SAMPLES: dict[Stream, int] = {"target": 64, "source_as_target": 16, "target_cycled": 16}
 Stage = Callable[[str], AbstractContextManager[Progress]]
 
 
@@ -115,8 +118,7 @@ def train(
         with stage("distillation") as progress:
             adapted = _distilled(adapted, sets, cohort, config, hardware, out, progress)
     facts = _facts(adapted, config, cohort, recipe, hardware)
-    sampled = np.linspace(0, len(slices.target) - 1, min(PARITY_SAMPLES, len(slices.target)))
-    save_product(out, adapted.chosen, facts, slices.target[sampled.astype(int)])
+    save_product(out, adapted.chosen, facts, _samples(slices, translation))
 
     evaluation: dict[str, Any] = {}
     if cohort.role("target test"):
@@ -173,6 +175,18 @@ def _aligned(slices: Slices, translation: Translation | None, config: TrainConfi
     return AlignedSets(
         images=images, labels=slices.source_labels, labelled_rows=slices.labelled_rows
     )
+
+
+def _samples(slices: Slices, translation: Translation | None) -> dict[str, NDArray[np.float32]]:
+    """Slices (n, h, w) of each image family that there is, evenly spread over it."""
+    images = {"target": slices.target} if translation is None else translation.images
+    samples = {}
+    for family, count in PARITY_SAMPLES.items():
+        if family in images:
+            every = images[family]
+            chosen = np.linspace(0, len(every) - 1, min(count, len(every)))
+            samples[str(family)] = np.array(every[chosen.astype(int)])
+    return samples
 
 
 def _distilled(

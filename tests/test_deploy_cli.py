@@ -59,7 +59,7 @@ def test_help_lists_the_commands_at_once_without_heavy_imports() -> None:
         )
         seconds.append(time.perf_counter() - began)
         assert done.returncode == 0, done.stderr
-    for command in ("infer", "train", "export", "evaluate", "demo", "phantom"):
+    for command in ("infer", "verify", "train", "export", "evaluate", "demo", "phantom"):
         assert f" {command} " in done.stdout
     assert "heavy: []" in done.stdout
     assert min(seconds) < 1.0

@@ -129,8 +129,14 @@ def test_the_export_agrees_with_pytorch_and_segments(finished, tmp_path):
     out = tmp_path / "exports" / "tiny-heart"
     card, parity = export(finished, out, licence="MIT")
     assert parity.max_abs < 1e-3
-    assert json.loads((out / "parity.json").read_text()) == json.loads(json.dumps(parity.as_dict()))
-    assert {path.name for path in out.iterdir()} == {"model.onnx", "card.json", "parity.json"}
+    stages = json.loads((out / "parity.json").read_text())["stages"]
+    assert stages == [json.loads(json.dumps(parity.as_dict()))]
+    assert {path.name for path in out.iterdir()} == {
+        "model.onnx",
+        "card.json",
+        "parity.json",
+        "manifest.json",
+    }
     assert (card.name, card.feed, card.licence) == ("tiny-heart", "target_as_source", "MIT")
     assert list(card.label_names.items()) == [(1, "MYO"), (2, "LAC"), (3, "LVC"), (4, "AA")]
     assert card.provenance.method == "le-uda"
@@ -173,7 +179,9 @@ def test_an_export_with_swapped_classes_is_refused_and_nothing_is_kept(
 
 @pytest.mark.slow
 def test_the_product_contains_the_generator_and_the_chosen_network(finished):
-    product, facts, samples = load_product(finished)
+    product, facts, families = load_product(finished)
+    assert set(families) == {"target", "source_as_target", "target_cycled"}
+    samples = families["target"]
     assert facts.feed == "target_as_source"
     assert samples.shape[1:] == (32, 32)
     windows = samples[:2, None]

@@ -1,0 +1,223 @@
+"""runs -> how exports agree with PyTorch, their size and speed, by precision and engine.
+
+    python benchmarks/export_matrix.py --run teacher=runs/demo/le-uda --cohort COHORT.toml
+
+Every export goes through the gate of `leuda export`. Each engine that is installed then runs it:
+parity with PyTorch fp32 on the gate's windows, and latency beside PyTorch fp32, all engines taking
+turns in the same process so that a busy machine slows them alike. With a cohort, Dice on its test
+scans. Writes benchmarks/results/export_matrix.json and prints one line of JSON last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+import time
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+
+from leuda_deploy.card import Precision
+from leuda_deploy.engines import OnnxEngine
+from leuda_deploy.errors import ParityError
+from leuda_deploy.infer import segment
+from leuda_deploy.model_file import MODEL_FILE, read_model
+from leuda_deploy.parity import LIMITS, Limits, check_parity, class_names, run_windows
+from leuda_deploy.probes import Probes
+from leuda_deploy.recipe import Stack
+from leuda_deploy.volume import atomic_path, read_volume, write_labels
+from leuda_train.cohort import Cohort, read_cohort
+from leuda_train.evaluate import evaluate_pairs
+from leuda_train.export import export, run_probes
+from leuda_train.hardware import Hardware
+from leuda_train.product import TorchEngine, load_product
+
+RESULT = Path(__file__).parent / "results" / "export_matrix.json"
+ANY = Limits(max_abs=np.inf, mean_abs=np.inf, made_up_max_abs=np.inf, disagreement=1, dice=0)
+FIGURES = ("max_abs", "mean_abs", "disagreement", "class_dice")
+
+
+class OpenVinoEngine:
+    """OpenVINO on the CPU; hint "f32" keeps the graph's own precision, None lets it choose."""
+
+    def __init__(self, folder: Path, hint: str | None) -> None:
+        import openvino
+
+        core = openvino.Core()
+        content, self.card = read_model(folder / MODEL_FILE)
+        settings = {"INFERENCE_PRECISION_HINT": hint} if hint else {}
+        self._model = core.compile_model(core.read_model(content), "CPU", settings)
+
+    def __call__(self, windows: np.ndarray) -> np.ndarray:
+        """Scores (B, K, h, w) of windows (B, 1, h, w)."""
+        return np.array(self._model(windows)[0])
+
+
+def engines_of(folder: Path) -> dict[str, Any]:
+    """Every engine that is installed here."""
+    found: dict[str, Any] = {"ONNX Runtime CPU": OnnxEngine(folder)}
+    if find_spec("openvino"):
+        found["OpenVINO CPU"] = OpenVinoEngine(folder, "f32")
+        found["OpenVINO CPU, its default precision"] = OpenVinoEngine(folder, None)
+    return found
+
+
+def measure(name: str, run: Path, cohort: Cohort | None, rounds: int, batch: int) -> dict[str, Any]:
+    """All precisions and engines of one run."""
+    product, facts, _ = load_product(run)
+    reference = TorchEngine(product, Hardware(torch.device("cpu"), "fp32"))
+    probes = run_probes(run)
+    expected = run_windows(reference, probes.windows)
+    rows: dict[str, dict[str, Any]] = {}
+    engines: dict[tuple[str, str], Any] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        for precision in get_args(Precision):
+            folder = Path(temporary) / precision
+            try:
+                export(run, folder, precision=precision)
+            except ParityError as error:
+                rows[precision] = {"refused": str(error)}
+                continue
+            proof = json.loads((folder / "parity.json").read_text())
+            rows[precision] = {
+                "file_mb": round((folder / MODEL_FILE).stat().st_size / 1e6, 3),
+                "int8_layers": len(proof.get("int8_layers", [])),
+                "lifted_layers": len(proof.get("lifted_layers", [])),
+                "engines": {},
+            }
+            for title, engine in engines_of(folder).items():
+                engines[precision, title] = engine
+                row = agreement(engine, probes, expected, title)
+                if cohort is not None:
+                    row["test_dice"] = test_dice(engine, cohort)
+                rows[precision]["engines"][title] = row
+    windows = np.ascontiguousarray(
+        np.concatenate([probes.windows[: probes.real]] * 8)[:batch], dtype=np.float32
+    )
+    times = interleaved({("torch", "fp32"): reference, **engines}, windows, rounds)
+    torch_ms = times["torch", "fp32"]
+    for (precision, title), found in times.items():
+        if precision != "torch":
+            row = rows[precision]["engines"][title]
+            row |= {"latency_ms": found, "times_pytorch": round(torch_ms["p50"] / found["p50"], 3)}
+            base = times["fp32", title]["p50"]
+            row["times_fp32_same_engine"] = round(base / found["p50"], 3)
+    return {
+        "model": name,
+        "feed": facts.feed,
+        "parameters": sum(p.numel() for p in product.parameters()),
+        "window": facts.recipe.window,
+        "batch": batch,
+        "pytorch_fp32_ms": torch_ms,
+        "precisions": rows,
+    }
+
+
+def agreement(engine: Any, probes: Probes, expected: np.ndarray, title: str) -> dict[str, Any]:
+    """Parity figures, and whether the gate for the model's precision would let this engine pass."""
+    given = {"stage": title, "classes": class_names(engine.card)}
+    found = check_parity(expected, engine, probes, **given, limits=ANY).as_dict()
+    row = {key: found[key] for key in FIGURES} | {"gate": "passed"}
+    try:
+        limits = LIMITS[engine.card.precision]
+        check_parity(expected, engine, probes, **given, limits=limits)
+    except ParityError as error:
+        row["gate"] = str(error)
+    return row
+
+
+def test_dice(engine: Any, cohort: Cohort) -> float:
+    """Mean Dice over the structures on the cohort's labelled target test scans."""
+    names = {number: name for name, number in cohort.structures.items()}
+    pairs, spacing_mm = {}, {}
+    with tempfile.TemporaryDirectory() as temporary:
+        for scan in cohort.role("target test"):
+            assert scan.label is not None
+            volume, recipe = read_volume(scan.image), engine.card.recipe
+            spacing = scan.pixel_spacing_mm
+            labels = segment(volume, engine, recipe, pixel_spacing_mm=spacing).labels
+            path = Path(temporary) / f"{scan.subject}.nii.gz"
+            write_labels(path, labels, volume, names)
+            pairs[scan.subject] = path, scan.label
+            spacing_mm[scan.subject] = Stack(
+                volume, recipe, pixel_spacing_mm=spacing
+            ).voxel_spacing_mm
+        report = evaluate_pairs(
+            pairs,
+            structures=cohort.structures,
+            map_true=cohort.spec.class_of_raw,
+            spacing_mm=spacing_mm,
+        )
+    return round(float(report["summary"]["as_predicted"]["mean"]["dice"]), 5)
+
+
+def interleaved(
+    engines: dict[tuple[str, str], Any], windows: np.ndarray, rounds: int
+) -> dict[tuple[str, str], dict[str, float]]:
+    """Milliseconds a call, p10, p50 and p90; engines take turns, three warm-up rounds first."""
+    taken: dict[tuple[str, str], list[float]] = {key: [] for key in engines}
+    for turn in range(rounds + 3):
+        for key, engine in engines.items():
+            began = time.perf_counter()
+            engine(windows)
+            if turn >= 3:
+                taken[key].append(1e3 * (time.perf_counter() - began))
+    return {
+        key: {f"p{q}": round(float(np.percentile(values, q)), 2) for q in (10, 50, 90)}
+        for key, values in taken.items()
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on and with."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    cpu = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "")
+    packages = ("torch", "onnxruntime-gpu", "onnxruntime", "openvino", "onnx")
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    threads = torch.get_num_threads()
+    return {
+        "cpu": cpu or platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "load_average": [round(value, 2) for value in os.getloadavg()],
+        "date": time.strftime("%Y-%m-%d"),
+        "versions": versions,
+    }
+
+
+def main() -> None:
+    """Parse, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", action="append", required=True, metavar="NAME=RUN")
+    parser.add_argument("--cohort", type=Path, help="cohort.toml with target test scans")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    given = parser.parse_args()
+    cohort = read_cohort(given.cohort) if given.cohort else None
+    result: dict[str, Any] = {"machine": machine(), "rounds": given.rounds, "models": []}
+    if cohort is not None:
+        result["cohort"] = {"name": cohort.spec.name, "scans": len(cohort.role("target test"))}
+    for text in given.run:
+        name, _, run = text.partition("=")
+        result["models"].append(measure(name, Path(run), cohort, given.rounds, given.batch))
+    with atomic_path(given.out) as temporary:
+        temporary.write_text(json.dumps(result, indent=1, allow_nan=False))
+    print(json.dumps({"wrote": str(given.out), "models": len(result["models"])}))
+
+
+if __name__ == "__main__":
+    main()

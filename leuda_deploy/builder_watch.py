@@ -1,0 +1,57 @@
+"""TensorRT builder -> what it says, kept for an error's text; and how far it is, for a bar."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+Progress = Callable[[int, int, str], None]
+
+
+def make_log(trt: Any) -> Any:
+    """A logger that keeps what is said, so that it can stand in the error, and prints nothing."""
+
+    class Log(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.ERROR:
+                self.errors.append(message)
+
+        def said(self) -> str:
+            return "; ".join(self.errors)[-300:] or "no reason given"
+
+    return Log()
+
+
+def make_monitor(trt: Any, progress: Progress) -> Any:
+    """Builder phases -> one progress line: steps of the outermost phase, name of the innermost."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.total = 0
+            self.done = 0
+            self.outermost = ""
+
+        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
+            if parent is None:
+                self.outermost, self.total, self.done = name, steps, 0
+            progress(self.done, max(self.total, 1), name)
+
+        def step_complete(self, name: str, step: int) -> bool:
+            if name == self.outermost:
+                self.done = step + 1
+                progress(self.done, max(self.total, 1), name)
+            return True
+
+        def phase_finish(self, name: str) -> None:
+            if name == self.outermost:
+                progress(self.total, max(self.total, 1), name)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return Monitor()

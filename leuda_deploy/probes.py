@@ -1,0 +1,116 @@
+"""real slices -> the windows that engines are compared on: real ones, their borders, hard cases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leuda_deploy.errors import ModelError
+
+Float32 = NDArray[np.float32]
+REAL_WINDOWS = 64  # at least; border windows are added until there are as many
+BORDER_WINDOWS = 8  # at least
+NOISE_WINDOWS = 4
+FLAT = 1e-4  # standard deviation up to which a normalised window counts as one single value
+# where the scan's content lies in a border window: rows and columns moved by half the window
+SHIFTS = {"top left": (-1, -1), "bottom right": (1, 1), "top": (-1, 0), "right": (0, 1)} | {
+    "bottom left": (1, -1),
+    "top right": (-1, 1),
+    "bottom": (1, 0),
+    "left": (0, -1),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probes:
+    """Windows to compare engines on.
+
+    windows  (N, 1, h, w) float32; names[i] says where window i is from
+    real     how many of them, the first ones, hold real slices; the rest is made up
+    flat     where the windows of one single value begin, among them slices of air. Instance
+             normalisation divides their rounding noise by the root of its epsilon, so engines that
+             are right differ on them (OpenVINO in float32 by twice the logits' spread): they need
+             only give finite scores.
+    """
+
+    windows: Float32
+    names: tuple[str, ...]
+    real: int
+    flat: int
+
+
+def make_probes(families: Mapping[str, Float32], *, seed: int = 0) -> Probes:
+    """Slices (n, h, w) by image family -> windows: real, at the border, noise, constants, extremes.
+
+    Raises ModelError if there is no slice at all: nothing can be proven on noise alone.
+    """
+    slices = [
+        (f"{family} slice {i}", image)
+        for family, images in families.items()
+        for i, image in enumerate(images)
+    ]
+    if not slices:
+        raise ModelError("there is no real slice to compare the engines on")
+    real = [(name, image) for name, image in slices if image.std() > FLAT]
+    flat = [(name, image) for name, image in slices if image.std() <= FLAT]
+    if not real:
+        raise ModelError("every slice to compare the engines on is of one single value")
+    floor = min(float(image.min()) for _, image in slices)
+    wanted = max(BORDER_WINDOWS, REAL_WINDOWS - len(real))
+    moved = [
+        (f"{name} at the border, moved to the {where}", _moved(image, shift, floor))
+        for where, shift in SHIFTS.items()
+        for name, image in real
+    ]
+    borders = [(name, image) for name, image in moved if image.std() > FLAT]
+    # spread over the slices, not the first of them alone
+    chosen = sorted({round(i) for i in np.linspace(0, len(borders) - 1, wanted)})
+    real += [borders[i] for i in chosen]
+    values = np.stack([image for _, image in slices])
+    made_up = _made_up(values, np.random.default_rng(seed))
+    every = real + made_up + flat + _flat(values)
+    return Probes(
+        windows=np.stack([image for _, image in every]).astype(np.float32)[:, None],
+        names=tuple(name for name, _ in every),
+        real=len(real),
+        flat=len(real) + len(made_up),
+    )
+
+
+def _moved(image: Float32, shift: tuple[int, int], fill: float) -> Float32:
+    """The image moved by half its size, the rest filled: what lies beyond the border of a scan."""
+    height, width = image.shape
+    down, right = shift[0] * (height // 2), shift[1] * (width // 2)
+    moved = np.full_like(image, fill)
+    rows = slice(max(down, 0), height + min(down, 0))
+    columns = slice(max(right, 0), width + min(right, 0))
+    rows_from = slice(max(-down, 0), height + min(-down, 0))
+    columns_from = slice(max(-right, 0), width + min(-right, 0))
+    moved[rows, columns] = image[rows_from, columns_from]
+    return moved
+
+
+def _made_up(values: Float32, rng: np.random.Generator) -> list[tuple[str, Float32]]:
+    shape = values.shape[1:]
+    low, high = float(values.min()), float(values.max())
+    noise = rng.normal(values.mean(), values.std(), size=(NOISE_WINDOWS, *shape))
+    spike = np.full(shape, low)
+    spike[shape[0] // 2, shape[1] // 2] = high
+    extremes = {
+        "a checkerboard of floor and ceiling": np.where(np.indices(shape).sum(0) % 2, low, high),
+        "floor and ceiling at random": rng.choice([low, high], size=shape),
+        "one bright pixel": spike,
+        "three times a real slice": 3.0 * values[len(values) // 2],
+    }
+    return [(f"noise {i}", image) for i, image in enumerate(noise)] + list(extremes.items())
+
+
+def _flat(values: Float32) -> list[tuple[str, Float32]]:
+    places = {"the floor": values.min(), "the ceiling": values.max(), "0": 0.0}
+    return [
+        (f"every pixel at {name}", np.full(values.shape[1:], value, dtype=np.float32))
+        for name, value in places.items()
+    ]

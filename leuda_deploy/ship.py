@@ -1,0 +1,216 @@
+"""export folder -> the same folder with TensorRT engines, each with its passport, or refused.
+
+exports/NAME/model.onnx               the model file
+exports/NAME/model.TARGET.engine      an engine built from it
+exports/NAME/model.TARGET.json        its passport, to read; the manifest holds it, too
+exports/NAME/manifest.json            SHA-256 of everything, passports
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from leuda_deploy.builder_watch import Progress
+from leuda_deploy.engines import OnnxEngine
+from leuda_deploy.errors import InputError, ModelError, ParityError
+from leuda_deploy.layers import Float32
+from leuda_deploy.manifest import (
+    MANIFEST_FILE,
+    Manifest,
+    file_sha256,
+    read_manifest,
+    write_manifest,
+)
+from leuda_deploy.model_file import MODEL_FILE, find_model, read_model
+from leuda_deploy.parity import LIMITS, Parity, check_parity, class_names, run_windows
+from leuda_deploy.passport import Passport
+from leuda_deploy.probes import Probes, make_probes
+from leuda_deploy.recipe import Stack, fit_to_window
+from leuda_deploy.tensorrt_engine import TensorRTEngine
+from leuda_deploy.to_tensorrt import (
+    BATCH,
+    WORKSPACE_MB,
+    Plan,
+    engine_file,
+    plan_key,
+    to_tensorrt,
+)
+from leuda_deploy.verify import CARD_FILE, PARITY_FILE
+from leuda_deploy.verify import verify as _verify_whole
+from leuda_deploy.volume import atomic_folder, atomic_path, read_volume
+
+
+def add_engines(
+    folder: Path,
+    plans: list[Plan],
+    *,
+    probes: Probes | None,
+    batch: int = BATCH,
+    workspace_mb: int = WORKSPACE_MB,
+    progress: Progress = lambda done, total, note: None,
+) -> dict[str, Passport]:
+    """Build engines into an export folder. Those for this machine's GPU are run and proven.
+
+    probes  windows to compare an engine of this machine on; without them it stays unproven, and
+            unproven engines are not loaded by `infer`
+    Raises ParityError if an engine disagrees with ONNX Runtime; then it is not kept.
+    """
+    manifest = read_manifest(folder)
+    found = file_sha256(folder / MODEL_FILE)
+    if manifest.files.get(MODEL_FILE) != found:
+        raise ModelError(f"{folder / MODEL_FILE} is not the one of the manifest beside it")
+    engines = dict(manifest.engines)
+    for plan in plans:
+        name = engine_file(plan)
+        key = plan_key(plan, found, batch, workspace_mb)
+        if (
+            name in engines
+            and engines[name].key() == key
+            and engines[name].sha256
+            == (manifest.files.get(name))
+            == _sha256_if_there(folder / name)
+        ):
+            continue  # the very engine is there already
+        built = to_tensorrt(
+            folder / MODEL_FILE,
+            plan,
+            folder / name,
+            batch=batch,
+            workspace_mb=workspace_mb,
+            cache=folder.parent / ".timing-cache",
+            progress=progress,
+        )
+        engines[name] = built
+        _record(folder, engines)
+        if plan.gpu is not None and probes is not None:
+            try:
+                prove_engine(folder, name, probes)
+            except ParityError:
+                for file in (folder / name, _passport_file(folder, name)):
+                    file.unlink(missing_ok=True)
+                write_manifest(folder, {k: v for k, v in engines.items() if k != name})
+                raise
+            engines = dict(read_manifest(folder).engines)
+    return engines
+
+
+def prove_engine(folder: Path, name: str, probes: Probes) -> Parity:
+    """Compare an engine with ONNX Runtime on this GPU; from then on its passport says so."""
+    reference, engine = OnnxEngine(folder), TensorRTEngine(folder, name, unproven=True)
+    card = reference.card
+    parity = check_parity(
+        run_windows(reference, probes.windows),
+        engine,
+        probes,
+        stage=f"ONNX {card.precision} -> {engine.description}",
+        classes=class_names(card),
+        # a reference of the same precision: two ways to round the same graph
+        limits=LIMITS[card.precision],
+    )
+    engines = dict(read_manifest(folder).engines)
+    engines[name] = engines[name].model_copy(
+        update={"proven": True, "inspected": engine.inspect(), "memory_mb": engine.memory_mb}
+    )
+    _record(folder, engines)
+    return parity
+
+
+def _record(folder: Path, engines: Mapping[str, Passport]) -> Manifest:
+    for name, passport in engines.items():
+        with atomic_path(_passport_file(folder, name)) as temporary:
+            temporary.write_text(passport.model_dump_json(indent=1))
+    return write_manifest(folder, dict(engines))
+
+
+def _sha256_if_there(path: Path) -> str | None:
+    return file_sha256(path) if path.is_file() else None
+
+
+def _passport_file(folder: Path, name: str) -> Path:
+    return folder / f"{name.removesuffix('.engine')}.json"
+
+
+def probes_of_scans(folder: Path, scans: list[Path]) -> Probes:
+    """Windows of scans, prepared as the model's card says, to prove engines on."""
+    recipe = OnnxEngine(folder).card.recipe
+    slices: dict[str, Float32] = {}
+    for path in scans:
+        stack = Stack(read_volume(path), recipe)
+        images = stack.images(0, stack.depth)
+        slices[path.name] = fit_to_window(images, recipe.window, stack.intensity.floor)
+    return make_probes(slices)
+
+
+def adopt(source: Path, output: Path | None) -> Path:
+    """A model file from elsewhere -> an export folder that holds it; checked before it is kept.
+
+    Without `output` the file must be the one of an export folder already.
+    """
+    content, card = read_model(find_model(source))
+    if output is None or output.resolve() == source.parent.resolve():
+        if source.name != MODEL_FILE:
+            raise InputError(f"{source} is not in an export folder; say where to: -o exports/NAME")
+        if not (source.parent / MANIFEST_FILE).is_file():
+            raise InputError(f"{source.parent} has no manifest; say where to: -o exports/NAME")
+        return source.parent
+    with atomic_folder(output) as folder:
+        (folder / MODEL_FILE).write_bytes(content)
+        (folder / CARD_FILE).write_text(card.model_dump_json(indent=1))
+        proof = source.parent / PARITY_FILE
+        if source.name == MODEL_FILE and (source.parent / MANIFEST_FILE).is_file():
+            _verify_whole(source.parent)  # then the proof beside it is of this very model
+            if proof.is_file():
+                shutil.copyfile(proof, folder / PARITY_FILE)
+        write_manifest(folder)
+    return output
+
+
+def summary(folder: Path, served: Path | None) -> dict[str, Any]:
+    """What an export folder holds, for people ("lines") and programs."""
+    model = folder / MODEL_FILE
+    _, card = read_model(model)
+    manifest = read_manifest(folder)
+    size = model.stat().st_size / 1e6
+    batches = "dynamic batch" + (" and window" if card.options.dynamic_window else "")
+    lines = [
+        ("model", f"{model} ({card.precision}, {size:.1f} MB, opset {card.opset}, {batches})"),
+        ("feed", f"{card.feed}, {card.provenance.network} of {card.provenance.method}"),
+    ]
+    proof: dict[str, Any] = {}
+    if (folder / PARITY_FILE).is_file():
+        proof = json.loads((folder / PARITY_FILE).read_text())
+    for stage in proof.get("stages", []):
+        lines.append(
+            (
+                "proven",
+                f"{stage['stage']}: largest |Δ| {stage['max_abs']:.2g} of the spread, "
+                f"{stage['disagreement']:.3%} of pixels differ, over {stage['windows']} windows",
+            )
+        )
+    if "int8_layers" in proof:
+        kept, lifted = len(proof["int8_layers"]), len(proof["lifted_layers"])
+        lines.append(("int8", f"{kept} convolutions, {lifted} lifted back until the gate passed"))
+    for name, passport in manifest.engines.items():
+        state = "proven" if passport.proven else "not run yet: no such GPU here, or no scans"
+        lines.append(
+            (
+                "engine",
+                f"{folder / name} ({passport.family} {passport.version}, SM "
+                f"{passport.capability}, {passport.engine_mb} MB, {passport.build_seconds} s; "
+                f"{state})",
+            )
+        )
+    if served is not None:
+        lines.append(("triton", str(served)))
+    lines.append(("next", f"leuda infer SCAN.nii.gz --model {folder}"))
+    return {
+        "card": card.model_dump(mode="json"),
+        "parity": proof,
+        "engines": {k: v.model_dump(mode="json") for k, v in manifest.engines.items()},
+        "triton": None if served is None else str(served),
+        "lines": lines,
+    }

@@ -1,0 +1,208 @@
+"""engine file + passport -> (B, 1, h, w) float32 -> (B, K, h, w) float32, on this machine's GPU.
+
+An engine is code. It is read only when its hash is in the manifest beside it, its passport fits
+this machine, and it was proven to agree with ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections import Counter
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leuda_deploy.card import ModelCard
+from leuda_deploy.errors import LeudaError, MissingExtraError, ModelError
+from leuda_deploy.gpu import Gpu, find_gpu
+from leuda_deploy.manifest import Manifest, file_sha256, read_manifest
+from leuda_deploy.model_file import MODEL_FILE, read_model
+from leuda_deploy.passport import Passport
+
+Float32 = NDArray[np.float32]
+
+
+def misfits(
+    passport: Passport, *, onnx_sha256: str, gpu: Gpu | None, version: str | None
+) -> list[str]:
+    """Why an engine cannot run here, field by field; empty if it can.
+
+    version  of the installed builder family, None if it is not installed
+    """
+    found: list[str] = []
+
+    def compare(field: str, wants: str | None, here: str | None) -> None:
+        if wants != here:
+            found.append(f"{field}: the engine is for {wants}, here it is {here or 'missing'}")
+
+    compare("onnx_sha256", passport.onnx_sha256[:12], onnx_sha256[:12])
+    compare(f"{passport.family} version", passport.version, version)
+    compare("compute capability", passport.capability, gpu.capability if gpu else None)
+    if passport.gpu is not None:
+        compare("gpu", passport.gpu, gpu.name if gpu else None)
+    return found
+
+
+def rebuild_command(folder: Path, passport: Passport, gpu: Gpu | None) -> str:
+    """What builds the engine again: for this machine's GPU, or ahead of time for its target."""
+    target = "" if gpu else f" --trt-target {passport.target}"
+    return f"leuda export {folder / MODEL_FILE} --trt{target}"
+
+
+def installed_version(family: str) -> str | None:
+    """Version of an installed builder family, or None."""
+    if find_spec(family) is None:
+        return None
+    return str(importlib.import_module(family).__version__)
+
+
+def check_engine(folder: Path, name: str) -> tuple[Path, Passport, ModelCard]:
+    """An engine of an export folder that may be loaded here: its file, passport and card.
+
+    Raises ModelError, naming the field and the command that builds it again. Loads nothing.
+    """
+    manifest: Manifest = read_manifest(folder)
+    path, gpu = folder / name, find_gpu()
+    passport = manifest.engines.get(name)
+    if passport is None or not path.is_file():
+        raise ModelError(f"{folder} has no engine {name}; it has {sorted(manifest.engines)}")
+    found = file_sha256(path)
+    if not found == manifest.files.get(name) == passport.sha256:
+        raise ModelError(
+            f"{path} is not the engine of the manifest beside it (sha256 {found[:12]}, the "
+            f"manifest says {passport.sha256[:12]}); nothing was loaded. "
+            f"Build it again: {rebuild_command(folder, passport, gpu)}"
+        )
+    _, card = read_model(folder / MODEL_FILE)
+    wrong = misfits(
+        passport,
+        onnx_sha256=file_sha256(folder / MODEL_FILE),
+        gpu=gpu,
+        version=installed_version(passport.family),
+    )
+    if wrong:
+        raise ModelError(
+            f"{path} does not fit: {wrong[0]}. {rebuild_command(folder, passport, gpu)}"
+        )
+    return path, passport, card
+
+
+class TensorRTEngine:
+    """A proven engine on the GPU that it was built for; anything else is an error.
+
+    unproven  load an engine that was not yet compared with ONNX Runtime, to compare it
+    """
+
+    def __init__(self, folder: Path | str, name: str, *, unproven: bool = False) -> None:
+        folder = Path(folder)
+        path, self.passport, self.card = check_engine(folder, name)
+        if not self.passport.proven and not unproven:
+            raise ModelError(
+                f"{path} was never compared with ONNX Runtime on a GPU; prove it here: "
+                f"leuda verify {folder} --prove SCAN"
+            )
+        if find_spec("cuda") is None:
+            raise MissingExtraError("running a TensorRT engine", "cuda-python", "trt")
+        trt: Any = importlib.import_module(self.passport.family)
+        self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if self._engine is None:
+            raise ModelError(
+                f"{path} cannot be loaded; {rebuild_command(folder, self.passport, find_gpu())}"
+            )
+        self._trt = trt
+        self._context = self._engine.create_execution_context()
+        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        inputs = [n for n in names if self._engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
+        self._input, (self._output,) = inputs[0], [n for n in names if n not in inputs]
+        self._cuda = _Cuda()
+        self.sha256 = self.passport.sha256
+        self.provider = self.passport.family
+        self.description = (
+            f"{self.passport.family} {self.passport.version} on {find_gpu()} {self.card.precision}"
+        )
+
+    def __call__(self, windows: Float32) -> Float32:
+        """Scores (B, K, h, w) of windows (B, 1, h, w), in groups that the profile holds."""
+        largest = self.passport.batch[2]
+        groups = (windows[i : i + largest] for i in range(0, len(windows), largest))
+        return np.concatenate([self._run(np.ascontiguousarray(group)) for group in groups])
+
+    @property
+    def memory_mb(self) -> float:
+        """What the engine's activations take on the device."""
+        size = getattr(self._engine, "device_memory_size_v2", None)  # its name from 10.x on
+        return round(float(size or self._engine.device_memory_size) / 1e6, 2)
+
+    def inspect(self) -> dict[str, int]:
+        """How many outputs of the built engine's layers have each format and data type."""
+        inspector = self._engine.create_engine_inspector()
+        text = inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
+        layers = json.loads(text).get("Layers", [])
+        outputs = [o for layer in layers if isinstance(layer, dict) for o in layer["Outputs"]]
+        return dict(Counter(str(output.get("Format/Datatype", "?"))[:200] for output in outputs))
+
+    def _run(self, windows: Float32) -> Float32:
+        if not self._context.set_input_shape(self._input, windows.shape):
+            raise LeudaError(f"the engine's profile does not hold windows {windows.shape}")
+        scores = np.empty(tuple(self._context.get_tensor_shape(self._output)), dtype=np.float32)
+        cuda = self._cuda
+        source = cuda.buffer(self._input, windows.nbytes)
+        target = cuda.buffer(self._output, scores.nbytes)
+        self._context.set_tensor_address(self._input, source)
+        self._context.set_tensor_address(self._output, target)
+        cuda.to_device(source, windows)
+        if not self._context.execute_async_v3(cuda.stream):
+            raise LeudaError("TensorRT did not run the engine")
+        cuda.to_host(scores, target)
+        return scores
+
+
+class _Cuda:
+    """A stream and buffers that grow: the little of the CUDA runtime that is needed."""
+
+    def __init__(self) -> None:
+        self._runtime: Any = importlib.import_module("cuda.bindings.runtime")
+        (stream,) = self._checked(self._runtime.cudaStreamCreate())
+        self.stream = int(stream)
+        self._buffers: dict[str, tuple[int, int]] = {}
+
+    def _checked(self, answer: tuple[Any, ...]) -> tuple[Any, ...]:
+        status, *values = answer
+        if status != self._runtime.cudaError_t.cudaSuccess:
+            raise LeudaError(f"CUDA: {status}")
+        return tuple(values)
+
+    def buffer(self, name: str, size: int) -> int:
+        """Address of a device buffer of at least `size` bytes."""
+        address, have = self._buffers.get(name, (0, 0))
+        if have < size:
+            if address:
+                self._checked(self._runtime.cudaFree(address))
+            (pointer,) = self._checked(self._runtime.cudaMalloc(size))
+            address = int(pointer)
+            self._buffers[name] = (address, size)
+        return address
+
+    def to_device(self, target: int, values: Float32) -> None:
+        """Copy to the device, in the order of the stream."""
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self._checked(
+            self._runtime.cudaMemcpyAsync(
+                target, values.ctypes.data, values.nbytes, kind, self.stream
+            )
+        )
+
+    def to_host(self, values: Float32, source: int) -> None:
+        """Copy back, and wait for it."""
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self._checked(
+            self._runtime.cudaMemcpyAsync(
+                values.ctypes.data, source, values.nbytes, kind, self.stream
+            )
+        )
+        self._checked(self._runtime.cudaStreamSynchronize(self.stream))
