@@ -19,6 +19,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
+from leuda_deploy import compressed
 from leuda_deploy.errors import InputError
 
 COMMENT_EXTENSION = 6  # NIfTI-1 extension code "comment", where the label names are kept
@@ -33,6 +34,7 @@ UNREADABLE = (
     OverflowError,
     MemoryError,
     zlib.error,
+    compressed.DecodeError,
 )
 
 
@@ -107,10 +109,10 @@ def _volume(name: str, path: Path | str, image: Any, frame: int | None) -> Volum
     if frame is not None and not 0 <= frame < frames:
         raise InputError(f"{path} has {frames} frame(s); --frame {frame} is not in 0..{frames - 1}")
     _check_units(image.header, path)
-    raw, slope, inter = _stored_values(image, path)
+    raw, slope, inter = _stored_values(image, path, frame or 0)
     return Volume(
         name=name,
-        raw=raw.reshape(*shape[:3], frames)[..., frame or 0],
+        raw=raw,
         slope=slope,
         inter=inter,
         affine=affine,
@@ -127,20 +129,40 @@ def _check_units(header: Any, path: Path | str) -> None:
         raise InputError(f"{path} is measured in {unit}; convert its header to mm")
 
 
-def _stored_values(image: Any, path: Path | str) -> tuple[NDArray[Any], float, float]:
-    """The array as it lies on disk and its scale, so that int16 is never blown up to float64."""
-    proxy = image.dataobj
+def _stored_values(image: Any, path: Path | str, frame: int) -> tuple[NDArray[Any], float, float]:
+    """One frame (X, Y, Z) as it lies on disk and its scale: int16 is never blown up to float64."""
+    proxy, shape = image.dataobj, (*image.shape[:3], -1)
     try:
         # exactly this class: its children (AFNI) scale in other ways, which only they know
-        if type(proxy) is nib.arrayproxy.ArrayProxy:
-            with np.errstate(over="ignore"):  # the size that a damaged header states
-                raw = np.asanyarray(proxy.get_unscaled())
-            return raw, float(proxy.slope), float(proxy.inter)
-        return np.asanyarray(proxy), 1.0, 0.0
+        if type(proxy) is not nib.arrayproxy.ArrayProxy:
+            return np.asanyarray(proxy).reshape(shape, order="F")[..., frame], 1.0, 0.0
+        slope, inter = float(proxy.slope), float(proxy.inter)
+        with np.errstate(over="ignore"):  # the size that a damaged header states
+            if isinstance(proxy.file_like, str) and compressed.is_gzip(Path(proxy.file_like)):
+                return _unpacked_frame(proxy, frame), slope, inter
+            return (
+                np.asanyarray(proxy.get_unscaled()).reshape(shape, order="F")[..., frame],
+                slope,
+                inter,
+            )
     except UNREADABLE as error:
         raise InputError(
             f"cannot read the voxels of {path} (truncated or damaged?): {_one_line(error)}"
         ) from error
+
+
+def _unpacked_frame(proxy: Any, frame: int) -> NDArray[Any]:
+    """One frame of a gzipped scan; the other frames are passed over and never held."""
+    plane, frames = tuple(proxy.shape[:3]), int(np.prod(proxy.shape[3:]))
+    frame_bytes = int(np.prod(plane, dtype=object)) * proxy.dtype.itemsize
+    return compressed.read_array(
+        Path(proxy.file_like),
+        offset=int(proxy.offset) + frame * frame_bytes,
+        shape=plane,
+        dtype=proxy.dtype,
+        order="F",
+        last=frame == frames - 1,
+    )
 
 
 def _check_affine(affine: NDArray[np.float64], path: Path | str) -> None:
@@ -168,13 +190,25 @@ def write_labels(
     labels (X, Y, Z) uint8; names label value -> structure, kept in a header extension.
     Written beside the target first and moved into place, so a reader never sees half a file.
     """
-    path = Path(path)
-    if labels.shape != scan.raw.shape or labels.dtype != np.uint8:
+    image = _on_grid(labels, scan)
+    image.header.set_intent("label", name="leuda")
+    content = json.dumps({"leuda": {"labels": {str(k): v for k, v in names.items()}}})
+    image.header.extensions.append(nib.nifti1.Nifti1Extension(COMMENT_EXTENSION, content.encode()))
+    _save(image, Path(path))
+
+
+def write_map(path: Path | str, values: NDArray[np.uint8], scan: Volume) -> None:
+    """Write a map (X, Y, Z) uint8 that is no label, e.g. uncertainty, on the scan's own grid."""
+    _save(_on_grid(values, scan), Path(path))
+
+
+def _on_grid(values: NDArray[np.uint8], scan: Volume) -> Any:
+    """An image with these values and exactly the scan's geometry, and nothing else of it."""
+    if values.shape != scan.raw.shape or values.dtype != np.uint8:
         raise AssertionError(
-            f"labels {labels.shape} {labels.dtype} do not fit scan {scan.raw.shape}"
+            f"values {values.shape} {values.dtype} do not fit scan {scan.raw.shape}"
         )
-    check_label_path(path)
-    data = labels.reshape(scan.shape)
+    data = values.reshape(scan.shape)
     if scan.header is None:
         image = nib.Nifti1Image(data, scan.affine)
         image.header.set_xyzt_units("mm")
@@ -188,14 +222,18 @@ def write_labels(
         header["pixdim"] = scan.header["pixdim"]  # set_data_shape loses those beyond the shape
         # affine=None: nibabel then leaves sform and qform exactly as they stand in the header
         image = single(data, None, header)
-    header = image.header
-    header["scl_slope"], header["scl_inter"] = 1, 0
-    header["cal_min"], header["cal_max"] = 0, 0
-    header.set_intent("label", name="leuda")
-    content = json.dumps({"leuda": {"labels": {str(k): v for k, v in names.items()}}})
-    header.extensions.append(nib.nifti1.Nifti1Extension(COMMENT_EXTENSION, content.encode()))
-    with atomic_path(path) as temporary:
-        nib.save(image, temporary)
+    image.header["scl_slope"], image.header["scl_inter"] = 1, 0
+    image.header["cal_min"], image.header["cal_max"] = 0, 0
+    return image
+
+
+def _save(image: Any, path: Path) -> None:
+    check_label_path(path)
+    with (
+        atomic_path(path) as temporary,
+        compressed.open_to_write(temporary, compress=path.name.endswith(".gz")) as stream,
+    ):
+        image.to_stream(stream)
 
 
 def check_label_path(path: Path, scan: Path | None = None) -> None:
