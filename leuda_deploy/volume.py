@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -82,6 +83,40 @@ def read_volume(path: Path | str, *, frame: int | None = None) -> Volume:
     if not isinstance(image, nib.spatialimages.SpatialImage):
         raise InputError(f"{path} is a {type(image).__name__}, not a volume")
     return _volume(path.name, path, image, frame)
+
+
+def volume_of(
+    scan: Any, affine: NDArray[np.float64] | None = None, *, frame: int | None = None
+) -> Volume:
+    """A nibabel image, or an array (X, Y, Z) and its affine, as a scan; nothing is copied.
+
+    Raises InputError as `read_volume` does.
+    """
+    if isinstance(scan, np.ndarray):
+        if affine is None or np.shape(affine) != (4, 4):
+            raise InputError("an array needs the affine (4, 4) that says where it lies")
+        image: Any = _ArrayImage(scan, np.asarray(affine, dtype=np.float64))
+    elif isinstance(scan, nib.spatialimages.SpatialImage):
+        image = scan
+    else:
+        raise InputError(f"a scan is a file, a nibabel image or an array, not {type(scan)}")
+    return _volume("scan", "scan", image, frame)
+
+
+@dataclass(frozen=True)
+class _ArrayImage:
+    """An array with the few members of a nibabel image that are looked at."""
+
+    dataobj: NDArray[Any]
+    affine: NDArray[np.float64]
+    header: None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.dataobj.shape
+
+    def get_data_dtype(self) -> np.dtype[Any]:
+        return self.dataobj.dtype
 
 
 def _load(path: Path) -> Any:
@@ -258,6 +293,12 @@ def read_label_names(path: Path | str) -> dict[int, str]:
         except (UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError):
             continue  # somebody else's comment
     return {}
+
+
+def file_sha256(path: Path | str) -> str:
+    """SHA-256 of a file's bytes, read piece by piece."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
