@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -21,11 +20,21 @@ app = typer.Typer(
 )
 
 
-class ProviderName(StrEnum):
-    """Where ONNX Runtime runs."""
+class EngineOption(StrEnum):
+    """What runs the model."""
 
-    CPU = "cpu"
-    CUDA = "cuda"
+    AUTO = "auto"
+    ORT_CPU = "ort-cpu"
+    ORT_CUDA = "ort-cuda"
+    OPENVINO = "openvino"
+
+
+class InferencePrecision(StrEnum):
+    """What the engine computes in."""
+
+    AUTO = "auto"
+    FP32 = "fp32"
+    BF16 = "bf16"
 
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, nothing else.")]
@@ -39,50 +48,74 @@ def _leuda() -> None:
 
 @app.command()
 def infer(
-    scan: Annotated[Path, typer.Argument(help="Any volume that nibabel reads.")],
+    scan: Annotated[Path, typer.Argument(help="A scan, or a folder of scans.")],
     model: Annotated[
         Path | None,
         typer.Option(help="Export folder or *.onnx file. Default: the phantom model shipped."),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Labels. Default: ./SCAN_labels.nii.gz"),
+        typer.Option("--output", "-o", help="Labels, or a folder. Default: ./SCAN_labels.nii.gz"),
     ] = None,
-    provider: Annotated[
-        ProviderName, typer.Option(help="Runs there or fails; never elsewhere.")
-    ] = ProviderName.CPU,
+    engine: Annotated[
+        EngineOption,
+        typer.Option(help="auto: the fastest that agrees with ONNX Runtime; a name runs or fails."),
+    ] = EngineOption.AUTO,
+    precision: Annotated[
+        InferencePrecision, typer.Option(help="bf16 is for openvino.")
+    ] = InferencePrecision.AUTO,
     frame: Annotated[int | None, typer.Option(help="Which frame of a 4D scan.", min=0)] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads. Default: all.", min=1)] = None,
-    batch: Annotated[int, typer.Option(help="Windows at a time.", min=1)] = 8,
+    batch: Annotated[
+        int | None,
+        typer.Option(help="Windows at a time. Default: what a short trial found.", min=1),
+    ] = None,
+    max_memory: Annotated[
+        str | None, typer.Option(help="Peak that is never passed, e.g. 1.5G; refused beforehand.")
+    ] = None,
+    max_gpu_memory: Annotated[str | None, typer.Option(help="The same on the GPU.")] = None,
+    uncertainty: Annotated[
+        Path | None, typer.Option(help="Also write an entropy map; a folder for a folder.")
+    ] = None,
+    shard: Annotated[str, typer.Option(help="i/n: every n-th scan of the folder.")] = "1/1",
+    again: Annotated[bool, typer.Option("--again", help="Also scans that were done.")] = False,
     overlay: Annotated[
         bool, typer.Option("--overlay/--no-overlay", help="Also write a PNG beside the labels.")
     ] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Label a scan, on the scan's own grid.  [dim]Needs: nothing more.[/dim]"""
-    from leuda_deploy.engines import OnnxEngine
-    from leuda_deploy.report import infer_file, show_report
-    from leuda_deploy.shipped import default_model
+    """Label scans, each on its own grid.  [dim]Needs: nothing more.[/dim]"""
+    from leuda_deploy.memory import parse_bytes
+    from leuda_deploy.scans import Job, find_jobs, label_folder, label_scan, stem
+    from leuda_deploy.segmenter import Segmenter
 
     if model is None:
+        from leuda_deploy.shipped import default_model
+
         model = default_model()
-        typer.echo(f"no --model given: using the shipped phantom model {model}", err=True)
-    engine = OnnxEngine(model, provider=provider.value, threads=threads)
-    output = output or Path(f"{_stem(scan)}_labels.nii.gz")
-    report = infer_file(scan, engine, output, frame=frame, batch=batch, overlay=overlay)
-    if as_json:
-        typer.echo(json.dumps(report.as_dict(), indent=1))
+        _say(f"no --model given: using the shipped phantom model {model}")
+    segmenter = Segmenter(
+        model,
+        engine=engine.value,
+        precision=precision.value,
+        threads=threads,
+        batch=batch,
+        max_bytes=parse_bytes(max_memory) if max_memory else None,
+        max_gpu_bytes=parse_bytes(max_gpu_memory) if max_gpu_memory else None,
+        say=_say,
+    )
+    if scan.is_dir():
+        jobs = find_jobs(scan, output or Path(), shard=shard, uncertainty=uncertainty, frame=frame)
+        if not label_folder(jobs, segmenter, overlay, again=again, as_json=as_json, say=_say):
+            sys.exit(1)
     else:
-        from rich.console import Console
+        output = output or Path(f"{stem(scan)}_labels.nii.gz")
+        job = Job(scan=scan, output=output, uncertainty=uncertainty, frame=frame)
+        label_scan(job, segmenter, overlay, as_json=as_json, say=_say)
 
-        show_report(report, Console())
 
-
-def _stem(scan: Path) -> str:
-    name = scan.name
-    for extension in (".gz", ".nii", ".hdr", ".img", ".mgz", ".mgh"):
-        name = name.removesuffix(extension)
-    return name
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
 
 
 def run(command: typer.Typer) -> None:

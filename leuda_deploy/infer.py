@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from leuda_deploy.errors import ModelError
 from leuda_deploy.labels import Doubts, label_plane
 from leuda_deploy.overlap import ahead
-from leuda_deploy.recipe import Recipe, Stack
+from leuda_deploy.recipe import Intensity, Recipe, Stack
 from leuda_deploy.sliding_window import Engine, score_slices, windows_per_slice
 from leuda_deploy.timing import Clock
 from leuda_deploy.volume import Volume
@@ -37,12 +37,14 @@ class Segmentation:
     uncertainty     (X, Y, Z) uint8 entropy of the softmax, 255 = all classes alike; or None
     low_confidence  share of the voxels labelled as a structure whose class has a probability
                     below 0.7, on the model grid
+    intensity       clip limits and normalisation fitted to this scan, in scanner units
     seconds         busy wall seconds by stage; the stages overlap
     """
 
     labels: NDArray[np.uint8]
     uncertainty: NDArray[np.uint8] | None
     low_confidence: float
+    intensity: Intensity
     seconds: dict[str, float]
 
 
@@ -57,6 +59,22 @@ def segment(
     uncertainty: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Segmentation:
+    """`segment_stack` for a scan as it was read."""
+    stack = Stack(volume, recipe, pixel_spacing_mm=pixel_spacing_mm)
+    return segment_stack(
+        stack, engine, slab=slab, batch=batch, uncertainty=uncertainty, progress=progress
+    )
+
+
+def segment_stack(
+    stack: Stack,
+    engine: Engine,
+    *,
+    slab: int | None = None,
+    batch: int = 8,
+    uncertainty: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Segmentation:
     """Label every voxel of a scan.
 
     engine    (B, 1, h, w) float32 normalised windows -> (B, K, h, w) scores, background first
@@ -64,11 +82,10 @@ def segment(
     batch     windows given to the engine at a time
     progress  called with (slices done, slices in all)
     """
-    clock = Clock()
+    clock, window = Clock(), stack.recipe.window
     with clock("normalise"):
-        stack = Stack(volume, recipe, pixel_spacing_mm=pixel_spacing_mm)
         fill = stack.intensity.floor
-    slab = slab or slices_for_batch(stack, recipe, batch)
+    slab = slab or max(1, batch // windows_per_slice(stack.grid_shape, window))
 
     def images() -> Iterator[tuple[int, int, Float32]]:
         for start in range(0, stack.depth, slab):
@@ -80,15 +97,15 @@ def segment(
     def scores() -> Iterator[tuple[int, int, Float32]]:
         for start, stop, slices in ahead(images()):
             with clock("network"):
-                found = score_slices(engine, slices, window=recipe.window, fill=fill, batch=batch)
+                found = score_slices(engine, slices, window=window, fill=fill, batch=batch)
                 if not np.isfinite(found).all():
                     raise ModelError(
-                        f"the model gives scores that are not finite on {volume.name}, "
+                        f"the model gives scores that are not finite on {stack.volume.name}, "
                         f"slices {start} to {stop - 1}; nothing was written"
                     )
             yield start, stop, found
 
-    labels = np.empty(volume.raw.shape, dtype=np.uint8, order="F")
+    labels = np.empty(stack.volume.raw.shape, dtype=np.uint8, order="F")
     label_stack = stack.of_scan(labels)
     doubts = Doubts(stack, wanted=uncertainty)
     for start, stop, found in ahead(scores()):
@@ -103,13 +120,9 @@ def segment(
         labels=labels,
         uncertainty=doubts.entropy,
         low_confidence=doubts.low_share,
+        intensity=stack.intensity,
         seconds=clock.seconds,
     )
-
-
-def slices_for_batch(stack: Stack, recipe: Recipe, batch: int) -> int:
-    """Slices whose windows fill one batch."""
-    return max(1, batch // windows_per_slice(stack.grid_shape, recipe.window))
 
 
 def volumes_ml(labels: NDArray[np.uint8], volume: Volume, names: Sequence[str]) -> dict[str, float]:

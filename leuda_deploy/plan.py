@@ -47,7 +47,8 @@ def make_plan(
     loaded_bytes: int,
     growth_bytes: Mapping[int, int],
     batch: int,
-    scans_held: int = 1,
+    scans: int = 1,
+    results: int = 1,
     uncertainty: bool = False,
     max_bytes: int | None = None,
 ) -> Plan:
@@ -55,12 +56,13 @@ def make_plan(
 
     loaded_bytes  what the process holds with the engine loaded and no scan read
     growth_bytes  batch -> what running the engine adds, as a trial measured it
-    scans_held    2 where the next scan is read while one is worked on
+    scans         how many are held at once, where others are read and written meanwhile
+    results       the same of labels
 
     Raises InputError, naming the least that would do, if no batch fits.
     """
     plans = [
-        _plan_for(size, stack, classes, loaded_bytes, growth_bytes, scans_held, uncertainty)
+        _plan_for(size, stack, classes, loaded_bytes, growth_bytes, (scans, results), uncertainty)
         for size in sorted({1, batch, *(b for b in growth_bytes if b < batch)}, reverse=True)
     ]
     for plan in plans:
@@ -79,7 +81,7 @@ def _plan_for(
     classes: int,
     loaded_bytes: int,
     growth_bytes: Mapping[int, int],
-    scans_held: int,
+    held: tuple[int, int],
     uncertainty: bool,
 ) -> Plan:
     window = stack.recipe.window
@@ -99,8 +101,8 @@ def _plan_for(
         parts={
             "program": loaded_bytes + SLACK_BYTES,
             "network": _growth(growth_bytes, batch),
-            "scan": scans_held * voxels * itemsize,
-            "labels": (2 if uncertainty else 1) * voxels,
+            "scan": held[0] * voxels * itemsize,
+            "labels": held[1] * (2 if uncertainty else 1) * voxels,
             "slabs": SLABS_ALIVE * (images + scores) + blending + LABEL_BYTES_PER_PIXEL * plane,
         },
     )

@@ -20,7 +20,7 @@ from leuda_deploy.engines import (
     open_engine,
 )
 from leuda_deploy.errors import InputError, LeudaError
-from leuda_deploy.infer import Segmentation, segment
+from leuda_deploy.infer import Segmentation, segment_stack
 from leuda_deploy.memory import resident_bytes
 from leuda_deploy.model_file import find_model, read_model
 from leuda_deploy.plan import Plan, make_plan
@@ -100,12 +100,11 @@ class Segmenter:
 
         Raises InputError for a scan that cannot be used, ModelError for scores that are not finite.
         """
-        volume = self.read(scan, affine=affine, frame=frame)
-        plan = self.plan(volume, uncertainty=uncertainty)
-        return segment(
-            volume,
-            self.engine_for(volume),
-            self.card.recipe,
+        stack = self.stack(self.read(scan, affine=affine, frame=frame))
+        plan = self.plan(stack, uncertainty=uncertainty)
+        return segment_stack(
+            stack,
+            self.engine_for(stack),
             slab=plan.slab,
             batch=plan.batch,
             uncertainty=uncertainty,
@@ -131,37 +130,53 @@ class Segmenter:
             return read_volume(scan, frame=frame)
         return volume_of(scan, None, frame=frame)
 
-    def plan(self, volume: Volume, *, uncertainty: bool = False, scans_held: int = 1) -> Plan:
+    def stack(self, volume: Volume) -> Stack:
+        """The scan as this model's recipe has it."""
+        return Stack(volume, self.card.recipe)
+
+    @property
+    def settled(self) -> bool:
+        """Whether all trials that are needed have been made on this machine before."""
+        with self._lock:
+            if self._trial is not None or (self._engine is not None and self.batch is not None):
+                return True
+        names = [self._name] if self._name != "auto" else installed_engines(self.precision)
+        return all(self._kept(name) is not None for name in names)
+
+    def plan(
+        self, stack: Stack, *, uncertainty: bool = False, scans: int = 1, results: int = 1
+    ) -> Plan:
         """Slices and windows at a time for this scan, and the memory it will take.
 
         Raises InputError, naming the least that would do, if that is more than the budget.
         """
-        engine = self.engine_for(volume)
+        engine = self.engine_for(stack)
         trial = self._trial
         return make_plan(
-            Stack(volume, self.card.recipe),
+            stack,
             classes=1 + len(engine.card.structures),
             loaded_bytes=self._loaded_bytes,
             growth_bytes=trial.growth_bytes if trial else {},
             batch=self.batch or (trial.batch if trial else DEFAULT_BATCH),
-            scans_held=scans_held,
+            scans=scans,
+            results=results,
             uncertainty=uncertainty,
             max_bytes=self.max_bytes,
         )
 
-    def engine_for(self, volume: Volume) -> ModelEngine:
+    def engine_for(self, stack: Stack) -> ModelEngine:
         """The engine; the first scan decides which where that is left to trials."""
         with self._lock:
             if self._engine is None:
-                self._choose(volume)
+                self._choose(stack)
             elif self._trial is None and self.batch is None:
                 assert self._name != "auto"
-                self._trial = self._try(self._name, volume)
+                self._trial = self._try(self._name, stack)
         assert self._engine is not None
         return self._engine
 
-    def _choose(self, volume: Volume) -> None:
-        trials = [self._try(name, volume) for name in installed_engines(self.precision)]
+    def _choose(self, stack: Stack) -> None:
+        trials = [self._try(name, stack) for name in installed_engines(self.precision)]
         for trial in trials:
             if trial.failure is not None:
                 self._say(f"passed over {trial.engine}: {trial.failure}")
@@ -188,17 +203,20 @@ class Segmenter:
         # the growth alone: a scan that was read before is none of the program's own
         self._loaded_bytes += (resident_bytes() or 0) - before
 
-    def _try(self, name: EngineName, volume: Volume) -> Trial:
-        settings: dict[str, Any] = {
-            "precision": self.precision if name == "openvino" else "auto",
-            "threads": self.threads,
-        }
-        kept = kept_trial(name, self.sha256, **settings)
+    def _try(self, name: EngineName, stack: Stack) -> Trial:
+        kept = self._kept(name)
         if kept is not None:
             return kept
+        windows = sample_windows(stack)
         self._say(f"trying {name} on this machine, once")
-        windows = sample_windows(Stack(volume, self.card.recipe))
-        return try_engine(name, self.path, self.sha256, windows, **settings)
+        return try_engine(name, self.path, self.sha256, windows, **self._settings(name))
+
+    def _kept(self, name: EngineName) -> Trial | None:
+        return kept_trial(name, self.sha256, **self._settings(name))
+
+    def _settings(self, name: EngineName) -> dict[str, Any]:
+        precision = self.precision if name == "openvino" else "auto"
+        return {"precision": precision, "threads": self.threads}
 
 
 def installed_engines(precision: Precision) -> list[EngineName]:

@@ -32,6 +32,7 @@ from leuda_deploy.volume import atomic_path
 Float32 = NDArray[np.float32]
 BATCHES = (1, 2, 4, 8, 16)
 WORTH_IT = 0.95  # a larger batch has to bring at least this ratio in time
+LONG_SECONDS = 0.5  # a batch that takes this long gains nothing from being larger
 MAX_SCORE_BYTES = 64 << 20  # of one batch: scores of many classes outgrow everything else
 TRIAL_SECONDS = 900.0
 RUNTIME_PACKAGES = ("leuda", "onnxruntime", "onnxruntime-gpu", "openvino")
@@ -167,7 +168,7 @@ def run_trial(
 
 
 def _sweep(engine: ModelEngine, windows: Float32) -> tuple[dict[int, float], dict[int, int]]:
-    """Milliseconds a window and memory growth by batch, doubling while that is worth it."""
+    """Milliseconds a window and memory growth by batch, doubling until a batch takes long."""
     loaded = resident_bytes() or 0
     window_ms: dict[int, float] = {}
     growth: dict[int, int] = {}
@@ -183,7 +184,7 @@ def _sweep(engine: ModelEngine, windows: Float32) -> tuple[dict[int, float], dic
             seconds.append(time.perf_counter() - began)
         window_ms[batch] = round(1e3 * min(seconds[1:]) / batch, 4)
         growth[batch] = max(0, (resident_bytes() or 0) - loaded)
-        if batch > 1 and window_ms[batch] > WORTH_IT * window_ms[batch // 2]:
+        if min(seconds) > LONG_SECONDS:  # large windows fill the processor one by one
             break
     return window_ms, growth
 

@@ -73,8 +73,10 @@ class Volume:
         return replace(self, raw=values, slope=1.0, inter=0.0)
 
 
-def read_volume(path: Path | str, *, frame: int | None = None) -> Volume:
+def read_volume(path: Path | str, *, frame: int | None = None, voxels: bool = True) -> Volume:
     """Read any scan that nibabel reads; 4D scans need `frame`.
+
+    voxels=False reads the header alone: all is there but the values, which are 0 and take no room.
 
     Raises InputError for a missing, unreadable, non-real, 2D, unchosen-4D or degenerate scan.
     """
@@ -82,7 +84,7 @@ def read_volume(path: Path | str, *, frame: int | None = None) -> Volume:
     image = _load(path)
     if not isinstance(image, nib.spatialimages.SpatialImage):
         raise InputError(f"{path} is a {type(image).__name__}, not a volume")
-    return _volume(path.name, path, image, frame)
+    return _volume(path.name, path, image, frame, voxels=voxels)
 
 
 def volume_of(
@@ -128,7 +130,9 @@ def _load(path: Path) -> Any:
         raise InputError(f"cannot read {path} as a scan: {_one_line(error)}") from error
 
 
-def _volume(name: str, path: Path | str, image: Any, frame: int | None) -> Volume:
+def _volume(
+    name: str, path: Path | str, image: Any, frame: int | None, *, voxels: bool = True
+) -> Volume:
     affine = np.asarray(image.affine, dtype=np.float64)
     _check_affine(affine, path)
     shape = tuple(int(n) for n in image.shape)
@@ -144,7 +148,9 @@ def _volume(name: str, path: Path | str, image: Any, frame: int | None) -> Volum
     if frame is not None and not 0 <= frame < frames:
         raise InputError(f"{path} has {frames} frame(s); --frame {frame} is not in 0..{frames - 1}")
     _check_units(image.header, path)
-    raw, slope, inter = _stored_values(image, path, frame or 0)
+    raw, slope, inter = np.broadcast_to(image.get_data_dtype().type(0), shape[:3]), 1.0, 0.0
+    if voxels:
+        raw, slope, inter = _stored_values(image, path, frame or 0)
     return Volume(
         name=name,
         raw=raw,
