@@ -48,7 +48,7 @@ def _leuda() -> None:
 
 @app.command()
 def infer(
-    scan: Annotated[Path, typer.Argument(help="A scan, or a folder of scans.")],
+    scan: Annotated[Path, typer.Argument(help="A scan, a DICOM series, or a folder of scans.")],
     model: Annotated[
         Path | None,
         typer.Option(help="Export folder or *.onnx file. Default: the phantom model shipped."),
@@ -77,6 +77,9 @@ def infer(
     uncertainty: Annotated[
         Path | None, typer.Option(help="Also write an entropy map; a folder for a folder.")
     ] = None,
+    dicom_seg: Annotated[
+        Path | None, typer.Option(help="Also write DICOM SEG, for a DICOM series.")
+    ] = None,
     shard: Annotated[str, typer.Option(help="i/n: every n-th scan of the folder.")] = "1/1",
     again: Annotated[bool, typer.Option("--again", help="Also scans that were done.")] = False,
     overlay: Annotated[
@@ -85,8 +88,9 @@ def infer(
     as_json: JsonOption = False,
 ) -> None:
     """Label scans, each on its own grid.  [dim]Needs: nothing more.[/dim]"""
+    from leuda_deploy.jobs import Job, find_jobs, holds_dicom, stem
     from leuda_deploy.memory import parse_bytes
-    from leuda_deploy.scans import Job, find_jobs, label_folder, label_scan, stem
+    from leuda_deploy.scans import label_folder, label_scan
     from leuda_deploy.segmenter import Segmenter
 
     if model is None:
@@ -104,14 +108,52 @@ def infer(
         max_gpu_bytes=parse_bytes(max_gpu_memory) if max_gpu_memory else None,
         say=_say,
     )
-    if scan.is_dir():
+    if scan.is_dir() and not holds_dicom(scan):
         jobs = find_jobs(scan, output or Path(), shard=shard, uncertainty=uncertainty, frame=frame)
         if not label_folder(jobs, segmenter, overlay, again=again, as_json=as_json, say=_say):
             sys.exit(1)
     else:
         output = output or Path(f"{stem(scan)}_labels.nii.gz")
-        job = Job(scan=scan, output=output, uncertainty=uncertainty, frame=frame)
+        job = Job(scan=scan, output=output, uncertainty=uncertainty, seg=dicom_seg, frame=frame)
         label_scan(job, segmenter, overlay, as_json=as_json, say=_say)
+
+
+@app.command()
+def bench(
+    model: Annotated[
+        Path | None, typer.Option(help="Export folder or *.onnx. Default: the one shipped.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="all, or an engine's name.")] = "all",
+    shape: Annotated[str, typer.Option(help="Voxels of the made scan.")] = "512x512x100",
+    rounds: Annotated[int, typer.Option(help="Warm rounds.", min=1)] = 5,
+    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: all.", min=1)] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the JSON there.")] = None,
+    against: Annotated[Path | None, typer.Option(help="An earlier JSON to compare with.")] = None,
+    limit: Annotated[float, typer.Option(help="Allowed ratio to it.", min=1.0)] = 1.2,
+    as_json: JsonOption = False,
+) -> None:
+    """Time and memory by engine and stage, on this machine.  [dim]Needs: nothing more.[/dim]"""
+    import json
+
+    from leuda_deploy.bench import bench as run_bench
+    from leuda_deploy.bench import parse_shape, regressions, show_bench
+    from leuda_deploy.shipped import default_model
+
+    voxels = parse_shape(shape)
+    result = run_bench(model or default_model(), engine, voxels, rounds=rounds, threads=threads)
+    slower = regressions(result, against, limit) if against else []
+    if save:
+        save.write_text(json.dumps(result, indent=1) + "\n")
+    if as_json:
+        typer.echo(json.dumps(result, indent=1))
+    else:
+        from rich.console import Console
+
+        show_bench(result, Console())
+    for line in slower:
+        _say(f"error: {line}")
+    if slower:
+        sys.exit(1)
 
 
 def _say(line: str) -> None:

@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -17,25 +17,17 @@ from rich.text import Text
 
 from leuda_deploy.errors import InputError, LeudaError
 from leuda_deploy.infer import Segmentation
+from leuda_deploy.jobs import Job, is_done, scan_sha256
 from leuda_deploy.overlap import ahead
 from leuda_deploy.plan import Plan
 from leuda_deploy.recipe import Stack
 from leuda_deploy.report import Report, segment_shown, show_report, write_found
 from leuda_deploy.segmenter import Segmenter
 from leuda_deploy.timing import Clock
-from leuda_deploy.volume import check_label_path, file_sha256, read_volume
+from leuda_deploy.volume import Volume, check_label_path, read_volume
 
-EXTENSIONS = (".nii.gz", ".nii", ".mgz", ".mgh", ".hdr")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One scan and where its results go."""
-
-    scan: Path
-    output: Path
-    uncertainty: Path | None = None
-    frame: int | None = None
+if TYPE_CHECKING:
+    from leuda_deploy.dicom import Series
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,60 +59,10 @@ class _Case:
     began: float
     sha256: str = ""
     stack: Stack | None = None
+    series: Series | None = None
     found: Segmentation | None = None
     plan: Plan | None = None
     done: Outcome | None = None
-
-
-def find_jobs(
-    folder: Path,
-    out: Path,
-    *,
-    shard: str = "1/1",
-    uncertainty: Path | None = None,
-    frame: int | None = None,
-) -> list[Job]:
-    """The scans in a folder, in the order of their names; of n shards, the i-th takes every n-th.
-
-    Raises InputError for a folder without scans, a shard that is none, or two scans that would
-    have the same output.
-    """
-    part, parts = _parse_shard(shard)
-    scans = sorted(p for p in folder.iterdir() if p.is_file() and p.name.endswith(EXTENSIONS))
-    if not scans:
-        raise InputError(f"no scan in {folder}: nothing in it ends in {', '.join(EXTENSIONS)}")
-    jobs = [
-        Job(
-            scan=scan,
-            output=out / f"{stem(scan)}_labels.nii.gz",
-            uncertainty=uncertainty and uncertainty / f"{stem(scan)}_uncertainty.nii.gz",
-            frame=frame,
-        )
-        for scan in scans
-    ]
-    taken: dict[Path, Path] = {}
-    for job in jobs:
-        if (other := taken.setdefault(job.output, job.scan)) != job.scan:
-            raise InputError(f"{other} and {job.scan} would both become {job.output}; rename one")
-    return jobs[part - 1 :: parts]
-
-
-def _parse_shard(shard: str) -> tuple[int, int]:
-    try:
-        part, parts = (int(number) for number in shard.split("/"))
-    except ValueError:
-        part, parts = 0, 0
-    if not 1 <= part <= parts:
-        raise InputError(f"--shard is i/n with 1 <= i <= n, not {shard!r}")
-    return part, parts
-
-
-def stem(scan: Path) -> str:
-    """The name of a scan without its ending."""
-    name = scan.name
-    for extension in (".gz", ".nii", ".hdr", ".img", ".mgz", ".mgh"):
-        name = name.removesuffix(extension)
-    return name
 
 
 def run_jobs(
@@ -164,7 +106,7 @@ def _guarded(case: _Case, work: Callable[[_Case], None]) -> _Case:
             line = " ".join(str(error).split()) or type(error).__name__
             case.done = Outcome(job=case.job, error=line)
     if case.done is not None:
-        case.stack = case.found = None  # free the memory at once
+        case.stack = case.series = case.found = None  # free the memory at once
     return case
 
 
@@ -172,30 +114,30 @@ def _read(case: _Case, segmenter: Segmenter, skip_done: bool) -> None:
     job = case.job
     check_label_path(job.output, job.scan)
     with case.clock("read"):
-        if job.scan.is_file():
-            case.sha256 = file_sha256(job.scan)
-            if skip_done and is_done(job, case.sha256, segmenter.sha256):
-                case.done = Outcome(job=job, skipped=True)
-                return
-        if segmenter.max_bytes is not None and segmenter.settled:  # refused before it is read
+        case.sha256 = scan_sha256(job.scan)
+        if skip_done and is_done(job, case.sha256, segmenter.sha256):
+            case.done = Outcome(job=job, skipped=True)
+            return
+        if segmenter.max_bytes is not None and segmenter.settled and job.scan.is_file():
+            # refused before it is read
             header = read_volume(job.scan, frame=job.frame, voxels=False)
             segmenter.plan(segmenter.stack(header), uncertainty=job.uncertainty is not None)
-        volume = read_volume(job.scan, frame=job.frame)
+        volume = _read_scan(case)
     with case.clock("normalise"):
         case.stack = segmenter.stack(volume)
         _ = case.stack.intensity  # what cannot be normalised is refused before anything is said
 
 
-def is_done(job: Job, scan_sha256: str, model_sha256: str) -> bool:
-    """Whether the report beside the labels says that this model did this very scan."""
-    report = job.output.with_name(stem(job.output) + ".json")
-    wanted = [job.output, *([job.uncertainty] if job.uncertainty else [])]
-    try:
-        said = json.loads(report.read_text())
-    except (OSError, ValueError):
-        return False
-    same = isinstance(said, dict) and said.get("scan_sha256") == scan_sha256
-    return same and said.get("model_sha256") == model_sha256 and all(p.is_file() for p in wanted)
+def _read_scan(case: _Case) -> Volume:
+    job = case.job
+    if job.scan.is_dir():
+        from leuda_deploy.dicom import read_series
+
+        case.series = read_series(job.scan)
+        return case.series.volume
+    if job.seg is not None:
+        raise InputError(f"--dicom-seg refers to a DICOM series; {job.scan} is none")
+    return read_volume(job.scan, frame=job.frame)
 
 
 def _label(case: _Case, segmenter: Segmenter, overlapped: bool, say: Callable[[str], None]) -> None:
@@ -215,6 +157,11 @@ def _label(case: _Case, segmenter: Segmenter, overlapped: bool, say: Callable[[s
 def _write(case: _Case, segmenter: Segmenter, overlay: bool) -> None:
     assert case.stack is not None
     assert case.found is not None
+    if case.series is not None and case.job.seg is not None:
+        from leuda_deploy.dicom import write_seg
+
+        with case.clock("write"):
+            write_seg(case.job.seg, case.found.labels, case.series, segmenter.card)
     report = write_found(
         case.job.scan,
         case.stack.volume,

@@ -68,6 +68,10 @@ class Volume:
         """Volume of one voxel in millilitres."""
         return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000.0
 
+    def with_scale(self, name: str, slope: float, inter: float) -> Volume:
+        """The same voxels under another name and scale."""
+        return replace(self, name=name, slope=slope, inter=inter)
+
     def with_values(self, values: NDArray[Any]) -> Volume:
         """Other values (X, Y, Z) on this scan's grid, e.g. its labels."""
         return replace(self, raw=values, slope=1.0, inter=0.0)

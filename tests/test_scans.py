@@ -18,10 +18,11 @@ import leuda_deploy
 from leuda_deploy.cli import main
 from leuda_deploy.engines import OnnxEngine, OpenVinoEngine, open_engine
 from leuda_deploy.errors import InputError, LeudaError
+from leuda_deploy.jobs import find_jobs
 from leuda_deploy.memory import parse_bytes, peak_bytes, resident_bytes
 from leuda_deploy.plan import make_plan
 from leuda_deploy.recipe import Recipe, Stack
-from leuda_deploy.scans import find_jobs, run_jobs
+from leuda_deploy.scans import run_jobs
 from leuda_deploy.segmenter import Segmenter
 from leuda_deploy.trial import Trial, cache_folder, run_trial
 from leuda_deploy.volume import Volume, read_volume
