@@ -18,7 +18,6 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 import time
 from importlib import metadata
 from pathlib import Path
@@ -27,9 +26,12 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from leuda_deploy.memory import peak_bytes
+
 RESULTS = Path(__file__).parent / "results"
 WINDOW, SPACING_MM, PIXEL_MM = 256, 1.5, 0.75
 PACKAGES = ("leuda", "torch", "monai", "openvino", "onnxruntime-gpu", "numpy", "nibabel", "isal")
+NARROW = (8, 16, 32, 64, 128)  # for the memory runs, where the network's time is of no interest
 WIDTHS = (32, 64, 128, 256, 512)
 STRUCTURES = ("liver", "spleen", "kidney", "vertebra")
 # centre (x, y) and radius as shares of the plane, and Hounsfield units, of body and structures
@@ -45,7 +47,9 @@ DISCS = (
 # --- what both are given
 
 
-def ct_slice(z: float, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def ct_slice(
+    z: float, size: int, rng: np.random.Generator, noise: float = 20.0
+) -> tuple[np.ndarray, np.ndarray]:
     """One axial slice (size, size) in Hounsfield units, and its labels; z goes round at 1."""
     y, x = np.mgrid[:size, :size] / size
     image, labels = np.full((size, size), -1000.0), np.zeros((size, size), np.uint8)
@@ -54,7 +58,7 @@ def ct_slice(z: float, size: int, rng: np.random.Generator) -> tuple[np.ndarray,
         wave = 1 + 0.12 * np.sin(5 * np.arctan2(y - cy, x - cx) + 6.3 * z + k)
         inside = np.hypot(x - cx, y - cy) < radius * swell * wave
         image[inside], labels[inside] = value, k
-    return image + rng.normal(0, 20, image.shape), labels
+    return image + rng.normal(0, noise, image.shape), labels
 
 
 def write_scan(path: Path, slices: int) -> None:
@@ -67,36 +71,47 @@ def write_scan(path: Path, slices: int) -> None:
     nib.save(nib.Nifti1Image(voxels, affine), path)
 
 
-def train_network(classes: int, steps: int) -> Any:
+def train_network(classes: int, widths: tuple[int, ...], steps: int) -> Any:
     """A U-Net that has learnt the structures (steps > 0), or one with as many outputs."""
     import torch
 
     from leuda_train.unet import UNet
 
     torch.manual_seed(0)
-    network = UNet(classes, WIDTHS, (0.0,) * 5).to(memory_format=torch.channels_last)
+    network = UNet(classes, widths, (0.0,) * 5).to(memory_format=torch.channels_last)
     optimiser = torch.optim.Adam(network.parameters(), 1e-3)
     rng = np.random.default_rng(1)
+
+    def batch(count: int, crop: int) -> tuple[Any, Any]:
+        """Slices as the recipe makes them: averaged 2 x 2 pixels have half the noise; -1 to 1."""
+        pairs = [ct_slice(rng.random(), WINDOW, rng, noise=10.0) for _ in range(count)]
+        y, x = rng.integers(0, WINDOW - crop + 1, 2)
+        image = np.stack([np.clip(p[0][y : y + crop, x : x + crop], -1040, 420) for p in pairs])
+        labels = np.stack([p[1][y : y + crop, x : x + crop] for p in pairs])
+        scaled = torch.from_numpy((image + 310) / 730).float()[:, None]
+        return scaled.to(memory_format=torch.channels_last), torch.from_numpy(labels).long()
+
     for step in range(steps):
-        pairs = [ct_slice(rng.random(), WINDOW, rng) for _ in range(4)]
-        crop = rng.integers(0, WINDOW - 96, 2)
-        place = (slice(crop[0], crop[0] + 96), slice(crop[1], crop[1] + 96))
-        # noise as after averaging 2 x 2 pixels, then to -1..1 as the recipe does
-        image = np.stack([np.clip(p[0][place], -1040, 420) for p in pairs])
-        images = torch.from_numpy((image + 310) / 730).float()[:, None]
-        labels = torch.from_numpy(np.stack([p[1][place] for p in pairs])).long()
+        images, labels = batch(4, 96)
         with torch.autocast("cpu", torch.bfloat16):
-            logits, _ = network(images.to(memory_format=torch.channels_last))
+            logits, _ = network(images)
         loss = torch.nn.functional.cross_entropy(logits.float(), labels)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         if step % 20 == 0:
             print(f"  step {step}: {loss.item():.3f}", file=sys.stderr)
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d) and steps:
+            layer.reset_running_stats()
+            layer.momentum = None  # a plain mean, over whole slices and the final weights
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for _ in range(4 if steps else 0):
+            network(batch(4, WINDOW)[0])
     return network.eval()
 
 
-def write_model(folder: Path, classes: int, steps: int) -> None:
+def write_model(folder: Path, classes: int, widths: tuple[int, ...], steps: int) -> None:
     """The same weights as a leuda model file and as torch.save writes them."""
     import torch
 
@@ -106,7 +121,7 @@ def write_model(folder: Path, classes: int, steps: int) -> None:
     from leuda_deploy.to_onnx import to_onnx
     from leuda_train.product import Product
 
-    network = train_network(classes, steps)
+    network = train_network(classes, widths, steps)
     names = STRUCTURES if classes == 5 else tuple(f"structure {k}" for k in range(1, classes))
     card = ModelCard(
         name=folder.name,
@@ -158,20 +173,16 @@ def run_monai(scan: Path, model: Path, out: Path) -> dict[str, Any]:
 
 def measured(command: list[Any]) -> dict[str, Any]:
     """The last JSON that a command prints, with its wall time and peak memory."""
-    with tempfile.TemporaryFile("w+") as printed:
-        began = time.perf_counter()
-        process = subprocess.Popen([str(part) for part in command], stdout=printed)
-        _, status, usage = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - began
-        printed.seek(0)
-        said = printed.read()
-    if status != 0:
-        raise SystemExit(f"failed: {command}")
+    began = time.perf_counter()
+    said = subprocess.run(
+        [str(part) for part in command], stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
+    wall = time.perf_counter() - began
     report = json.loads(said[said.index("{") :])
     return {
         "process_seconds": round(wall, 2),
         "total_seconds": round(report["total_seconds"], 2),
-        "peak_mb": round(usage.ru_maxrss * 1024 / 1e6),
+        "peak_mb": round(report["peak_memory_mb"]),
         "seconds": {name: round(s, 3) for name, s in report["seconds"].items()},
         "engine": report["engine"],
         "predicted_peak_mb": report.get("predicted_peak_mb"),
@@ -210,7 +221,7 @@ def monai_pipeline(scan: Path, model: Path, out: Path) -> None:
     data = prepare(data)
     lap("prepare")
     # the network reads rows down and columns across; MONAI's arrays are x first
-    inferer = SliceInferer((WINDOW, WINDOW), spatial_dim=2, sw_batch_size=8, overlap=0.5)
+    inferer = SliceInferer(spatial_dim=2, roi_size=(WINDOW, WINDOW), sw_batch_size=8, overlap=0.5)
     with torch.no_grad():
         batch = data["image"][None]
         batched = inferer(batch, lambda x: network(x.transpose(-1, -2))[0].transpose(-1, -2))
@@ -232,7 +243,9 @@ def monai_pipeline(scan: Path, model: Path, out: Path) -> None:
     next(folder.iterdir()).rename(out)
     total = time.perf_counter() - began
     engine = f"MONAI {metadata.version('monai')}, PyTorch eager fp32"
-    print(json.dumps({"total_seconds": total, "seconds": seconds, "engine": engine}))
+    peak = (peak_bytes() or 0) / 1e6
+    said = {"total_seconds": total, "seconds": seconds, "engine": engine, "peak_memory_mb": peak}
+    print(json.dumps(said))
 
 
 # --- the study
@@ -267,23 +280,47 @@ def accuracy(path: Path) -> float:
     )
 
 
-def study(folder: Path, rounds: int, slices: int, steps: int) -> dict[str, Any]:
-    """Everything, in turn."""
-    model, many = folder / "five", folder / "hundred"
-    for path, classes, count in ((model, 5, steps), (many, 100, 0)):
-        if not (path / "network.pt").is_file():
-            path.mkdir(parents=True, exist_ok=True)
-            write_model(path, classes, count)
+def prepare(folder: Path, slices: int, steps: int) -> dict[int, Path]:
+    """Models and scans, made once; the scans by their number of slices."""
+    models = (
+        ("five", 5, WIDTHS, steps),
+        ("narrow_5", 5, NARROW, 0),
+        ("narrow_100", 100, NARROW, 0),
+    )
+    for name, classes, widths, count in models:
+        if not (folder / name / "network.pt").is_file():
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            write_model(folder / name, classes, widths, count)
     scans = {}
-    for count in sorted({100, slices, 900}):
+    for count in sorted({100, slices, 300, 900}):
         scans[count] = folder / f"ct_{count}.nii.gz"
         if not scans[count].is_file():
             write_scan(scans[count], count)
     os.environ["LEUDA_CACHE"] = str(folder / "cache")
-    for engine in ("openvino", "ort-cpu"):  # the trials of this machine, once, beforehand
-        run_leuda(scans[100], model, folder / "warm.nii.gz", engine)
-    run_leuda(scans[100], many, folder / "warm.nii.gz", "openvino")
+    for name, engine in (
+        ("five", "openvino"), ("five", "ort-cpu"), ("narrow_5", "openvino"),
+        ("narrow_100", "openvino"),
+    ):  # fmt: skip
+        # the trials of this machine, once, beforehand
+        run_leuda(scans[100], folder / name, folder / "warm.nii.gz", engine)
+    return scans
 
+
+def memory(folder: Path, scans: dict[int, Path]) -> list[dict[str, Any]]:
+    """Peak memory by length of the scan and number of classes."""
+    rows = []
+    for count in (100, 300, 900):
+        for classes in (5, 100):
+            model, out = folder / f"narrow_{classes}", folder / "m.nii.gz"
+            run = run_leuda(scans[count], model, out, "openvino")
+            rows.append({"slices": count, "classes": classes, **run})
+            print(f"memory {count} {classes}: {rows[-1]}", file=sys.stderr)
+    return rows
+
+
+def compare(folder: Path, scan: Path, rounds: int) -> dict[str, Any]:
+    """leuda and MONAI in turn, on the same scan with the same weights."""
+    model = folder / "five"
     before = os.getloadavg()
     runs: dict[str, list[dict[str, Any]]] = {"leuda openvino": [], "leuda ort-cpu": [], "monai": []}
     for turn in range(rounds):
@@ -292,19 +329,10 @@ def study(folder: Path, rounds: int, slices: int, steps: int) -> dict[str, Any]:
                 continue  # for comparison only
             out = folder / f"{name.replace(' ', '_')}.nii.gz"
             if name == "monai":
-                runs[name].append(run_monai(scans[slices], model, out))
+                runs[name].append(run_monai(scan, model, out))
             else:
-                runs[name].append(run_leuda(scans[slices], model, out, name.split()[1]))
+                runs[name].append(run_leuda(scan, model, out, name.split()[1]))
             print(f"round {turn} {name}: {runs[name][-1]}", file=sys.stderr)
-    memory = [
-        {
-            "slices": count,
-            "classes": classes,
-            **run_leuda(scans[count], path, folder / "m.nii.gz", "openvino"),
-        }
-        for path, classes in ((model, 5), (many, 100))
-        for count in (100, 300, 900)
-    ]
     best = {name: min(done, key=lambda run: run["total_seconds"]) for name, done in runs.items()}
     ours, theirs = best["leuda openvino"], best["monai"]
     labels = {name: folder / f"{name.replace(' ', '_')}.nii.gz" for name in runs}
@@ -320,8 +348,7 @@ def study(folder: Path, rounds: int, slices: int, steps: int) -> dict[str, Any]:
         "accuracy": {name: accuracy(path) for name, path in labels.items()},
         "agreement": {f"{a} / {b}": agreement(labels[a], labels[b]) for a, b in pairs},
         "runs": runs,
-        "memory": memory,
-        "scan": f"512x512x{slices} int16 .nii.gz, {PIXEL_MM} mm pixels, network at {SPACING_MM} mm",
+        "scan": f"{scan.name}: 512 x 512, {PIXEL_MM} mm pixels, network at {SPACING_MM} mm",
         "machine": {
             "processor": processor(),
             "cores": os.cpu_count(),
@@ -394,8 +421,11 @@ def main() -> None:
     if asked.monai:
         monai_pipeline(*asked.monai)
         return
-    result = study(asked.folder, asked.rounds, asked.slices, asked.steps)
+    scans = prepare(asked.folder, asked.slices, asked.steps)
+    result = compare(asked.folder, scans[asked.slices], asked.rounds)
     RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "runtime.json").write_text(json.dumps(result, indent=1) + "\n")
+    result["memory"] = memory(asked.folder, scans)
     (RESULTS / "runtime.json").write_text(json.dumps(result, indent=1) + "\n")
     draw(result, RESULTS / "runtime.png")
     print(json.dumps({k: v for k, v in result.items() if k not in ("runs", "memory")}, indent=1))

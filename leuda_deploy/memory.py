@@ -24,12 +24,17 @@ def resident_bytes() -> int | None:
 
 def peak_bytes() -> int | None:
     """The most that this process has held so far; None where the system does not tell."""
-    if sys.platform == "win32":
+    try:
+        # not getrusage, which also counts what the process that started this one held
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) << 10
+    except (OSError, IndexError):
+        pass
+    if sys.platform != "darwin":
         return None
     import resource
 
-    unit = 1 if sys.platform == "darwin" else 1 << 10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def parse_bytes(text: str) -> int:

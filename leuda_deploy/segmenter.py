@@ -138,7 +138,7 @@ class Segmenter:
     def settled(self) -> bool:
         """Whether all trials that are needed have been made on this machine before."""
         with self._lock:
-            if self._trial is not None or (self._engine is not None and self.batch is not None):
+            if self._trial is not None:
                 return True
         names = [self._name] if self._name != "auto" else installed_engines(self.precision)
         return all(self._kept(name) is not None for name in names)
@@ -169,7 +169,7 @@ class Segmenter:
         with self._lock:
             if self._engine is None:
                 self._choose(stack)
-            elif self._trial is None and self.batch is None:
+            elif self._trial is None:  # a plan needs the memory it measures
                 assert self._name != "auto"
                 self._trial = self._try(self._name, stack)
         assert self._engine is not None
