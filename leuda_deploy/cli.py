@@ -64,7 +64,9 @@ def infer(
     precision: Annotated[
         InferencePrecision, typer.Option(help="bf16 is for openvino.")
     ] = InferencePrecision.AUTO,
-    frame: Annotated[int | None, typer.Option(help="Which frame of a 4D scan.", min=0)] = None,
+    frame: Annotated[
+        str | None, typer.Option(help="Which frame of a 4D scan, from 0, or all.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads. Default: all.", min=1)] = None,
     batch: Annotated[
         int | None,
@@ -88,7 +90,7 @@ def infer(
     as_json: JsonOption = False,
 ) -> None:
     """Label scans, each on its own grid.  [dim]Needs: nothing more.[/dim]"""
-    from leuda_deploy.jobs import Job, find_jobs, holds_dicom, stem
+    from leuda_deploy.jobs import Job, find_jobs, holds_dicom, stem, with_frames
     from leuda_deploy.memory import parse_bytes
     from leuda_deploy.scans import label_folder, label_scan
     from leuda_deploy.segmenter import Segmenter
@@ -109,13 +111,16 @@ def infer(
         say=_say,
     )
     if scan.is_dir() and not holds_dicom(scan):
-        jobs = find_jobs(scan, output or Path(), shard=shard, uncertainty=uncertainty, frame=frame)
-        if not label_folder(jobs, segmenter, overlay, again=again, as_json=as_json, say=_say):
-            sys.exit(1)
+        jobs = find_jobs(scan, output or Path(), shard=shard, uncertainty=uncertainty, frames=frame)
     else:
         output = output or Path(f"{stem(scan)}_labels.nii.gz")
-        job = Job(scan=scan, output=output, uncertainty=uncertainty, seg=dicom_seg, frame=frame)
-        label_scan(job, segmenter, overlay, as_json=as_json, say=_say)
+        job = Job(scan=scan, output=output, uncertainty=uncertainty, seg=dicom_seg)
+        jobs = with_frames(job, frame)
+        if len(jobs) == 1:
+            label_scan(jobs[0], segmenter, overlay, as_json=as_json, say=_say)
+            return
+    if not label_folder(jobs, segmenter, overlay, again=again, as_json=as_json, say=_say):
+        sys.exit(1)
 
 
 @app.command()

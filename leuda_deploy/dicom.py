@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from leuda_deploy.card import ModelCard
 from leuda_deploy.errors import InputError, MissingExtraError
-from leuda_deploy.volume import Volume, atomic_path, volume_of
+from leuda_deploy.files import atomic_path
+from leuda_deploy.volume import Volume, volume_of
 
 MAX_TILT_DEGREES = 0.5
 MAX_GAP_SHARE = 0.05  # of the slice distance, by which it may vary

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from leuda_deploy.errors import InputError
-from leuda_deploy.volume import file_sha256
+from leuda_deploy.files import file_sha256
+from leuda_deploy.volume import count_frames
 
 EXTENSIONS = (".nii.gz", ".nii", ".mgz", ".mgh", ".hdr")
 
@@ -30,7 +31,7 @@ def find_jobs(
     *,
     shard: str = "1/1",
     uncertainty: Path | None = None,
-    frame: int | None = None,
+    frames: str | None = None,
 ) -> list[Job]:
     """The scans in a folder, in the order of their names; of n shards, the i-th takes every n-th.
 
@@ -51,7 +52,6 @@ def find_jobs(
             scan=scan,
             output=out / f"{stem(scan)}_labels.nii.gz",
             uncertainty=uncertainty and uncertainty / f"{stem(scan)}_uncertainty.nii.gz",
-            frame=frame,
         )
         for scan in scans
     ]
@@ -59,7 +59,35 @@ def find_jobs(
     for job in jobs:
         if (other := taken.setdefault(job.output, job.scan)) != job.scan:
             raise InputError(f"{other} and {job.scan} would both become {job.output}; rename one")
-    return jobs[part - 1 :: parts]
+    return [each for job in jobs[part - 1 :: parts] for each in with_frames(job, frames)]
+
+
+def with_frames(job: Job, frames: str | None) -> list[Job]:
+    """The job for one frame of a 4D scan, given as a number, or a job each for "all" of them."""
+    if frames is None:
+        return [job]
+    if frames != "all":
+        if not frames.isdecimal():
+            raise InputError(f"--frame is a number or all, not {frames!r}")
+        return [replace(job, frame=int(frames))]
+    if job.scan.is_dir():
+        return [job]
+
+    def numbered(path: Path | None, frame: int) -> Path | None:
+        return path and path.with_name(f"{stem(path)}_frame{frame:03d}.nii.gz")
+
+    count = count_frames(job.scan)
+    if count == 1:
+        return [job]
+    return [
+        replace(
+            job,
+            frame=frame,
+            output=numbered(job.output, frame) or job.output,
+            uncertainty=numbered(job.uncertainty, frame),
+        )
+        for frame in range(count)
+    ]
 
 
 def is_scan_file(path: Path) -> bool:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from leuda_deploy.engines import ModelEngine
+from leuda_deploy.files import atomic_path
 from leuda_deploy.infer import Segmentation, segment_stack, volumes_ml
 from leuda_deploy.memory import peak_bytes
 from leuda_deploy.overlay import draw_overlay
@@ -21,7 +22,6 @@ from leuda_deploy.recipe import Stack
 from leuda_deploy.timing import Clock
 from leuda_deploy.volume import (
     Volume,
-    atomic_path,
     check_label_path,
     read_volume,
     write_labels,

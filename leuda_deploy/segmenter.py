@@ -20,13 +20,14 @@ from leuda_deploy.engines import (
     open_engine,
 )
 from leuda_deploy.errors import InputError, LeudaError
+from leuda_deploy.files import file_sha256
 from leuda_deploy.infer import Segmentation, segment_stack
 from leuda_deploy.memory import resident_bytes
 from leuda_deploy.model_file import find_model, read_model
 from leuda_deploy.plan import Plan, make_plan
 from leuda_deploy.recipe import Stack, fit_to_window
 from leuda_deploy.trial import Trial, kept_trial, try_engine
-from leuda_deploy.volume import Volume, file_sha256, read_volume, volume_of
+from leuda_deploy.volume import Volume, read_volume, volume_of
 
 Float32 = NDArray[np.float32]
 EngineChoice = Literal["auto"] | EngineName

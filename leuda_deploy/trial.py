@@ -25,9 +25,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from leuda_deploy.engines import EngineName, ModelEngine, OnnxEngine, Precision, open_engine
 from leuda_deploy.errors import LeudaError, ParityError
+from leuda_deploy.files import atomic_path
 from leuda_deploy.memory import resident_bytes
 from leuda_deploy.parity import FP32, Limits, check_parity
-from leuda_deploy.volume import atomic_path
 
 Float32 = NDArray[np.float32]
 BATCHES = (1, 2, 4, 8, 16)

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
-import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +17,8 @@ from numpy.typing import NDArray
 
 from leuda_deploy import compressed
 from leuda_deploy.errors import InputError
+from leuda_deploy.files import atomic_folder as atomic_folder  # both are looked for here, too
+from leuda_deploy.files import atomic_path as atomic_path
 
 COMMENT_EXTENSION = 6  # NIfTI-1 extension code "comment", where the label names are kept
 MAX_SHEAR_DEGREES = 1.0
@@ -91,6 +88,11 @@ def read_volume(path: Path | str, *, frame: int | None = None, voxels: bool = Tr
     return _volume(path.name, path, image, frame, voxels=voxels)
 
 
+def count_frames(path: Path | str) -> int:
+    """How many 3D scans a file holds. Raises InputError as `read_volume` does."""
+    return int(np.prod(_load(Path(path)).shape[3:]))
+
+
 def volume_of(
     scan: Any, affine: NDArray[np.float64] | None = None, *, frame: int | None = None
 ) -> Volume:
@@ -142,7 +144,7 @@ def _volume(
     shape = tuple(int(n) for n in image.shape)
     if image.get_data_dtype().kind not in "iufb":
         raise InputError(f"{path} holds {image.get_data_dtype()} values; a scan has real numbers")
-    if len(shape) < 3 or 0 in shape:
+    if len(shape) < 3 or min(shape) < 1:
         raise InputError(f"{path} has shape {shape}; a scan has three axes of at least one voxel")
     frames = int(np.prod(shape[3:]))
     if frames > 1 and frame is None:
@@ -303,54 +305,6 @@ def read_label_names(path: Path | str) -> dict[int, str]:
         except (UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError):
             continue  # somebody else's comment
     return {}
-
-
-def file_sha256(path: Path | str) -> str:
-    """SHA-256 of a file's bytes, read piece by piece."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def atomic_path(target: Path | str) -> Iterator[Path]:
-    """Yield a temporary path beside the target; move it onto the target if the block succeeds."""
-    target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".tmp-", suffix="-" + target.name)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)  # mkstemp makes files private
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def atomic_folder(target: Path | str) -> Iterator[Path]:
-    """Yield a temporary folder beside the target; it becomes the target if the block succeeds.
-
-    What stood at the target is replaced; what a killed run left half-written is removed.
-    """
-    target = Path(target)
-    temporary = target.with_name(f".tmp-{target.name}")
-    replaced = target.with_name(f".old-{target.name}")
-    for leftover in (temporary, replaced):
-        shutil.rmtree(leftover, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        if target.exists():
-            target.replace(replaced)
-        temporary.replace(target)
-    finally:
-        for leftover in (temporary, replaced):
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _one_line(error: BaseException) -> str:

@@ -149,6 +149,24 @@ def test_uncertainty_map_lies_on_the_scans_grid(
     np.testing.assert_allclose(np.asarray(doubt.dataobj), expected, atol=0.6)
 
 
+def test_one_frame_or_all_of_a_4d_scan(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capfd: Captured,
+    threshold_labels: ThresholdLabels,
+) -> None:  # fmt: skip
+    frames = np.stack([values(k) for k in range(3)], axis=-1)
+    nib.save(nib.Nifti1Image(frames, AFFINE), tmp_path / "f.nii.gz")
+    asked = (tmp_path / "f.nii.gz", "--model", model, "--engine", "ort-cpu", "--no-overlay")
+    assert infer(monkeypatch, *asked, "-o", tmp_path / "l.nii.gz", "--frame", "all") == 0
+    for k in range(3):
+        found = labels_of(tmp_path / f"l_frame{k:03d}.nii.gz")
+        np.testing.assert_array_equal(found, threshold_labels(values(k)))
+    assert infer(monkeypatch, *asked, "-o", tmp_path / "one.nii.gz", "--frame", 2) == 0
+    np.testing.assert_array_equal(labels_of(tmp_path / "one.nii.gz"), threshold_labels(values(2)))
+    for wrong in ("3", "-1", "some"):
+        assert infer(monkeypatch, *asked, "--frame", wrong) == 2
+        assert "--frame" in capfd.readouterr().err
+
+
 # --- memory
 
 
