@@ -172,7 +172,12 @@ class Segmenter:
                 self._choose(stack)
             elif self._trial is None:  # a plan needs the memory it measures
                 assert self._name != "auto"
-                self._trial = self._try(self._name, stack)
+                trial = self._try(self._name, stack)
+                if not trial.window_ms:
+                    raise LeudaError(f"{self._name} cannot run {self.path}: {trial.failure}")
+                if trial.failure is not None:  # asked for by name, so it runs; but not in silence
+                    self._say(f"warning: {self._name} would not be chosen: {trial.failure}")
+                self._trial = trial
         assert self._engine is not None
         return self._engine
 

@@ -324,6 +324,27 @@ def test_auto_takes_the_fastest_that_passed_and_says_why(
     assert any("chose ort-cpu" in line for line in said)
 
 
+def test_named_engine_that_disagrees_runs_with_a_warning_and_a_broken_one_not_at_all(
+    model: Path, make_volume: MakeVolume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    window_ms: dict[int, float] = {1: 1.0}
+
+    def tried(name: Any, *args: Any, **other: Any) -> Trial:
+        return Trial(engine=name, description="", failure="it is wrong", agreement="",
+                     window_ms=window_ms, growth_bytes={})  # fmt: skip
+
+    said: list[str] = []
+    monkeypatch.setattr("leuda_deploy.segmenter.try_engine", tried)
+    volume = make_volume(values(0), AFFINE)
+    segmenter = Segmenter(model, engine="ort-cpu", threads=2, say=said.append)
+    segmenter.engine_for(segmenter.stack(volume))
+    assert said[-1].startswith("warning: ort-cpu")
+    window_ms.clear()
+    segmenter = Segmenter(model, engine="ort-cpu", threads=2)
+    with pytest.raises(LeudaError, match="it is wrong"):
+        segmenter.engine_for(segmenter.stack(volume))
+
+
 def test_trials_run_in_a_process_of_their_own_and_are_kept(
     model: Path, make_volume: MakeVolume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
