@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 GZIP_MAGIC = b"\x1f\x8b"
 LEVEL = 1  # labels shrink thirtyfold at any level; this one costs a tenth of zlib's 6
-SKIP_BYTES = 1 << 20
+PIECE_BYTES = 1 << 20
 DecodeError: Any = isal_zlib.error
 
 
@@ -35,13 +35,14 @@ def read_array(
     flat: Any = array.ravel(order="K").view(np.uint8)  # a view: the array is contiguous
     waiting = memoryview(flat)
     with igzip.open(path, "rb") as stream:
-        while offset and (skipped := len(stream.read(min(offset, SKIP_BYTES)))):
+        while offset and (skipped := len(stream.read(min(offset, PIECE_BYTES)))):
             offset -= skipped
-        while waiting and (count := stream.readinto(waiting)):
+        # piece by piece: the stream unpacks what it is asked for beside the array before it copies
+        while waiting and (count := stream.readinto(waiting[:PIECE_BYTES])):
             waiting = waiting[count:]
         if offset or waiting:
             raise EOFError(f"the file ends {offset + len(waiting):,} bytes too early")
-        while last and stream.read(SKIP_BYTES):
+        while last and stream.read(PIECE_BYTES):
             pass
     return array
 
