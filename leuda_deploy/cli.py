@@ -21,11 +21,21 @@ app = typer.Typer(
 )
 
 
-class ProviderName(StrEnum):
-    """Where ONNX Runtime runs."""
+class EngineOption(StrEnum):
+    """What runs the model."""
 
-    CPU = "cpu"
-    CUDA = "cuda"
+    AUTO = "auto"
+    ORT_CPU = "ort-cpu"
+    ORT_CUDA = "ort-cuda"
+    OPENVINO = "openvino"
+
+
+class InferencePrecision(StrEnum):
+    """What the engine computes in."""
+
+    AUTO = "auto"
+    FP32 = "fp32"
+    BF16 = "bf16"
 
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, nothing else.")]
@@ -39,43 +49,117 @@ def _leuda() -> None:
 
 @app.command()
 def infer(
-    scan: Annotated[Path, typer.Argument(help="Any volume that nibabel reads.")],
+    scan: Annotated[Path, typer.Argument(help="A scan, a DICOM series, or a folder of scans.")],
     model: Annotated[
         Path | None,
         typer.Option(help="Export folder or *.onnx file. Default: the phantom model shipped."),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Labels. Default: ./SCAN_labels.nii.gz"),
+        typer.Option("--output", "-o", help="Labels, or a folder. Default: ./SCAN_labels.nii.gz"),
     ] = None,
-    provider: Annotated[
-        ProviderName, typer.Option(help="Runs there or fails; never elsewhere.")
-    ] = ProviderName.CPU,
-    frame: Annotated[int | None, typer.Option(help="Which frame of a 4D scan.", min=0)] = None,
+    engine: Annotated[
+        EngineOption,
+        typer.Option(help="auto: the fastest that agrees with ONNX Runtime; a name runs or fails."),
+    ] = EngineOption.AUTO,
+    precision: Annotated[
+        InferencePrecision, typer.Option(help="bf16 is for openvino.")
+    ] = InferencePrecision.AUTO,
+    frame: Annotated[
+        str | None, typer.Option(help="Which frame of a 4D scan, from 0, or all.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads. Default: all.", min=1)] = None,
-    batch: Annotated[int, typer.Option(help="Windows at a time.", min=1)] = 8,
+    batch: Annotated[
+        int | None,
+        typer.Option(help="Windows at a time. Default: what a short trial found.", min=1),
+    ] = None,
+    max_memory: Annotated[
+        str | None, typer.Option(help="Peak that is never passed, e.g. 1.5G; refused beforehand.")
+    ] = None,
+    max_gpu_memory: Annotated[str | None, typer.Option(help="The same on the GPU.")] = None,
+    uncertainty: Annotated[
+        Path | None, typer.Option(help="Also write an entropy map; a folder for a folder.")
+    ] = None,
+    dicom_seg: Annotated[
+        Path | None, typer.Option(help="Also write DICOM SEG, for a DICOM series.")
+    ] = None,
+    shard: Annotated[str, typer.Option(help="i/n: every n-th scan of the folder.")] = "1/1",
+    again: Annotated[bool, typer.Option("--again", help="Also scans that were done.")] = False,
     overlay: Annotated[
         bool, typer.Option("--overlay/--no-overlay", help="Also write a PNG beside the labels.")
     ] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Label a scan, on the scan's own grid.  [dim]Needs: nothing more.[/dim]"""
-    from leuda_deploy.engines import OnnxEngine
-    from leuda_deploy.report import infer_file, show_report
-    from leuda_deploy.shipped import default_model
+    """Label scans, each on its own grid.  [dim]Needs: nothing more.[/dim]"""
+    from leuda_deploy.jobs import Job, find_jobs, holds_dicom, stem, with_frames
+    from leuda_deploy.memory import parse_bytes
+    from leuda_deploy.scans import label_folder, label_scan
+    from leuda_deploy.segmenter import Segmenter
 
     if model is None:
+        from leuda_deploy.shipped import default_model
+
         model = default_model()
-        typer.echo(f"no --model given: using the shipped phantom model {model}", err=True)
-    engine = OnnxEngine(model, provider=provider.value, threads=threads)
-    output = output or Path(f"{_stem(scan)}_labels.nii.gz")
-    report = infer_file(scan, engine, output, frame=frame, batch=batch, overlay=overlay)
+        _say(f"no --model given: using the shipped phantom model {model}")
+    segmenter = Segmenter(
+        model,
+        engine=engine.value,
+        precision=precision.value,
+        threads=threads,
+        batch=batch,
+        max_bytes=parse_bytes(max_memory) if max_memory else None,
+        max_gpu_bytes=parse_bytes(max_gpu_memory) if max_gpu_memory else None,
+        say=_say,
+    )
+    if scan.is_dir() and not holds_dicom(scan):
+        jobs = find_jobs(scan, output or Path(), shard=shard, uncertainty=uncertainty, frames=frame)
+    else:
+        output = output or Path(f"{stem(scan)}_labels.nii.gz")
+        job = Job(scan=scan, output=output, uncertainty=uncertainty, seg=dicom_seg)
+        jobs = with_frames(job, frame)
+        if len(jobs) == 1:
+            label_scan(jobs[0], segmenter, overlay, as_json=as_json, say=_say)
+            return
+    if not label_folder(jobs, segmenter, overlay, again=again, as_json=as_json, say=_say):
+        sys.exit(1)
+
+
+@app.command()
+def bench(
+    model: Annotated[
+        Path | None, typer.Option(help="Export folder or *.onnx. Default: the one shipped.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="all, or an engine's name.")] = "all",
+    shape: Annotated[str, typer.Option(help="Voxels of the made scan.")] = "512x512x100",
+    rounds: Annotated[int, typer.Option(help="Warm rounds.", min=1)] = 5,
+    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: all.", min=1)] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the JSON there.")] = None,
+    against: Annotated[Path | None, typer.Option(help="An earlier JSON to compare with.")] = None,
+    limit: Annotated[float, typer.Option(help="Allowed ratio to it.", min=1.0)] = 1.2,
+    as_json: JsonOption = False,
+) -> None:
+    """Time and memory by engine and stage, on this machine.  [dim]Needs: nothing more.[/dim]"""
+    import json
+
+    from leuda_deploy.bench import bench as run_bench
+    from leuda_deploy.bench import parse_shape, regressions, show_bench
+    from leuda_deploy.shipped import default_model
+
+    voxels = parse_shape(shape)
+    result = run_bench(model or default_model(), engine, voxels, rounds=rounds, threads=threads)
+    slower = regressions(result, against, limit) if against else []
+    if save:
+        save.write_text(json.dumps(result, indent=1) + "\n")
     if as_json:
-        typer.echo(json.dumps(report.as_dict(), indent=1))
+        typer.echo(json.dumps(result, indent=1))
     else:
         from rich.console import Console
 
-        show_report(report, Console())
+        show_bench(result, Console())
+    for line in slower:
+        _say(f"error: {line}")
+    if slower:
+        sys.exit(1)
 
 
 @app.command()
@@ -119,11 +203,8 @@ def verify(
             typer.echo(f"         fits; {state}")
 
 
-def _stem(scan: Path) -> str:
-    name = scan.name
-    for extension in (".gz", ".nii", ".hdr", ".img", ".mgz", ".mgh"):
-        name = name.removesuffix(extension)
-    return name
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
 
 
 def run(command: typer.Typer) -> None:

@@ -1,29 +1,50 @@
 """scan -> labels on the scan's own grid, the whole way on one page.
 
 Slices do not interact (in-plane resampling, a 2D network), so the scan goes through in slabs of a
-few slices and no score volume of the whole scan ever exists.
+few slices and no score volume of the whole scan ever exists:
+
+    images  (d, h, w) float32     thread 1   normalise, resample
+    scores  (d, K, h, w) float32  thread 2   windows, network, blend
+    labels  (d, H, W) uint8       caller     winning class on the scan's own pixels
+
+The three work at once on successive slabs; each waits when it is one slab ahead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from leuda_deploy.errors import ModelError
-from leuda_deploy.recipe import Recipe, Stack
-from leuda_deploy.sliding_window import Engine, score_slices
+from leuda_deploy.labels import Doubts, label_plane
+from leuda_deploy.overlap import ahead
+from leuda_deploy.recipe import Intensity, Recipe, Stack
+from leuda_deploy.sliding_window import Engine, score_slices, windows_per_slice
 from leuda_deploy.timing import Clock
 from leuda_deploy.volume import Volume
+
+Float32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Segmentation:
-    """Labels (X, Y, Z) uint8 on the scan's grid, and the seconds spent by stage."""
+    """What was found in one scan.
+
+    labels          (X, Y, Z) uint8 on the scan's grid, Fortran order as NIfTI files have it
+    uncertainty     (X, Y, Z) uint8 entropy of the softmax, 255 = all classes alike; or None
+    low_confidence  share of the voxels labelled as a structure whose class has a probability
+                    below 0.7, on the model grid
+    intensity       clip limits and normalisation fitted to this scan, in scanner units
+    seconds         busy wall seconds by stage; the stages overlap
+    """
 
     labels: NDArray[np.uint8]
+    uncertainty: NDArray[np.uint8] | None
+    low_confidence: float
+    intensity: Intensity
     seconds: dict[str, float]
 
 
@@ -33,42 +54,80 @@ def segment(
     recipe: Recipe,
     *,
     pixel_spacing_mm: tuple[float, float] | None = None,
-    slab: int = 8,
+    slab: int | None = None,
     batch: int = 8,
+    uncertainty: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Segmentation:
+    """`segment_stack` for a scan as it was read."""
+    stack = Stack(volume, recipe, pixel_spacing_mm=pixel_spacing_mm)
+    return segment_stack(
+        stack, engine, slab=slab, batch=batch, uncertainty=uncertainty, progress=progress
+    )
+
+
+def segment_stack(
+    stack: Stack,
+    engine: Engine,
+    *,
+    slab: int | None = None,
+    batch: int = 8,
+    uncertainty: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Segmentation:
     """Label every voxel of a scan.
 
     engine    (B, 1, h, w) float32 normalised windows -> (B, K, h, w) scores, background first
-    slab      slices held at a time; batch: windows given to the engine at a time
+    slab      slices held at a time, by default as many as fill a batch
+    batch     windows given to the engine at a time
     progress  called with (slices done, slices in all)
     """
-    clock = Clock()
+    clock, window = Clock(), stack.recipe.window
     with clock("normalise"):
-        stack = Stack(volume, recipe, pixel_spacing_mm=pixel_spacing_mm)
         fill = stack.intensity.floor
-    labels = np.empty((stack.depth, *stack.plane_shape), dtype=np.uint8)
-    for start in range(0, stack.depth, slab):
-        stop = min(start + slab, stack.depth)
-        with clock("resample"):
-            images = stack.images(start, stop)
-        with clock("network"):
-            scores = score_slices(engine, images, window=recipe.window, fill=fill, batch=batch)
-            if not np.isfinite(scores).all():
-                raise ModelError(
-                    f"the model gives scores that are not finite on {volume.name}, "
-                    f"slices {start} to {stop - 1}; nothing was written"
-                )
+    slab = slab or max(1, batch // windows_per_slice(stack.grid_shape, window))
+
+    def images() -> Iterator[tuple[int, int, Float32]]:
+        for start in range(0, stack.depth, slab):
+            stop = min(start + slab, stack.depth)
+            with clock("resample"):
+                slices = stack.images(start, stop)
+            yield start, stop, slices
+
+    def scores() -> Iterator[tuple[int, int, Float32]]:
+        for start, stop, slices in ahead(images()):
+            with clock("network"):
+                found = score_slices(engine, slices, window=window, fill=fill, batch=batch)
+                if not np.isfinite(found).all():
+                    raise ModelError(
+                        f"the model gives scores that are not finite on {stack.volume.name}, "
+                        f"slices {start} to {stop - 1}; nothing was written"
+                    )
+            yield start, stop, found
+
+    labels = np.empty(stack.volume.raw.shape, dtype=np.uint8, order="F")
+    label_stack = stack.of_scan(labels)
+    doubts = Doubts(stack, wanted=uncertainty)
+    for start, stop, found in ahead(scores()):
         with clock("labels"):
-            labels[start:stop] = stack.to_plane(scores).argmax(axis=1)
+            for index, plane in enumerate(found, start=start):
+                label_stack[index] = label_plane(plane, stack.plane_shape)
+        with clock("doubts"):
+            doubts.add(start, found)
         if progress is not None:
             progress(stop, stack.depth)
-    with clock("labels"):
-        on_scan = stack.to_scan(labels)
-    return Segmentation(labels=on_scan, seconds=clock.seconds)
+    return Segmentation(
+        labels=labels,
+        uncertainty=doubts.entropy,
+        low_confidence=doubts.low_share,
+        intensity=stack.intensity,
+        seconds=clock.seconds,
+    )
 
 
 def volumes_ml(labels: NDArray[np.uint8], volume: Volume, names: Sequence[str]) -> dict[str, float]:
     """Volume of each structure in millilitres; names[k] is the structure with label k + 1."""
-    counts = np.bincount(labels.ravel(order="K"), minlength=len(names) + 1)
+    counts = np.zeros(256, dtype=np.int64)
+    for part in np.moveaxis(labels, -1, 0):  # bincount widens what it counts to 8 bytes a voxel
+        counts += np.bincount(part.ravel(order="K"), minlength=256)
     return {name: float(counts[k + 1]) * volume.voxel_ml for k, name in enumerate(names)}

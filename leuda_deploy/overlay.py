@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from leuda_deploy.card import ModelCard
+from leuda_deploy.files import atomic_path
 from leuda_deploy.recipe import Stack
-from leuda_deploy.volume import Volume, atomic_path
+from leuda_deploy.volume import Volume
 
 TILE = 320  # pixels, the longer side of a slice in the picture
 TINT = 0.35

@@ -1,10 +1,10 @@
-"""Volume -> stack of slices on the model grid; scores on it -> labels on the scan's own grid.
+"""Volume -> stack of slices on the model grid; planes of labels -> the scan's own grid.
 
 One `Recipe` is used by training and by inference; it travels in the checkpoint and in the model
 file, so the two cannot drift apart.
 
-    scan (X, Y, Z)  --orient-->  stack (D, H, W)  --resample in plane-->  grid (D, h, w)
-                                                  --clip, normalise-->  what the network reads
+    scan (X, Y, Z)  --orient-->  stack (D, H, W)  --clip, normalise-->
+                                                  --resample in plane-->  grid (D, h, w)
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from nibabel import orientations
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from scipy.sparse import csr_array
 
 from leuda_deploy.errors import InputError
 from leuda_deploy.volume import Volume
@@ -74,9 +75,9 @@ class Intensity:
     scale: float
 
     def __call__(self, values: Float32) -> Float32:
-        """Scanner units -> normalised, any shape; voxels that are not finite become the floor."""
-        values = np.nan_to_num(values, nan=self.low, posinf=self.high, neginf=self.low)
-        np.clip(values, self.low, self.high, out=values)
+        """Scanner units -> normalised, any shape, in place; NaN becomes the floor."""
+        np.clip(values, self.low, self.high, out=values)  # infinities become the limits
+        np.copyto(values, np.float32(self.low), where=np.isnan(values))
         values -= np.float32(self.shift)
         values /= np.float32(self.scale)
         return values
@@ -201,10 +202,14 @@ class Stack:
 
     def images(self, start: int, stop: int) -> Float32:
         """Slices start..stop as the network reads them: (d, h, w) float32, normalised."""
-        values = self._raw[start:stop].astype(np.float32)
-        values *= np.float32(self.volume.slope)
-        values += np.float32(self.volume.inter)
-        return resize(self.intensity(values), self.grid_shape)
+        images = np.empty((stop - start, *self.grid_shape), dtype=np.float32)
+        # slice by slice, so that what is worked on stays in the processor's cache
+        for image, raw in zip(images, np.ascontiguousarray(self._raw[start:stop]), strict=True):
+            values = raw.astype(np.float32)
+            values *= np.float32(self.volume.slope)
+            values += np.float32(self.volume.inter)
+            image[...] = resize(self.intensity(values), self.grid_shape)
+        return images
 
     def labels(self, start: int, stop: int, raw_values: tuple[float, ...]) -> NDArray[np.uint8]:
         """Slices of a label volume on the model grid: (d, h, w) uint8, class k = raw_values[k - 1].
@@ -218,18 +223,15 @@ class Stack:
         classes: NDArray[np.uint8] = cover.argmax(axis=1).astype(np.uint8)
         return classes
 
-    def to_plane(self, scores: Float32) -> Float32:
-        """Scores on the model grid (..., h, w) -> on the scan's own pixels (..., H, W)."""
-        return resize(scores, self.plane_shape)
+    def of_scan(self, values: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """A view of values on the scan's own grid (X, Y, Z) as the stack (D, H, W).
 
-    def to_scan(self, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Labels (D, H, W) -> (X, Y, Z), on the scan's own grid: the exact inverse of orienting."""
-        x, y, z = self.volume.raw.shape
-        identity = np.array([[0, 1], [1, 1], [2, 1]])
-        back = orientations.ornt_transform(identity, self._orientation)
-        turned: NDArray[np.uint8] = orientations.apply_orientation(labels, back)
-        assert turned.shape == (x, y, z)
-        return turned
+        What is written into it slab by slab lies where it belongs: nothing is turned back later.
+        """
+        view: NDArray[np.uint8] = orientations.apply_orientation(values, self._orientation)
+        assert view.shape == (self.depth, *self.plane_shape)
+        assert np.may_share_memory(view, values)
+        return view
 
 
 def _stack_orientation(affine: NDArray[np.float64], slice_axis: str) -> NDArray[Any]:
@@ -248,28 +250,47 @@ def resize(images: Float32, shape: tuple[int, int]) -> Float32:
     """Linear resampling of (..., H, W) to (..., h, w) over the same field of view.
 
     Pixel centres at (i + 0.5) / n of the field; the linear filter widens with the step when it
-    shrinks (area-weighted, no aliasing). Two small matrix products, one per axis.
+    shrinks (area-weighted, no aliasing). Two small sparse matrix products, one per axis.
     """
     height, width = images.shape[-2:]
-    if height != shape[0]:
-        images = _resize_matrix(height, shape[0]) @ images
-    if width != shape[1]:
-        images = images @ _resize_matrix(width, shape[1]).T
-    return images
+    if (height, width) == tuple(shape):
+        return images
+    rows, columns = _resize_matrix(height, shape[0]), _resize_matrix(width, shape[1])
+    resized = np.empty((*images.shape[:-2], *shape), dtype=np.float32)
+    planes = images.reshape(-1, height, width)
+    for plane, out in zip(planes, resized.reshape(-1, *shape), strict=True):
+        # the sparse product runs along memory when the axis it works on comes first
+        half = rows @ plane if height != shape[0] else plane
+        out[...] = (columns @ np.ascontiguousarray(half.T)).T if width != shape[1] else half
+    return resized
 
 
 @lru_cache(maxsize=64)
-def _resize_matrix(size_in: int, size_out: int) -> Float32:
-    """(size_out, size_in) float32 weights; every row sums to 1."""
+def _resize_matrix(size_in: int, size_out: int) -> Any:
+    """(size_out, size_in) sparse float32 weights; every row sums to 1."""
+    index, weight = taps(size_in, size_out)
+    rows = np.broadcast_to(np.arange(size_out), index.shape)
+    entries: Any = (weight.ravel(), (rows.ravel(), index.ravel()))
+    return csr_array(entries, shape=(size_out, size_in))
+
+
+@lru_cache(maxsize=64)
+def taps(size_in: int, size_out: int) -> tuple[NDArray[np.intp], Float32]:
+    """What each resampled pixel is made of: indices and weights, both (T, size_out).
+
+    T is 2 when magnifying. A column of weights sums to 1; none is negative.
+    """
     step = size_in / size_out
+    reach = max(step, 1.0)
     centres = (np.arange(size_out) + 0.5) * step - 0.5
     if step <= 1:  # magnify: beyond the first and last pixel centre the edge value holds
         centres = np.clip(centres, 0, size_in - 1)
-    distance = np.abs(centres[:, None] - np.arange(size_in)[None, :])
-    weights = np.clip(1.0 - distance / max(step, 1.0), 0.0, None)
-    weights /= weights.sum(axis=1, keepdims=True)
-    single: Float32 = weights.astype(np.float32)
-    return single
+    first = np.floor(centres - reach).astype(np.intp) + 1
+    index = first + np.arange(int(np.ceil(2 * reach)))[:, None]
+    weight = np.clip(1.0 - np.abs(centres - index) / reach, 0.0, None)
+    weight[(index < 0) | (index >= size_in)] = 0.0
+    weight /= weight.sum(axis=0)
+    return np.clip(index, 0, size_in - 1), weight.astype(np.float32)
 
 
 def fit_to_window(images: NDArray[Any], window: tuple[int, int], fill: float) -> NDArray[Any]:

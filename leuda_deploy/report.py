@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import sys
+import json
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,17 +11,32 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from leuda_deploy.engines import OnnxEngine
-from leuda_deploy.infer import segment, volumes_ml
+from leuda_deploy.engines import ModelEngine
+from leuda_deploy.files import atomic_path
+from leuda_deploy.infer import Segmentation, segment_stack, volumes_ml
+from leuda_deploy.memory import peak_bytes
 from leuda_deploy.overlay import draw_overlay
+from leuda_deploy.plan import Plan
 from leuda_deploy.progress import stage
+from leuda_deploy.recipe import Stack
 from leuda_deploy.timing import Clock
-from leuda_deploy.volume import check_label_path, read_volume, write_labels
+from leuda_deploy.volume import (
+    Volume,
+    check_label_path,
+    read_volume,
+    write_labels,
+    write_map,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What `leuda infer` did to one scan."""
+    """What `leuda infer` did to one scan.
+
+    seconds         busy wall seconds by stage; they overlap, so they add up to more than
+    total_seconds   end to end, from opening the scan to labels and picture written
+    low_confidence  share of the structures' voxels whose class has a probability below 0.7
+    """
 
     scan: str
     labels: str
@@ -33,7 +49,15 @@ class Report:
     spacing_mm: tuple[float, ...]
     volumes_ml: dict[str, float]
     seconds: dict[str, float]
-    peak_memory_mb: float | None  # None where the system does not tell
+    peak_memory_mb: float | None  # of the process so far; None where the system does not tell
+    uncertainty: str | None = None
+    scan_sha256: str | None = None
+    low_confidence: float | None = None
+    intensity: dict[str, float] | None = None  # clip limits, shift and scale of this scan
+    total_seconds: float | None = None
+    predicted_peak_mb: float | None = None
+    slab: int | None = None
+    batch: int | None = None
 
     def as_dict(self) -> dict[str, object]:
         """JSON-able."""
@@ -42,7 +66,7 @@ class Report:
 
 def infer_file(
     scan: Path,
-    engine: OnnxEngine,
+    engine: ModelEngine,
     output: Path,
     *,
     frame: int | None = None,
@@ -51,31 +75,70 @@ def infer_file(
 ) -> Report:
     """Read a scan, label it, write labels (and a PNG beside them), say what happened."""
     check_label_path(output, scan)
-    clock = Clock()
+    clock, began = Clock(), time.perf_counter()
     with clock("read"):
         volume = read_volume(scan, frame=frame)
-    card = engine.card
-    with stage(f"{volume.name} on {engine.description}") as progress:
-        found = segment(
-            volume,
+    found = segment_shown(Stack(volume, engine.card.recipe), engine, batch=batch)
+    return write_found(scan, volume, engine, found, output, clock, began=began, overlay=overlay)
+
+
+def segment_shown(
+    stack: Stack,
+    engine: ModelEngine,
+    *,
+    batch: int,
+    slab: int | None = None,
+    uncertainty: bool = False,
+) -> Segmentation:
+    """`segment_stack`, with its progress on stderr."""
+    with stage(f"{stack.volume.name} on {engine.description}") as progress:
+        return segment_stack(
+            stack,
             engine,
-            card.recipe,
+            slab=slab,
             batch=batch,
+            uncertainty=uncertainty,
             progress=lambda done, total: progress(done, total, ""),
         )
+
+
+def write_found(
+    scan: Path,
+    volume: Volume,
+    engine: ModelEngine,
+    found: Segmentation,
+    output: Path,
+    clock: Clock,
+    *,
+    began: float,
+    overlay: bool = True,
+    uncertainty: Path | None = None,
+    scan_sha256: str | None = None,
+    plan: Plan | None = None,
+) -> Report:
+    """Labels, picture, entropy map and report of one scan -> files beside each other.
+
+    The report, OUTPUT without its ending + .json, is written last: where it stands, all is done.
+    """
+    card, stem = engine.card, output.name.removesuffix(".gz").removesuffix(".nii")
+    names = [structure.name for structure in card.structures]
+    picture = output.with_name(stem + ".png") if overlay else None
     with clock("write"):
         write_labels(output, found.labels, volume, card.label_names)
-    picture = output.with_name(output.name.removesuffix(".gz").removesuffix(".nii") + ".png")
-    if overlay:
+        if uncertainty is not None and found.uncertainty is not None:
+            write_map(uncertainty, found.uncertainty, volume)
+    if picture is not None:
         with clock("overlay"):
             draw_overlay(picture, volume, found.labels, card)
-    names = [structure.name for structure in card.structures]
-    return Report(
+    peak = peak_bytes()
+    report = Report(
         scan=str(scan),
         labels=str(output),
-        overlay=str(picture) if overlay else None,
+        overlay=str(picture) if picture else None,
+        uncertainty=str(uncertainty) if uncertainty else None,
         model=str(engine.path),
         model_sha256=engine.sha256,
+        scan_sha256=scan_sha256,
         engine=engine.description,
         feed=card.feed,
         shape=volume.shape,
@@ -84,9 +147,18 @@ def infer_file(
             name: round(millilitres, 3)
             for name, millilitres in volumes_ml(found.labels, volume, names).items()
         },
+        low_confidence=round(found.low_confidence, 4),
+        intensity={name: round(value, 4) for name, value in asdict(found.intensity).items()},
         seconds={name: round(s, 4) for name, s in {**found.seconds, **clock.seconds}.items()},
-        peak_memory_mb=_peak_memory_mb(),
+        total_seconds=round(time.perf_counter() - began, 4),
+        peak_memory_mb=None if peak is None else round(peak / 1e6, 1),
+        predicted_peak_mb=None if plan is None else round(plan.peak_bytes / 1e6, 1),
+        slab=None if plan is None else plan.slab,
+        batch=None if plan is None else plan.batch,
     )
+    with atomic_path(output.with_name(stem + ".json")) as temporary:
+        temporary.write_text(json.dumps(report.as_dict(), indent=1))
+    return report
 
 
 def show_report(report: Report, console: Console) -> None:
@@ -101,21 +173,16 @@ def show_report(report: Report, console: Console) -> None:
         f"labels   {report.labels}",
         f"engine   {report.engine}",
         f"model    {report.model} (sha256 {report.model_sha256[:12]}, feed {report.feed})",
-        f"time     {sum(report.seconds.values()):.2f} s: {stages}",
+        f"time     {report.total_seconds or sum(report.seconds.values()):.2f} s; "
+        f"by stage, overlapping: {stages}",
     ]
     if report.peak_memory_mb is not None:
-        lines.append(f"memory   {report.peak_memory_mb:.0f} MB at its peak")
+        planned = report.predicted_peak_mb
+        foretold = "" if planned is None else f", {planned:.0f} MB predicted"
+        lines.append(f"memory   {report.peak_memory_mb:.0f} MB at its peak{foretold}")
+    if report.low_confidence is not None:
+        lines.append(f"doubts   {report.low_confidence:.1%} of the structures' voxels")
     if report.overlay:
         lines.append(f"look at  {report.overlay}")
     # markup off: rich would read "[x]" in a path or a name as its own
     console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
-
-
-def _peak_memory_mb() -> float | None:
-    """Largest resident set of this process so far."""
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)

@@ -40,9 +40,11 @@ def score_slices(
             window_starts(padded_shape[1], window[1], overlap),
         )
     )
+    if len(places) == depth:  # one window a slice: nothing to blend
+        scores = _score_whole(engine, padded, batch)
+        return np.ascontiguousarray(fit_to_window(scores, (height, width), 0.0))
     blended: Float32 | None = None
-    one_each = len(places) == depth  # one window a slice: nothing to blend
-    weights = np.ones(window, dtype=np.float32) if one_each else blend_weights(window)
+    weights = blend_weights(window)
     total = np.zeros(padded_shape, dtype=np.float32)
     for group in _groups(places, batch):
         tiles = np.stack([padded[i, y : y + window[0], x : x + window[1]] for i, y, x in group])
@@ -56,6 +58,21 @@ def score_slices(
     assert blended is not None
     blended /= total
     return np.ascontiguousarray(fit_to_window(blended, (height, width), 0.0))
+
+
+def _score_whole(engine: Engine, windows: Float32, batch: int) -> Float32:
+    """Windows (d, h, w) -> scores (d, K, h, w), a batch at a time."""
+    groups = [windows[i : i + batch, None] for i in range(0, len(windows), batch)]
+    scores = [engine(np.ascontiguousarray(group)) for group in groups]
+    return scores[0] if len(scores) == 1 else np.concatenate(scores)
+
+
+def windows_per_slice(shape: tuple[int, int], window: tuple[int, int], overlap: float = 0.5) -> int:
+    """How many windows cover a slice of (h, w) pixels."""
+    rows, columns = (
+        len(window_starts(size, part, overlap)) for size, part in zip(shape, window, strict=True)
+    )
+    return rows * columns
 
 
 def window_starts(size: int, window: int, overlap: float) -> list[int]:

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +15,10 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
+from leuda_deploy import compressed
 from leuda_deploy.errors import InputError
+from leuda_deploy.files import atomic_folder as atomic_folder  # both are looked for here, too
+from leuda_deploy.files import atomic_path as atomic_path
 
 COMMENT_EXTENSION = 6  # NIfTI-1 extension code "comment", where the label names are kept
 MAX_SHEAR_DEGREES = 1.0
@@ -33,6 +32,7 @@ UNREADABLE = (
     OverflowError,
     MemoryError,
     zlib.error,
+    compressed.DecodeError,
 )
 
 
@@ -65,13 +65,19 @@ class Volume:
         """Volume of one voxel in millilitres."""
         return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000.0
 
+    def with_scale(self, name: str, slope: float, inter: float) -> Volume:
+        """The same voxels under another name and scale."""
+        return replace(self, name=name, slope=slope, inter=inter)
+
     def with_values(self, values: NDArray[Any]) -> Volume:
         """Other values (X, Y, Z) on this scan's grid, e.g. its labels."""
         return replace(self, raw=values, slope=1.0, inter=0.0)
 
 
-def read_volume(path: Path | str, *, frame: int | None = None) -> Volume:
+def read_volume(path: Path | str, *, frame: int | None = None, voxels: bool = True) -> Volume:
     """Read any scan that nibabel reads; 4D scans need `frame`.
+
+    voxels=False reads the header alone: all is there but the values, which are 0 and take no room.
 
     Raises InputError for a missing, unreadable, non-real, 2D, unchosen-4D or degenerate scan.
     """
@@ -79,7 +85,46 @@ def read_volume(path: Path | str, *, frame: int | None = None) -> Volume:
     image = _load(path)
     if not isinstance(image, nib.spatialimages.SpatialImage):
         raise InputError(f"{path} is a {type(image).__name__}, not a volume")
-    return _volume(path.name, path, image, frame)
+    return _volume(path.name, path, image, frame, voxels=voxels)
+
+
+def count_frames(path: Path | str) -> int:
+    """How many 3D scans a file holds. Raises InputError as `read_volume` does."""
+    return int(np.prod(_load(Path(path)).shape[3:]))
+
+
+def volume_of(
+    scan: Any, affine: NDArray[np.float64] | None = None, *, frame: int | None = None
+) -> Volume:
+    """A nibabel image, or an array (X, Y, Z) and its affine, as a scan; nothing is copied.
+
+    Raises InputError as `read_volume` does.
+    """
+    if isinstance(scan, np.ndarray):
+        if affine is None or np.shape(affine) != (4, 4):
+            raise InputError("an array needs the affine (4, 4) that says where it lies")
+        image: Any = _ArrayImage(scan, np.asarray(affine, dtype=np.float64))
+    elif isinstance(scan, nib.spatialimages.SpatialImage):
+        image = scan
+    else:
+        raise InputError(f"a scan is a file, a nibabel image or an array, not {type(scan)}")
+    return _volume("scan", "scan", image, frame)
+
+
+@dataclass(frozen=True)
+class _ArrayImage:
+    """An array with the few members of a nibabel image that are looked at."""
+
+    dataobj: NDArray[Any]
+    affine: NDArray[np.float64]
+    header: None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.dataobj.shape
+
+    def get_data_dtype(self) -> np.dtype[Any]:
+        return self.dataobj.dtype
 
 
 def _load(path: Path) -> Any:
@@ -91,13 +136,15 @@ def _load(path: Path) -> Any:
         raise InputError(f"cannot read {path} as a scan: {_one_line(error)}") from error
 
 
-def _volume(name: str, path: Path | str, image: Any, frame: int | None) -> Volume:
+def _volume(
+    name: str, path: Path | str, image: Any, frame: int | None, *, voxels: bool = True
+) -> Volume:
     affine = np.asarray(image.affine, dtype=np.float64)
     _check_affine(affine, path)
     shape = tuple(int(n) for n in image.shape)
     if image.get_data_dtype().kind not in "iufb":
         raise InputError(f"{path} holds {image.get_data_dtype()} values; a scan has real numbers")
-    if len(shape) < 3 or 0 in shape:
+    if len(shape) < 3 or min(shape) < 1:
         raise InputError(f"{path} has shape {shape}; a scan has three axes of at least one voxel")
     frames = int(np.prod(shape[3:]))
     if frames > 1 and frame is None:
@@ -107,10 +154,12 @@ def _volume(name: str, path: Path | str, image: Any, frame: int | None) -> Volum
     if frame is not None and not 0 <= frame < frames:
         raise InputError(f"{path} has {frames} frame(s); --frame {frame} is not in 0..{frames - 1}")
     _check_units(image.header, path)
-    raw, slope, inter = _stored_values(image, path)
+    raw, slope, inter = np.broadcast_to(image.get_data_dtype().type(0), shape[:3]), 1.0, 0.0
+    if voxels:
+        raw, slope, inter = _stored_values(image, path, frame or 0)
     return Volume(
         name=name,
-        raw=raw.reshape(*shape[:3], frames)[..., frame or 0],
+        raw=raw,
         slope=slope,
         inter=inter,
         affine=affine,
@@ -127,20 +176,40 @@ def _check_units(header: Any, path: Path | str) -> None:
         raise InputError(f"{path} is measured in {unit}; convert its header to mm")
 
 
-def _stored_values(image: Any, path: Path | str) -> tuple[NDArray[Any], float, float]:
-    """The array as it lies on disk and its scale, so that int16 is never blown up to float64."""
-    proxy = image.dataobj
+def _stored_values(image: Any, path: Path | str, frame: int) -> tuple[NDArray[Any], float, float]:
+    """One frame (X, Y, Z) as it lies on disk and its scale: int16 is never blown up to float64."""
+    proxy, shape = image.dataobj, (*image.shape[:3], -1)
     try:
         # exactly this class: its children (AFNI) scale in other ways, which only they know
-        if type(proxy) is nib.arrayproxy.ArrayProxy:
-            with np.errstate(over="ignore"):  # the size that a damaged header states
-                raw = np.asanyarray(proxy.get_unscaled())
-            return raw, float(proxy.slope), float(proxy.inter)
-        return np.asanyarray(proxy), 1.0, 0.0
+        if type(proxy) is not nib.arrayproxy.ArrayProxy:
+            return np.asanyarray(proxy).reshape(shape, order="F")[..., frame], 1.0, 0.0
+        slope, inter = float(proxy.slope), float(proxy.inter)
+        with np.errstate(over="ignore"):  # the size that a damaged header states
+            if isinstance(proxy.file_like, str) and compressed.is_gzip(Path(proxy.file_like)):
+                return _unpacked_frame(proxy, frame), slope, inter
+            return (
+                np.asanyarray(proxy.get_unscaled()).reshape(shape, order="F")[..., frame],
+                slope,
+                inter,
+            )
     except UNREADABLE as error:
         raise InputError(
             f"cannot read the voxels of {path} (truncated or damaged?): {_one_line(error)}"
         ) from error
+
+
+def _unpacked_frame(proxy: Any, frame: int) -> NDArray[Any]:
+    """One frame of a gzipped scan; the other frames are passed over and never held."""
+    plane, frames = tuple(proxy.shape[:3]), int(np.prod(proxy.shape[3:]))
+    frame_bytes = int(np.prod(plane, dtype=object)) * proxy.dtype.itemsize
+    return compressed.read_array(
+        Path(proxy.file_like),
+        offset=int(proxy.offset) + frame * frame_bytes,
+        shape=plane,
+        dtype=proxy.dtype,
+        order="F",
+        last=frame == frames - 1,
+    )
 
 
 def _check_affine(affine: NDArray[np.float64], path: Path | str) -> None:
@@ -168,13 +237,25 @@ def write_labels(
     labels (X, Y, Z) uint8; names label value -> structure, kept in a header extension.
     Written beside the target first and moved into place, so a reader never sees half a file.
     """
-    path = Path(path)
-    if labels.shape != scan.raw.shape or labels.dtype != np.uint8:
+    image = _on_grid(labels, scan)
+    image.header.set_intent("label", name="leuda")
+    content = json.dumps({"leuda": {"labels": {str(k): v for k, v in names.items()}}})
+    image.header.extensions.append(nib.nifti1.Nifti1Extension(COMMENT_EXTENSION, content.encode()))
+    _save(image, Path(path))
+
+
+def write_map(path: Path | str, values: NDArray[np.uint8], scan: Volume) -> None:
+    """Write a map (X, Y, Z) uint8 that is no label, e.g. uncertainty, on the scan's own grid."""
+    _save(_on_grid(values, scan), Path(path))
+
+
+def _on_grid(values: NDArray[np.uint8], scan: Volume) -> Any:
+    """An image with these values and exactly the scan's geometry, and nothing else of it."""
+    if values.shape != scan.raw.shape or values.dtype != np.uint8:
         raise AssertionError(
-            f"labels {labels.shape} {labels.dtype} do not fit scan {scan.raw.shape}"
+            f"values {values.shape} {values.dtype} do not fit scan {scan.raw.shape}"
         )
-    check_label_path(path)
-    data = labels.reshape(scan.shape)
+    data = values.reshape(scan.shape)
     if scan.header is None:
         image = nib.Nifti1Image(data, scan.affine)
         image.header.set_xyzt_units("mm")
@@ -188,14 +269,18 @@ def write_labels(
         header["pixdim"] = scan.header["pixdim"]  # set_data_shape loses those beyond the shape
         # affine=None: nibabel then leaves sform and qform exactly as they stand in the header
         image = single(data, None, header)
-    header = image.header
-    header["scl_slope"], header["scl_inter"] = 1, 0
-    header["cal_min"], header["cal_max"] = 0, 0
-    header.set_intent("label", name="leuda")
-    content = json.dumps({"leuda": {"labels": {str(k): v for k, v in names.items()}}})
-    header.extensions.append(nib.nifti1.Nifti1Extension(COMMENT_EXTENSION, content.encode()))
-    with atomic_path(path) as temporary:
-        nib.save(image, temporary)
+    image.header["scl_slope"], image.header["scl_inter"] = 1, 0
+    image.header["cal_min"], image.header["cal_max"] = 0, 0
+    return image
+
+
+def _save(image: Any, path: Path) -> None:
+    check_label_path(path)
+    with (
+        atomic_path(path) as temporary,
+        compressed.open_to_write(temporary, compress=path.name.endswith(".gz")) as stream,
+    ):
+        image.to_stream(stream)
 
 
 def check_label_path(path: Path, scan: Path | None = None) -> None:
@@ -220,48 +305,6 @@ def read_label_names(path: Path | str) -> dict[int, str]:
         except (UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError):
             continue  # somebody else's comment
     return {}
-
-
-@contextmanager
-def atomic_path(target: Path | str) -> Iterator[Path]:
-    """Yield a temporary path beside the target; move it onto the target if the block succeeds."""
-    target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".tmp-", suffix="-" + target.name)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)  # mkstemp makes files private
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def atomic_folder(target: Path | str) -> Iterator[Path]:
-    """Yield a temporary folder beside the target; it becomes the target if the block succeeds.
-
-    What stood at the target is replaced; what a killed run left half-written is removed.
-    """
-    target = Path(target)
-    temporary = target.with_name(f".tmp-{target.name}")
-    replaced = target.with_name(f".old-{target.name}")
-    for leftover in (temporary, replaced):
-        shutil.rmtree(leftover, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        if target.exists():
-            target.replace(replaced)
-        temporary.replace(target)
-    finally:
-        for leftover in (temporary, replaced):
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _one_line(error: BaseException) -> str:

@@ -6,7 +6,7 @@ largest one says between which thresholds x lies: its labels are known without r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,14 @@ MakeVolume = Callable[..., Volume]
 MakeCard = Callable[..., ModelCard]
 MakeModel = Callable[..., Path]
 ThresholdLabels = Callable[[NDArray[Any]], NDArray[np.uint8]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Trials of engines are kept in a folder of the test session's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LEUDA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -96,7 +96,7 @@ def test_slab_and_batch_do_not_matter_and_progress_is_told(
         volume, engine, recipe, slab=3, batch=2, progress=lambda *done: told.append(done)
     )
     assert told == [(3, 7), (6, 7), (7, 7)]
-    assert set(once.seconds) == {"normalise", "resample", "network", "labels"}
+    assert set(once.seconds) == {"normalise", "resample", "network", "labels", "doubts"}
     for slab, batch in ((1, 1), (100, 100)):
         again = segment(volume, engine, recipe, slab=slab, batch=batch)
         np.testing.assert_array_equal(again.labels, once.labels)

@@ -377,11 +377,11 @@ def test_failed_write_leaves_the_old_file_and_no_other(
     nib.save(nib.Nifti1Image(ramp(), AFFINE), tmp_path / "a.nii")
     (tmp_path / "l.nii").write_bytes(b"the old labels")
 
-    def half_a_file(image: Any, path: Path) -> None:
-        Path(path).write_bytes(b"half")
+    def half_a_file(image: Any, stream: io.BytesIO) -> None:
+        stream.write(b"half")
         raise OSError("no space left")
 
-    monkeypatch.setattr(nib, "save", half_a_file)
+    monkeypatch.setattr(nib.Nifti1Image, "to_stream", half_a_file)
     with pytest.raises(OSError, match="no space left"):
         write_labels(tmp_path / "l.nii", some_labels(), read_volume(tmp_path / "a.nii"), NAMES)
     assert (tmp_path / "l.nii").read_bytes() == b"the old labels"
@@ -429,3 +429,34 @@ def test_voxel_size_and_volume_come_from_the_affine(make_volume: Callable[..., V
     volume = make_volume(ramp(), AFFINE)
     assert volume.spacing_mm == (0.75, 1.5, 2.5)
     assert volume.voxel_ml == pytest.approx(0.75 * 1.5 * 2.5 / 1000)
+
+
+def test_gzip_with_a_wrong_checksum_is_refused(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 30000, (20, 20, 20)).astype(np.int16)
+    nib.save(nib.Nifti1Image(noise, AFFINE), tmp_path / "a.nii.gz")
+    content = bytearray((tmp_path / "a.nii.gz").read_bytes())
+    content[-6] ^= 1  # the checksum of the unpacked bytes
+    (tmp_path / "a.nii.gz").write_bytes(content)
+    with pytest.raises(InputError, match="truncated or damaged"):
+        read_volume(tmp_path / "a.nii.gz")
+
+
+def test_only_the_chosen_frame_is_held(tmp_path: Path) -> None:
+    data = ramp(shape=(*SHAPE, 5, 2))
+    for name in ("a.nii", "a.nii.gz"):
+        nib.save(nib.Nifti1Image(data, AFFINE), tmp_path / name)
+        volume = read_volume(tmp_path / name, frame=7)  # counted as they lie on disk
+        np.testing.assert_array_equal(volume.raw, data[..., 2, 1])
+    assert volume.raw.base is None or volume.raw.base.nbytes == volume.raw.nbytes
+    assert volume.raw.flags.f_contiguous
+
+
+def test_labels_are_the_same_bytes_every_time_and_name_no_file(tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Image(ramp(), AFFINE), tmp_path / "a.nii")
+    volume = read_volume(tmp_path / "a.nii")
+    for name in ("one.nii.gz", "other.nii.gz"):
+        write_labels(tmp_path / name, some_labels(), volume, NAMES)
+    one = (tmp_path / "one.nii.gz").read_bytes()
+    assert one == (tmp_path / "other.nii.gz").read_bytes()
+    assert b"one" not in one
+    assert b"tmp" not in one

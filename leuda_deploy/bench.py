@@ -1,0 +1,179 @@
+"""model + engines + shape -> seconds by stage and end to end, cold and warm, memory; a gate.
+
+Every engine is measured in a process of its own, on the same made scan, from the .nii.gz on disk to
+the labels on disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, get_args
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from leuda_deploy.engines import EngineName
+from leuda_deploy.errors import InputError, LeudaError
+from leuda_deploy.memory import peak_bytes
+from leuda_deploy.segmenter import EngineChoice, Segmenter, installed_engines
+from leuda_deploy.volume import read_volume, write_labels
+
+PERCENTILES = (50, 95, 99)
+
+
+def bench(
+    model: Path, engine: str, shape: tuple[int, int, int], *, rounds: int, threads: int | None
+) -> dict[str, Any]:
+    """Measure one engine, or with "all" each that is installed; JSON-able.
+
+    Raises LeudaError if an engine that was named cannot run.
+    """
+    names = installed_engines("auto") if engine == "all" else [engine]
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="leuda-bench-") as folder:
+        scan = Path(folder) / "scan.nii.gz"
+        write_made_scan(scan, shape)
+        for name in names:
+            order = [name, str(model), str(scan), str(rounds), str(threads or 0)]
+            done = subprocess.run(
+                [sys.executable, "-m", "leuda_deploy.bench", *order],
+                capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            if done.returncode != 0:
+                said = (done.stderr.strip().splitlines() or ["no message"])[-1]
+                raise LeudaError(f"{name}: {said.removeprefix('error: ')}")
+            rows.append(json.loads(done.stdout))
+    return {
+        "shape": list(shape),
+        "rounds": rounds,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "load_average": os.getloadavg()[0],
+        "engines": rows,
+    }
+
+
+def parse_shape(text: str) -> tuple[int, int, int]:
+    """ "512x512x300" -> (512, 512, 300)."""
+    try:
+        x, y, z = (int(size) for size in text.lower().split("x"))
+    except ValueError as error:
+        raise InputError(f"--shape reads like 512x512x300, not {text!r}") from error
+    if min(x, y, z) < 1:
+        raise InputError(f"--shape has an axis without a voxel: {text}")
+    return x, y, z
+
+
+def write_made_scan(path: Path, shape: tuple[int, int, int]) -> None:
+    """An int16 CT of a noisy ball in air, so that gzip has as much to do as with a patient."""
+    rng = np.random.default_rng(0)
+    x, y, z = (np.linspace(-1, 1, size) for size in shape)
+    voxels = np.empty(shape, np.int16, order="F")
+    for k, height in enumerate(z):
+        inside = x[:, None] ** 2 + y[None, :] ** 2 + 0.3 * height**2 < 0.7
+        plane: NDArray[Any] = np.where(inside, 40.0, -1000.0) + rng.normal(0, 20, shape[:2])
+        voxels[:, :, k] = plane.astype(np.int16)
+    nib.save(nib.Nifti1Image(voxels, np.diag([-0.75, -0.75, 1.0, 1.0])), path)
+
+
+def measure(
+    engine: EngineChoice, model: Path, scan: Path, rounds: int, threads: int | None
+) -> dict[str, Any]:
+    """In this process: one cold round with the loading of the engine, then the warm ones."""
+    totals: list[float] = []
+    stages: dict[str, list[float]] = {}
+    began = time.perf_counter()
+    segmenter = Segmenter(model, engine=engine, threads=threads)
+    for _ in range(rounds + 1):
+        start = time.perf_counter() if totals else began
+        volume = read_volume(scan)
+        read = time.perf_counter()
+        found = segmenter(volume)
+        done = time.perf_counter()
+        write_labels(scan.with_name(f"{engine}.nii.gz"), found.labels, volume, {})
+        ended = time.perf_counter()
+        totals.append(ended - start)
+        spent = {"read": read - start, **found.seconds, "write": ended - done}
+        for name, seconds in spent.items():
+            stages.setdefault(name, []).append(seconds)
+    warm = totals[1:]
+    median = float(np.median(warm))
+    stack = segmenter.stack(volume)
+    return {
+        "engine": engine,
+        "description": segmenter.engine_for(stack).description,
+        "cold_seconds": round(totals[0], 4),
+        **{f"p{p}_seconds": round(float(np.percentile(warm, p)), 4) for p in PERCENTILES},
+        "voxels_per_second": round(volume.raw.size / median),
+        "stage_seconds": {n: round(float(np.median(s[1:])), 4) for n, s in stages.items()},
+        "peak_mb": None if (peak := peak_bytes()) is None else round(peak / 1e6, 1),
+        "batch": segmenter.plan(stack).batch,
+    }
+
+
+def show_bench(result: dict[str, Any], console: Console) -> None:
+    """For people: a row an engine."""
+    shape = "x".join(map(str, result["shape"]))
+    table = Table("engine", title=f"{shape}, {result['rounds']} rounds, {result['machine']}")
+    for name in ("cold s", "p50 s", "p95 s", "p99 s", "Mvoxel/s", "peak MB"):
+        table.add_column(name, justify="right")
+    table.add_column("busy seconds by stage, overlapping", overflow="fold")
+    for row in result["engines"]:
+        numbers = [row["cold_seconds"], *(row[f"p{p}_seconds"] for p in PERCENTILES)]
+        stages = ", ".join(f"{name} {s:.2f}" for name, s in row["stage_seconds"].items())
+        table.add_row(
+            row["description"],
+            *(f"{number:.2f}" for number in numbers),
+            f"{row['voxels_per_second'] / 1e6:.1f}",
+            f"{row['peak_mb']:.0f}" if row["peak_mb"] else "",
+            stages,
+        )
+    console.print(table)
+
+
+def regressions(now: dict[str, Any], before: Path, limit: float) -> list[str]:
+    """Where `now` takes more than `limit` times the time or memory of an earlier result file."""
+    try:
+        earlier = json.loads(before.read_text())
+        rows = {row["engine"]: row for row in earlier["engines"]}
+        same = earlier["shape"] == now["shape"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{before} is no result of `leuda bench`: {error}") from error
+    if not same:
+        raise InputError(f"{before} was measured on {earlier['shape']}, this on {now['shape']}")
+    found = []
+    for row in now["engines"]:
+        old = rows.get(row["engine"])
+        for figure in ("p50_seconds", "peak_mb"):
+            if old and old.get(figure) and row[figure] > limit * old[figure]:
+                times = row[figure] / old[figure]
+                found.append(
+                    f"{row['engine']}: {figure} {old[figure]} -> {row[figure]}, "
+                    f"{times:.2f} times; allowed {limit:g}"
+                )
+    return found
+
+
+if __name__ == "__main__":
+    name_, model_, scan_, rounds_, threads_ = sys.argv[1:]
+    assert name_ in ("auto", *get_args(EngineName))
+    try:
+        row_ = measure(
+            name_,  # type: ignore[arg-type]  # checked above
+            Path(model_),
+            Path(scan_),
+            int(rounds_),
+            int(threads_) or None,
+        )
+    except LeudaError as error_:
+        sys.exit(f"error: {error_}")
+    sys.stdout.write(json.dumps(row_))

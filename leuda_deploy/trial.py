@@ -1,0 +1,218 @@
+"""engine + model + a scan's windows -> does it agree, how fast, how much memory, by batch.
+
+Each engine is tried once on a machine, in a process of its own: what is tried leaves no memory
+behind, and a driver that crashes is a failed trial instead of a failed scan. Results are kept in a
+cache folder under the hash of model, engine, versions, processor and threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from leuda_deploy.engines import EngineName, ModelEngine, OnnxEngine, Precision, open_engine
+from leuda_deploy.errors import LeudaError
+from leuda_deploy.files import atomic_path
+from leuda_deploy.memory import resident_bytes
+
+Float32 = NDArray[np.float32]
+BATCHES = (1, 2, 4, 8, 16)
+WORTH_IT = 0.95  # a larger batch has to bring at least this ratio in time
+LONG_SECONDS = 0.5  # a batch that takes this long gains nothing from being larger
+MAX_SCORE_BYTES = 64 << 20  # of one batch: scores of many classes outgrow everything else
+TRIAL_SECONDS = 900.0
+REDUCED = ("bf16", "fp16", "int8")
+# Largest difference of a score in units of the scores' standard deviation, and share of pixels with
+# another label. fp32: another order of summation, measured 1e-4; a wrong weight is at 1e-2 and far
+# above. bf16 keeps 8 bits of mantissa and is held to the labels; a wrong layer is above 1.
+EXACT_LIMITS = (2e-3, 1e-4)
+REDUCED_LIMITS = (0.5, 5e-3)
+RUNTIME_PACKAGES = ("leuda", "onnxruntime", "onnxruntime-gpu", "openvino")
+
+
+class Trial(BaseModel):
+    """How an engine did on this machine.
+
+    failure       why it must not be chosen, in one line, or None
+    window_ms     batch -> milliseconds a window, the better of two runs
+    growth_bytes  batch -> memory held after running it, beyond the loaded engine
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    engine: EngineName
+    description: str
+    failure: str | None
+    agreement: str
+    window_ms: dict[int, float]
+    growth_bytes: dict[int, int]
+
+    @property
+    def batch(self) -> int:
+        """The smallest batch that is as fast as any, give or take five per cent."""
+        best = min(self.window_ms.values())
+        return min(batch for batch, ms in self.window_ms.items() if ms * WORTH_IT <= best)
+
+
+def try_engine(
+    name: EngineName,
+    model: Path,
+    sha256: str,
+    windows: Float32,
+    *,
+    precision: Precision,
+    threads: int | None,
+) -> Trial:
+    """The kept result for this machine, or a new trial on windows (N, 1, h, w) of a scan."""
+    kept = cache_folder() / f"{_key(name, sha256, precision, threads)}.json"
+    if (found := read_trial(kept)) is not None:
+        return found
+    with tempfile.TemporaryDirectory(prefix="leuda-trial-") as folder:
+        np.save(Path(folder) / "windows.npy", windows)
+        order = [name, str(model), str(Path(folder) / "windows.npy"), precision, str(threads or 0)]
+        command = [sys.executable, "-m", "leuda_deploy.trial", *order]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=TRIAL_SECONDS, check=False
+            )
+            trial = Trial.model_validate_json(done.stdout)
+        except subprocess.TimeoutExpired:
+            return _failed(name, f"took longer than {TRIAL_SECONDS:.0f} s")
+        except ValidationError:
+            said = (done.stderr.strip().splitlines() or ["no message"])[-1][:200]
+            return _failed(name, f"the trial ended with code {done.returncode}: {said}")
+    with atomic_path(kept) as temporary:
+        temporary.write_text(trial.model_dump_json(indent=1))
+    return trial
+
+
+def kept_trial(
+    name: EngineName, sha256: str, *, precision: Precision, threads: int | None
+) -> Trial | None:
+    """What an earlier trial on this machine found, or None."""
+    return read_trial(cache_folder() / f"{_key(name, sha256, precision, threads)}.json")
+
+
+def read_trial(path: Path) -> Trial | None:
+    """A kept result; None if there is none, or none that this version reads."""
+    try:
+        return Trial.model_validate_json(path.read_text())
+    except (OSError, ValidationError):
+        return None
+
+
+def cache_folder() -> Path:
+    """$LEUDA_CACHE, or `leuda` in the user's cache folder."""
+    if given := os.environ.get("LEUDA_CACHE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "leuda"
+
+
+def _failed(name: EngineName, reason: str) -> Trial:
+    return Trial(
+        engine=name, description=name, failure=reason, agreement="", window_ms={}, growth_bytes={}
+    )
+
+
+def _key(name: str, sha256: str, precision: str, threads: int | None) -> str:
+    """What a result depends on, as one hash."""
+    versions = []
+    for package in RUNTIME_PACKAGES:
+        try:
+            versions.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            continue
+    machine = (platform.node(), platform.machine(), platform.processor(), os.cpu_count())
+    facts = json.dumps([name, sha256, precision, threads, versions, machine])
+    return f"{name}-{hashlib.sha256(facts.encode()).hexdigest()[:24]}"
+
+
+def run_trial(
+    name: EngineName, model: Path, windows: Float32, precision: Precision, threads: int | None
+) -> Trial:
+    """In this process: load, time and weigh by batch, then compare with ONNX Runtime fp32."""
+    try:
+        engine = open_engine(name, model, precision=precision, threads=threads)
+        window_ms, growth = _sweep(engine, windows)
+    except LeudaError as error:
+        return _failed(name, str(error))
+    agreement, failure = "the yardstick", None
+    if name != "ort-cpu":
+        agreement, failure = compare(OnnxEngine(model, threads=threads), engine, windows)
+    return Trial(
+        engine=name,
+        description=engine.description,
+        failure=failure,
+        agreement=agreement,
+        window_ms=window_ms,
+        growth_bytes=growth,
+    )
+
+
+def compare(
+    reference: ModelEngine, candidate: ModelEngine, windows: Float32
+) -> tuple[str, str | None]:
+    """How well two engines agree on windows of a scan, and why that will not do, or None."""
+    expected, found = reference(windows), candidate(windows)
+    if expected.shape != found.shape or not np.isfinite(found).all():
+        return "", f"its scores are {found.shape}, not all finite, instead of {expected.shape}"
+    gap = float(np.abs(found - expected).max() / max(float(expected.std()), 1e-6))
+    differing = float((found.argmax(axis=1) != expected.argmax(axis=1)).mean())
+    reduced = any(name in candidate.description for name in REDUCED)
+    max_gap, max_differing = REDUCED_LIMITS if reduced else EXACT_LIMITS
+    agreement = f"{differing:.3%} of pixels differ from ONNX Runtime fp32"
+    if gap <= max_gap and differing <= max_differing:
+        return agreement, None
+    return agreement, (
+        f"{agreement}, allowed {max_differing:.2%}; largest difference of a score "
+        f"{gap:.2g} of their spread, allowed {max_gap:g}"
+    )
+
+
+def _sweep(engine: ModelEngine, windows: Float32) -> tuple[dict[int, float], dict[int, int]]:
+    """Milliseconds a window and memory growth by batch, doubling until a batch takes long."""
+    loaded = resident_bytes() or 0
+    window_ms: dict[int, float] = {}
+    growth: dict[int, int] = {}
+    score_bytes = 4 * (1 + len(engine.card.structures)) * int(np.prod(engine.card.recipe.window))
+    for batch in BATCHES:
+        if batch > 1 and batch * score_bytes > MAX_SCORE_BYTES:
+            break
+        group = np.ascontiguousarray(np.resize(windows, (batch, *windows.shape[1:])))
+        seconds = []
+        for _ in range(3):  # the first warms up
+            began = time.perf_counter()
+            engine(group)
+            seconds.append(time.perf_counter() - began)
+        window_ms[batch] = round(1e3 * min(seconds[1:]) / batch, 4)
+        growth[batch] = max(0, (resident_bytes() or 0) - loaded)
+        if min(seconds) > LONG_SECONDS:  # large windows fill the processor one by one
+            break
+    return window_ms, growth
+
+
+if __name__ == "__main__":
+    asked, asked_model, file, asked_precision, asked_threads = sys.argv[1:]
+    assert asked in get_args(EngineName)
+    assert asked_precision in get_args(Precision)
+    result = run_trial(
+        asked,  # type: ignore[arg-type]  # checked above
+        Path(asked_model),
+        np.load(file),
+        asked_precision,  # type: ignore[arg-type]
+        int(asked_threads) or None,
+    )
+    sys.stdout.write(result.model_dump_json())
