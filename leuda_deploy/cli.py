@@ -60,8 +60,8 @@ def infer(
     ] = None,
     engine: Annotated[
         EngineOption,
-        typer.Option(help="auto: the fastest that agrees with ONNX Runtime; a name runs or fails."),
-    ] = EngineOption.AUTO,
+        typer.Option(help="It runs or fails. auto: the fastest that agrees with ONNX Runtime."),
+    ] = EngineOption.ORT_CPU,
     precision: Annotated[
         InferencePrecision, typer.Option(help="bf16 is for openvino.")
     ] = InferencePrecision.AUTO,

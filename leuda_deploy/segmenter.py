@@ -41,8 +41,8 @@ class Segmenter:
         labels = Segmenter("exports/phantom-heart")("scan.nii.gz").labels
 
     model            export folder or *.onnx file; None for the shipped phantom model
-    engine           "auto" takes the fastest that is installed and agrees with ONNX Runtime fp32
-                     on this model; a name is that engine or an error
+    engine           a name is that engine or an error; "auto" takes the fastest that is installed
+                     and agrees with ONNX Runtime fp32 on this model
     precision        "fp32", "bf16" (OpenVINO), or "auto": the fastest the engine has
     threads          of the engine; None for all
     batch            windows at a time; None for what a short trial on this machine found
@@ -55,7 +55,7 @@ class Segmenter:
         self,
         model: Path | str | None = None,
         *,
-        engine: EngineChoice = "auto",
+        engine: EngineChoice = "ort-cpu",
         precision: Precision = "auto",
         threads: int | None = None,
         batch: int | None = None,

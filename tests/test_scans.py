@@ -315,7 +315,7 @@ def test_auto_takes_the_fastest_that_passed_and_says_why(
     names = ["openvino", "ort-cpu"]
     monkeypatch.setattr("leuda_deploy.segmenter.installed_engines", lambda precision: names)
     monkeypatch.setattr("leuda_deploy.segmenter.try_engine", tried)
-    segmenter = Segmenter(model, threads=3, say=said.append)
+    segmenter = Segmenter(model, engine="auto", threads=3, say=said.append)
     volume = make_volume(values(0), AFFINE)
     plan = segmenter.plan(segmenter.stack(volume))
     assert plan.batch == 2
