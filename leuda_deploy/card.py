@@ -137,7 +137,9 @@ def parse_card(text: str, origin: str) -> ModelCard:
 
 def describe(error: ValidationError) -> str:
     """The first fault of a pydantic error in one line: where, the value, what is wrong."""
-    first = error.errors(include_url=False)[0]
+    faults = error.errors(include_url=False)
+    # a misspelt key is also a missing one: the key that is there says more
+    first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
     place = _printable(".".join(str(part) for part in first["loc"]))
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":

@@ -41,10 +41,16 @@ class InferencePrecision(StrEnum):
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, nothing else.")]
 
 
-@app.callback()
-def _leuda() -> None:
-    # makes `infer` a command of its own where it is the only one: `python -m leuda_deploy infer`
-    pass
+@app.callback(invoke_without_command=True)
+def _leuda(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    # a callback keeps the commands' names where there are few: `python -m leuda_deploy infer`
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"leuda {installed('leuda')}")
+        raise typer.Exit
 
 
 @app.command()
@@ -100,7 +106,7 @@ def infer(
         from leuda_deploy.shipped import default_model
 
         model = default_model()
-        _say(f"no --model given: using the shipped phantom model {model}")
+        _say(f"no --model given: using {model}, trained on phantoms, not for patients")
     segmenter = Segmenter(
         model,
         engine=engine.value,

@@ -13,6 +13,8 @@ from leuda_deploy.volume import count_frames
 
 EXTENSIONS = (".nii.gz", ".nii", ".mgz", ".mgh", ".hdr")
 
+LABEL_SUFFIXES = ("_label", "_labels", "_manual", "_seg", "_mask")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -35,7 +37,8 @@ def find_jobs(
 ) -> list[Job]:
     """The scans in a folder, in the order of their names; of n shards, the i-th takes every n-th.
 
-    A scan is a file or, in a folder of its own, a DICOM series.
+    A scan is a file or, in a folder of its own, a DICOM series. Files whose names end in _label,
+    _labels, _manual, _seg or _mask are labels of scans, not scans.
 
     Raises InputError for a folder without scans, a shard that is none, or two scans that would
     have the same output.
@@ -91,8 +94,9 @@ def with_frames(job: Job, frames: str | None) -> list[Job]:
 
 
 def is_scan_file(path: Path) -> bool:
-    """Whether a path looks like a scan that nibabel reads; hidden files are none."""
-    return path.is_file() and path.name.endswith(EXTENSIONS) and not path.name.startswith(".")
+    """Whether a path looks like a scan that nibabel reads; hidden files and labels are none."""
+    named = path.name.endswith(EXTENSIONS) and not path.name.startswith(".")
+    return path.is_file() and named and not stem(path).lower().endswith(LABEL_SUFFIXES)
 
 
 def holds_dicom(folder: Path) -> bool:

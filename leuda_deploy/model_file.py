@@ -20,6 +20,8 @@ def find_model(path: Path | str) -> Path:
     """An export folder or a model file -> the model file. Raises ModelError if there is none."""
     path = Path(path)
     model = path / MODEL_FILE if path.is_dir() else path
+    if (path / "model.pt").is_file() and not model.is_file():
+        raise ModelError(f"{path} is a training run; first: leuda export {path} -o exports/NAME")
     if not model.is_file():
         raise ModelError(
             f"no model at {path}: expected a *.onnx file or a folder with {MODEL_FILE}"

@@ -98,10 +98,10 @@ def train(
     cohort: Annotated[Path, typer.Argument(help="cohort.toml")],
     out: Annotated[Path, typer.Option(help="Run folder; started again, it resumes.")],
     config: Annotated[
-        str, typer.Option(help="demo, paper-cardiac, paper-abdominal, or a TOML file.")
+        str, typer.Option(help="demo, small, paper-cardiac, paper-abdominal, or a TOML file.")
     ] = "paper-cardiac",
     method: Annotated[
-        str, typer.Option(help="le-uda, source-only, supervised, or a TOML file.")
+        str, typer.Option(help="le-uda, le-uda-plus, source-only, ... (README), or a TOML file.")
     ] = "le-uda",
     labelled: Annotated[
         int | None, typer.Option(min=1, help="Keep the labels of the first N scans alone.")
@@ -239,6 +239,8 @@ def export(
     else:
         if precision != "fp32" or dynamic_window or probabilities:
             raise InputError("--precision, --dynamic-window and --probabilities need a run")
+        if not trt and triton is None and output is None:
+            raise InputError(f"{source} is an export already; ask for --trt, --triton or -o")
         folder = adopt(source, output)
     probes = probes_of_scans(folder, prove) if prove else None
     if plans and probes is None and from_run:

@@ -228,6 +228,9 @@ def match_subjects(predicted: Path, true: Path) -> dict[str, tuple[Path, Path]]:
     if predicted.is_file() and true.is_file():
         named = _LABEL_FILE.fullmatch(predicted.name)
         return {named[1] if named else predicted.stem: (predicted, true)}
+    for path in (predicted, true):
+        if not path.exists():
+            raise InputError(f"no such label file or folder: {path}")
     if not (predicted.is_dir() and true.is_dir()):
         raise InputError(f"{predicted} and {true} must be two label files or two folders of them")
     found: dict[str, tuple[list[Path], list[Path]]] = {}
@@ -292,8 +295,9 @@ def _to_classes(image: Volume, classes: Classes) -> Labels:
     classes = {0: 0, **classes}
     if undeclared := sorted(present - classes.keys()):
         raise InputError(
-            f"{image.name} holds {undeclared}, but only {sorted(classes)} are declared: add "
-            "the rest to the cohort, in [classes] as name = value or in background_values"
+            f"{image.name} holds {len(undeclared)} undeclared values ({undeclared[:8]}), but only "
+            f"{sorted(classes)} are declared: is it an image? Else add them to the cohort, in "
+            "[classes] as name = value or in background_values"
         )
     mapped = np.zeros(labels.shape, dtype=np.int32)
     for value in present:
