@@ -361,9 +361,9 @@ def test_labels_declared_nowhere_are_refused(tmp_path):
     true = save(tmp_path / "t.nii", CUBE * 205)
     with pytest.raises(InputError, match=r"t.nii holds 1 undeclared .*205.*background_values"):
         evaluate_paths(predicted, true)
-    with pytest.raises(InputError, match=r"t.nii holds \[205\]"):
+    with pytest.raises(InputError, match=r"t.nii holds .*205"):
         evaluate_paths(predicted, true, map_true={420: 1})
-    with pytest.raises(InputError, match=r"p.nii holds \[3\]"):
+    with pytest.raises(InputError, match=r"p.nii holds .*\[3\]"):
         evaluate_paths(save(tmp_path / "p.nii", CUBE * 3), true, structures=ONE, map_true={205: 1})
 
 
