@@ -240,7 +240,9 @@ def export(
         if precision != "fp32" or dynamic_window or probabilities:
             raise InputError("--precision, --dynamic-window and --probabilities need a run")
         if not trt and triton is None and output is None:
-            raise InputError(f"{source} is an export already; ask for --trt, --triton or -o")
+            raise InputError(
+                f"{source} is an export already: ask for --trt or --triton, or -o exports/NAME"
+            )
         folder = adopt(source, output)
     probes = probes_of_scans(folder, prove) if prove else None
     if plans and probes is None and from_run:

@@ -292,7 +292,7 @@ def three_structures(card: ModelCard) -> str:
     [
         (lambda card: card.to_json()[:-10], "is not JSON"),
         (lambda card: card.to_json().replace('"schema_version":1', '"schema_version":7'), "schema"),
-        (lambda card: card.to_json().replace('"feed"', '"food"'), "'feed' is missing"),
+        (lambda card: card.to_json().replace('"feed"', '"food"'), "unknown key 'food'"),
         (lambda card: card.model_copy(update={"sha256": "0" * 64}).to_json(), "own checksum"),
         (three_structures, "own checksum"),
         (lambda card: card.to_json().replace("CT", "MR"), "own checksum"),
