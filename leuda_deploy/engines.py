@@ -99,7 +99,7 @@ class OnnxEngine:
             self._session = ort.InferenceSession(
                 content, sess_options=options, providers=[(PROVIDERS[provider], settings)]
             )
-        except Exception as error:
+        except Exception as error:  # ONNX Runtime's own types share no other base
             reason = " ".join(str(error).split())[:300]
             fix = f"; {CUDA_NEEDS}" if provider == "cuda" else ""
             raise LeudaError(
