@@ -10,6 +10,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
@@ -19,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from leuda_deploy.volume import atomic_path
+from leuda_train.cohort import read_spec
 from leuda_train.config import load_config
 from leuda_train.run import Stage, train
 
@@ -48,12 +50,18 @@ def compare(
         for method in methods
         for seed in range(seeds)
     }
+    said = {
+        "cohort": read_spec(cohort).name,
+        "config": Path(config).stem,
+        "leuda": metadata.version("leuda"),
+    }
     rows = []
     for count in labelled:
         for method in methods:
             found = []
             for seed in range(seeds):
-                run = out / f"{method}-labelled{count or 'all'}-seed{seed}"
+                name = configs[method, seed].method  # of a TOML file, its stem
+                run = out / f"{name}-labelled{count or 'all'}-seed{seed}"
                 found.append(
                     train(
                         cohort,
@@ -64,9 +72,9 @@ def compare(
                         labelled=count,
                     )
                 )
-                _write(out, [*rows, _row(method, count, found)])
-            rows.append(_row(method, count, found))
-    return _write(out, rows)
+                _write(out, said, [*rows, _row(name, count, found)])
+            rows.append(_row(name, count, found))
+    return _write(out, said, rows)
 
 
 def _row(method: str, labelled: int | None, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -95,8 +103,8 @@ def _row(method: str, labelled: int | None, found: Sequence[dict[str, Any]]) -> 
     return row
 
 
-def _write(out: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    comparison = {"rows": rows}
+def _write(out: Path, said: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    comparison = {**said, "rows": rows}
     _replace(out / "comparison.json", json.dumps(comparison, indent=1))
     text = io.StringIO()
     flat = [{k: v for k, v in row.items() if not isinstance(v, dict | list)} for row in rows]

@@ -1,16 +1,25 @@
-"""a run -> one PNG: the six image sets beside each other, and the training curves."""
+"""a run -> two PNGs: the six image sets and the training curves; predictions beside truth."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import numpy as np
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
 
-from leuda_deploy.volume import atomic_path
+from leuda_deploy.card import PALETTE
+from leuda_deploy.recipe import Recipe, Stack
+from leuda_deploy.volume import atomic_path, read_volume
+from leuda_train.cohort import Cohort, Scan
 from leuda_train.config import SOURCE_STREAMS, TARGET_STREAMS
 from leuda_train.loop import Row
-from leuda_train.slices import Slices
+from leuda_train.slices import Slices, class_numbers
 from leuda_train.translate import Translation
 
 TITLES = {
@@ -21,6 +30,9 @@ TITLES = {
     "target_as_source": r"$x^{t \to s}$",
     "target_cycled": r"$x^{t \to s \to t}$",
 }
+
+
+SHOWN_SLICES = 5
 
 
 def draw_run(
@@ -68,3 +80,80 @@ def _curves(axis: object, title: str, history: list[Row]) -> None:
             axis.plot(steps, values, label=term)
     axis.set_yscale("log")
     axis.legend(fontsize=8)
+
+
+def draw_predictions(
+    path: Path, evaluation: Mapping[str, Any], cohort: Cohort, recipe: Recipe, predictions: Path
+) -> None:
+    """Write the picture: the best, median and worst test scan by mean Dice, truth and prediction.
+
+    evaluation   as `evaluate_pairs` returns it, of the cohort's test scans
+    predictions  folder of SUBJECT_label.nii.gz, class numbers on the scans' own grids
+    """
+    ranked = _ranked(evaluation["volumes"])
+    shown = {"best": ranked[-1], "median": ranked[(len(ranked) - 1) // 2], "worst": ranked[0]}
+    if len(ranked) < len(shown):
+        shown = {"": ranked[0]} if len(ranked) == 1 else {"best": ranked[1], "worst": ranked[0]}
+    scans = {scan.subject: scan for scan in cohort.role("target test")}
+    figure = Figure(figsize=(2.2 * SHOWN_SLICES, 4.6 * len(shown) + 0.6), layout="constrained")
+    colours = [tuple(part / 255 for part in PALETTE[k % len(PALETTE)]) for k in range(256)]
+    for block, (rank, (dice, subject)) in zip(
+        np.atleast_1d(figure.subfigures(len(shown) + 1, 1, height_ratios=[8] * len(shown) + [1])),
+        shown.items(),
+        strict=False,  # the last one is the legend's
+    ):
+        images, both = _slices_of(scans[subject], cohort, recipe, predictions)
+        block.suptitle(f"{rank} {subject}: mean Dice {dice:.3f}".strip())
+        axes = block.subplots(2, SHOWN_SLICES)
+        for row, (name, labels) in enumerate(both.items()):
+            axes[row, 0].text(-0.04, 0.5, name, rotation=90, va="center", ha="right",
+                              transform=axes[row, 0].transAxes)  # fmt: skip
+            for axis, image, label in zip(axes[row], images, labels, strict=True):
+                axis.set_axis_off()
+                axis.imshow(image, cmap="gray", interpolation="nearest")
+                axis.imshow(
+                    np.ma.masked_equal(label, 0), cmap=ListedColormap(colours), vmin=1, vmax=256,
+                    alpha=0.55, interpolation="nearest",
+                )  # fmt: skip
+    figure.legend(
+        handles=[
+            Patch(color=colours[number - 1], label=name)
+            for name, number in cohort.structures.items()
+        ],
+        loc="lower center",
+        ncols=len(cohort.structures),
+    )
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=90, format="png")
+
+
+def _ranked(volumes: Mapping[str, Any]) -> list[tuple[float, str]]:
+    """(mean Dice, subject), worst first; structures in neither labels nor prediction left out."""
+    dice = {
+        subject: [score["dice"] for score in scored["as_predicted"] if score["dice"] is not None]
+        for subject, scored in volumes.items()
+    }
+    return sorted((fmean(values) if values else 0.0, subject) for subject, values in dice.items())
+
+
+def _slices_of(
+    scan: Scan, cohort: Cohort, recipe: Recipe, predictions: Path
+) -> tuple[NDArray[np.float32], dict[str, NDArray[np.uint8]]]:
+    """Slices spread over the true structures: images (n, h, w), and {"truth", "prediction"}."""
+    assert scan.label is not None
+    volume = read_volume(scan.image)
+    truth = class_numbers(read_volume(scan.label), cohort.spec.class_of_raw("target"))
+    predicted = read_volume(predictions / f"{scan.subject}_label.nii.gz").raw
+    every = tuple(map(float, cohort.structures.values()))
+    stacks = {
+        name: Stack(volume.with_values(labels), recipe, pixel_spacing_mm=scan.pixel_spacing_mm)
+        for name, labels in (("truth", truth), ("prediction", predicted))
+    }
+    both = {name: stack.labels(0, stack.depth, every) for name, stack in stacks.items()}
+    found = np.flatnonzero(both["truth"].any(axis=(1, 2)))
+    first, last = (found[0], found[-1]) if len(found) else (0, len(both["truth"]) - 1)
+    # the very ends of a structure are slivers
+    chosen = np.linspace(first, last, SHOWN_SLICES + 2).round().astype(int)[1:-1]
+    stack = Stack(volume, recipe, pixel_spacing_mm=scan.pixel_spacing_mm)
+    images = np.concatenate([stack.images(k, k + 1) for k in chosen.tolist()])
+    return images, {name: labels[chosen] for name, labels in both.items()}

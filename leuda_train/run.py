@@ -7,6 +7,7 @@
     RUN/predictions/      labels of the test scans
     RUN/evaluation.json   Dice and distances on them
     RUN/run.png           the six image sets and the curves
+    RUN/predictions.png   best, median and worst test scan: truth and prediction
 
 Slices and translated sets are in the cache folder, shared by every run with the same settings.
 """
@@ -38,7 +39,7 @@ from leuda_train.distil import distil
 from leuda_train.evaluate import evaluate_pairs
 from leuda_train.hardware import Hardware, choose_hardware
 from leuda_train.loop import Progress, write_history
-from leuda_train.pictures import draw_run
+from leuda_train.pictures import draw_predictions, draw_run
 from leuda_train.product import Product, ProductFacts, TorchEngine, save_product
 from leuda_train.slices import Slices, load_slices
 from leuda_train.translate import Translation, load_translation
@@ -128,6 +129,7 @@ def train(
                 evaluation["oracle"] = _oracle(
                     adapted, evaluation, cohort, recipe, hardware, out, progress
                 )
+        draw_predictions(out / "predictions.png", evaluation, cohort, recipe, out / "predictions")
     draw_run(out / "run.png", slices, translation, adapted.history)
     evaluation |= {
         "method": config.method,

@@ -105,13 +105,13 @@ def _slices_of(
     label = read_volume(scan.label)
     check_same_grid(volume, label)
     # the image's affine: a label affine that differs by rounding must not turn the axes elsewhere
-    numbers = _class_numbers(label, spec.class_of_raw(scan.domain))
+    numbers = class_numbers(label, spec.class_of_raw(scan.domain))
     marks = Stack(volume.with_values(numbers), recipe, pixel_spacing_mm=scan.pixel_spacing_mm)
     classes = marks.labels(0, marks.depth, tuple(map(float, spec.structures.values())))
     return images, fit_to_window(classes, recipe.window, 0)
 
 
-def _class_numbers(label: Volume, class_of_raw: Mapping[int, int]) -> NDArray[np.uint8]:
+def class_numbers(label: Volume, class_of_raw: Mapping[int, int]) -> NDArray[np.uint8]:
     """Labels (X, Y, Z) as in the file -> class numbers on the same grid."""
     values = label.raw * label.slope + label.inter
     numbers = np.zeros(values.shape, dtype=np.uint8)

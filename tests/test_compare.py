@@ -10,6 +10,7 @@ import pytest
 import tiny
 import tomli_w
 
+import leuda_train
 from leuda_deploy.errors import InputError
 from leuda_train.cohort import read_cohort
 from leuda_train.compare import compare
@@ -17,6 +18,7 @@ from leuda_train.product import load_product
 from leuda_train.run import train
 
 pytestmark = pytest.mark.slow
+METHODS = Path(leuda_train.__file__).parent / "methods"
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +59,10 @@ def test_compare_runs_everything_once_and_writes_one_table(cohort, tmp_path):
     content = tiny.content()
     del content["method"], content["device"], content["precision"]
     config.write_text(tomli_w.dumps(content))
+    mine = tmp_path / "mine.toml"
+    mine.write_text(f"# my own\n{(METHODS / 'source-only.toml').read_text()}")
     options = {
-        "methods": ["source-only", "le-uda"],
+        "methods": [str(mine), "le-uda"],
         "labelled": [1, None],
         "seeds": 2,
         "config": str(config),
@@ -68,16 +72,17 @@ def test_compare_runs_everything_once_and_writes_one_table(cohort, tmp_path):
     }
     found = compare(cohort, tmp_path / "out", stage=tiny.stage, **options)
     assert [(row["method"], row["labelled"], row["seeds"]) for row in found["rows"]] == [
-        ("source-only", 1, 2),
+        ("mine", 1, 2),
         ("le-uda", 1, 2),
-        ("source-only", "all", 2),
+        ("mine", "all", 2),
         ("le-uda", "all", 2),
     ]
+    assert (found["cohort"], found["config"]) == (read_cohort(cohort).spec.name, "tiny")
     assert len(list((tmp_path / "out").glob("*-seed*"))) == 8
     assert json.loads((tmp_path / "out" / "comparison.json").read_text()) == found
     with (tmp_path / "out" / "comparison.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 4
-    assert "source-only" in (tmp_path / "out" / "comparison.txt").read_text()
+    assert "mine" in (tmp_path / "out" / "comparison.txt").read_text()
     assert (tmp_path / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
     times = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*-seed*/evaluation.json")}
