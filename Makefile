@@ -27,7 +27,7 @@ format: $(READY)
 
 # The small model that ships in exports/, made from the demo's run.
 model: demo
-	$(BIN)/leuda export runs/demo/le-uda -o exports/phantom-heart --licence MIT
+	$(BIN)/leuda export runs/demo/le-uda-plus -o exports/phantom-heart --licence MIT
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

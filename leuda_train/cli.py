@@ -101,8 +101,8 @@ def train(
         str, typer.Option(help="demo, small, paper-cardiac, paper-abdominal, or a TOML file.")
     ] = "paper-cardiac",
     method: Annotated[
-        str, typer.Option(help="le-uda, le-uda-plus, source-only, ... (README), or a TOML file.")
-    ] = "le-uda",
+        str, typer.Option(help="le-uda-plus, le-uda, source-only, ... (README), or a TOML file.")
+    ] = "le-uda-plus",
     labelled: Annotated[
         int | None, typer.Option(min=1, help="Keep the labels of the first N scans alone.")
     ] = None,

@@ -88,6 +88,8 @@ class Cohort:
 def read_spec(path: Path | str) -> CohortSpec:
     """Read cohort.toml without looking at any scan. Raises InputError."""
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name its cohort file, e.g. {path / 'cohort.toml'}")
     if not path.is_file():
         raise InputError(f"no such cohort file: {path}")
     try:

@@ -1,4 +1,4 @@
-"""nothing -> phantoms, three trained methods, an exported model, labels, a picture and a table.
+"""nothing -> phantoms, four trained methods, an exported model, labels, a picture and a table.
 
 The main job end to end. Whatever is there already is reused; a killed demo goes on where it was.
 """
@@ -24,7 +24,8 @@ from leuda_train.export import export
 from leuda_train.phantom import write_cohort
 from leuda_train.run import train
 
-METHODS = ("source-only", "le-uda", "supervised")
+METHODS = ("source-only", "le-uda", "le-uda-plus", "supervised")
+PRODUCT = "le-uda-plus"
 SEED = 0
 
 
@@ -32,9 +33,11 @@ def run_demo(out: Path) -> dict[str, Any]:
     """Everything under `out`; returns, prints and keeps summary.json."""
     console = Console()
     summary_file = out / "summary.json"
+    summary: dict[str, Any] = {}
     if summary_file.is_file():
+        summary = json.loads(summary_file.read_text())
+    if summary and all(Path(path).exists() for path in summary["look_at"].values()):
         console.print(f"reusing {out}; delete it to start over", soft_wrap=True)
-        summary: dict[str, Any] = json.loads(summary_file.read_text())
     else:
         summary = _do_all(out, console)
         with atomic_path(summary_file) as temporary:
@@ -70,7 +73,7 @@ def _do_all(out: Path, console: Console) -> dict[str, Any]:
     console.print("3/4 export: PyTorch -> ONNX, compared on real slices")
     model = out / "model"
     with timed("export"):
-        _, parity = export(out / "le-uda", model, licence="MIT")
+        _, parity = export(out / PRODUCT, model, licence="MIT")
     console.print(
         f"  largest |Δlogit| {parity.max_abs:.2g} of their spread over {parity.windows} windows"
     )
@@ -83,11 +86,12 @@ def _do_all(out: Path, console: Console) -> dict[str, Any]:
     return {
         "dice": {method: _dice(evaluation) for method, evaluation in evaluations.items()},
         "seconds": seconds,
-        "hardware": evaluations["le-uda"]["hardware"],
+        "hardware": evaluations[PRODUCT]["hardware"],
         "seed": SEED,
         "look_at": {
             "labels on a new scan": str(report.overlay),
-            "image sets and curves": str(out / "le-uda" / "run.png"),
+            "image sets and curves": str(out / PRODUCT / "run.png"),
+            "truth and prediction": str(out / PRODUCT / "predictions.png"),
             "labels": report.labels,
             "model": str(model / "model.onnx"),
             "summary": str(out / "summary.json"),
@@ -108,6 +112,6 @@ def _table(summary: dict[str, Any]) -> Table:
     table.add_column("structure")
     for method in METHODS:
         table.add_column(method, justify="right")
-    for structure in dice["le-uda"]:
+    for structure in dice[PRODUCT]:
         table.add_row(structure, *(f"{dice[method][structure]:.3f}" for method in METHODS))
     return table

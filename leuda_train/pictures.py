@@ -79,7 +79,7 @@ def _curves(axis: object, title: str, history: list[Row]) -> None:
         if term != "step" and values.any():
             axis.plot(steps, values, label=term)
     axis.set_yscale("log")
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def draw_predictions(

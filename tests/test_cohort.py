@@ -61,6 +61,7 @@ def test_optional_roles_may_be_absent(cohort):
 
 def test_a_missing_cohort_file_is_refused(tmp_path):
     refused(tmp_path / "cohort.toml", "no such cohort file: .*cohort.toml")
+    refused(tmp_path, "is a folder; name its cohort file, e.g. .*cohort.toml")
 
 
 @pytest.mark.parametrize("content", [b"name = ", b'name = "\xff"'])
