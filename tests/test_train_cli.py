@@ -151,7 +151,7 @@ def test_options_given_replace_the_configs_values(asked, tmp_path):
     chosen = asked["config"]
     assert (chosen.device, chosen.precision, chosen.seed) == ("auto", "bf16", 9)
     assert asked["cache"] == Path("c")
-    assert json.loads(result.stdout) == {"method": "le-uda", "hardware": "a test"}
+    assert json.loads(result.stdout) == {"method": "le-uda-plus", "hardware": "a test"}
 
 
 def test_after_training_the_next_command_is_printed(asked, tmp_path):
