@@ -1,7 +1,8 @@
 """aligned image sets -> the batch of step n: drawn, warped, on the device.
 
 Nothing is remembered between steps: what step n draws follows from the seed and n alone, so a
-resumed run sees exactly what an uninterrupted one would have seen.
+resumed run sees exactly what an uninterrupted one would have seen. Of several processes, each keeps
+its share of what is drawn for all.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 from leuda_train.augment import random_affine, warp
 from leuda_train.config import SOURCE_STREAMS, TARGET_STREAMS, Stream, TrainConfig
 from leuda_train.hardware import Hardware
+from leuda_train.ranks import Ranks
 from leuda_train.style import randomise_style
 
 
@@ -56,6 +58,12 @@ def step_generator(seed: int, purpose: str, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
 
+def seed_dropout(seed: int, purpose: str, step: int, hardware: Hardware) -> None:
+    """Seed torch's own generators, which dropout draws from: other masks in every process."""
+    own = "" if hardware.ranks.first else f"/{hardware.ranks.rank}"
+    torch.manual_seed(step_generator(seed, purpose + own, step).initial_seed())
+
+
 def draw_rows(
     rows: NDArray[np.int64], count: int, step: int, seed: int, purpose: str
 ) -> NDArray[np.int64]:
@@ -73,16 +81,19 @@ def _order(size: int, seed: int, purpose: str, turn: int) -> NDArray[np.int64]:
 
 
 def make_batch(sets: AlignedSets, config: TrainConfig, hardware: Hardware, step: int) -> Batch:
-    """Draw and augment the batch of a step. Each family (and its label) shares one warp."""
-    supervised = config.objective.supervised_on
+    """Draw and augment the batch of a step. Each family (and its label) shares one warp.
+
+    B is this process's share of the config's batch sizes.
+    """
+    supervised, ranks = config.objective.supervised_on, hardware.ranks
     rows = draw_rows(
         sets.labelled_rows, config.schedule.batch_labelled, step, config.seed, "labelled"
     )
-    labels = torch.from_numpy(sets.labels[rows].astype(np.int64)).to(hardware.device)
+    labels = torch.from_numpy(sets.labels[ranks.share(rows)].astype(np.int64)).to(hardware.device)
     labelled, warped = _family(sets, supervised, rows, config, hardware, step, "labelled", labels)
     assert warped is not None
     restyle = step_generator(config.seed, "style", step)
-    labelled = [_restyled(images, config, restyle) for images in labelled]
+    labelled = [_restyled(images, config, restyle, ranks) for images in labelled]
     unlabelled: dict[Stream, Tensor] = {}
     for family in (SOURCE_STREAMS, TARGET_STREAMS):
         streams = tuple(s for s in family if s in config.objective.unlabelled_streams)
@@ -94,14 +105,21 @@ def make_batch(sets: AlignedSets, config: TrainConfig, hardware: Hardware, step:
             unlabelled.update(zip(streams, images, strict=True))
     strong = None
     if config.objective.lambda_pseudo > 0:
-        strong = _restyled(unlabelled["target"], config, restyle)
+        strong = _restyled(unlabelled["target"], config, restyle, ranks)
     return Batch(labelled=labelled, labels=warped, unlabelled=unlabelled, strong=strong)
 
 
-def _restyled(images: Tensor, config: TrainConfig, generator: torch.Generator) -> Tensor:
+def _restyled(
+    images: Tensor, config: TrainConfig, generator: torch.Generator, ranks: Ranks
+) -> Tensor:
     style = config.style
     return randomise_style(
-        images, generator, curve=style.curve, convolution=style.convolution, noise=style.noise
+        images,
+        generator,
+        ranks,
+        curve=style.curve,
+        convolution=style.convolution,
+        noise=style.noise,
     )
 
 
@@ -116,8 +134,9 @@ def _family(
     labels: Tensor | None,
 ) -> tuple[list[Tensor], Tensor | None]:
     """The same rows of several aligned sets, under one warp a row."""
+    own = hardware.ranks.share(rows)
     images = [
-        torch.from_numpy(sets.images[stream][rows])[:, None].to(hardware.device)
+        torch.from_numpy(sets.images[stream][own])[:, None].to(hardware.device)
         for stream in streams
     ]
     height, width = images[0].shape[-2:]
@@ -128,5 +147,5 @@ def _family(
         aspect=height / width,
         generator=step_generator(config.seed, f"warp/{purpose}", step),
     )
-    warped, labels = warp(images, labels, affine)
+    warped, labels = warp(images, labels, hardware.ranks.share(affine))
     return [hardware.put(image) for image in warped], labels

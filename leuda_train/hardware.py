@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from leuda_deploy.errors import InputError
+from leuda_train.ranks import ALONE, Ranks
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 PrecisionName = Literal["auto", "bf16", "fp16", "fp32"]
@@ -18,10 +19,14 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 @dataclass(frozen=True)
 class Hardware:
-    """Where and in which precision networks run; weights, losses and averages stay in float32."""
+    """Where and in which precision networks run; weights, losses and averages stay in float32.
+
+    ranks  which process of how many this is
+    """
 
     device: torch.device
     precision: Literal["bf16", "fp16", "fp32"]
+    ranks: Ranks = ALONE
 
     def autocast(self) -> torch.autocast:
         """Context in which networks are called."""
@@ -48,10 +53,11 @@ class Hardware:
             if self.device.type == "cuda"
             else f"CPU, {torch.get_num_threads()} threads"
         )
-        return f"{name}, {self.precision}, channels last, torch {torch.__version__}"
+        count = f"{self.ranks.size} x " if self.ranks.size > 1 else ""
+        return f"{count}{name}, {self.precision}, channels last, torch {torch.__version__}"
 
 
-def choose_hardware(device: DeviceName, precision: PrecisionName) -> Hardware:
+def choose_hardware(device: DeviceName, precision: PrecisionName, ranks: Ranks = ALONE) -> Hardware:
     """Resolve "auto"; refuse what this machine does not have. Raises InputError."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -68,7 +74,7 @@ def choose_hardware(device: DeviceName, precision: PrecisionName) -> Hardware:
         raise InputError("precision = fp16 is for GPUs; on a CPU use bf16 or fp32")
     if device == "cpu":
         _keep_freed_memory()
-    return Hardware(torch.device(device), precision)
+    return Hardware(torch.device(device), precision, ranks)
 
 
 def _cpu_has_bf16() -> bool:

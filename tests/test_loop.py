@@ -14,13 +14,16 @@ from test_cyclegan import make_slices
 
 from leuda_deploy.errors import TrainingError
 from leuda_train import adapt, checkpoint, translate
-from leuda_train.loop import run_steps, write_history
+from leuda_train.loop import Watch, run_steps
+from leuda_train.metrics import Metrics, read_metrics
 
 STEPS = 12
 
 
 class Counter:
     """A trainer that knows how often it was asked, and can be told to break."""
+
+    images_per_step = 4
 
     def __init__(self, *, fail_at: int | None = None, value: float = math.nan) -> None:
         self.fail_at, self.value = fail_at, value
@@ -47,6 +50,7 @@ class DiesAt:
 
     def __init__(self, trainer, step: int) -> None:
         self.trainer, self.dies_at = trainer, step
+        self.images_per_step = trainer.images_per_step
         self.state, self.restore = trainer.state, trainer.restore
 
     def step(self, step: int):
@@ -63,7 +67,7 @@ def run(trainer, folder, *, steps: int = STEPS, log_every: int = 1, seconds: flo
         folder=folder,
         log_every=log_every,
         checkpoint_seconds=seconds,
-        progress=tiny.quiet,
+        watch=Watch(progress=tiny.quiet),
     )
 
 
@@ -208,11 +212,49 @@ def test_checkpoints_are_written_no_more_often_than_asked(tmp_path, monkeypatch)
     assert saved == [5, 10]
 
 
-def test_history_is_one_json_object_a_line(tmp_path):
-    rows = [{"step": 1, "L": 0.5}, {"step": 2, "L": 0.25}]
-    write_history(tmp_path / "history.jsonl", rows)
-    lines = (tmp_path / "history.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == rows
+def test_metrics_are_written_as_they_come_and_a_resumed_stage_drops_what_is_past_its_checkpoint(
+    tmp_path,
+):
+    metrics = Metrics(tmp_path)
+    metrics.begin("other", [{"step": 7, "L": 1.0}])
+
+    def watched(trainer):
+        watch = Watch(progress=tiny.quiet, metrics=metrics)
+        settings = {"name": "test", "log_every": 2, "checkpoint_seconds": 0.0, "watch": watch}
+        return run_steps(trainer, steps=8, folder=tmp_path / "c", **settings)
+
+    with pytest.raises(KilledError):
+        watched(DiesAt(Counter(), 5))
+    (tmp_path / "c" / "last.pt").unlink()  # back to step 2
+    with metrics.path.open("a") as file:
+        file.write('{"stage": "test", "step": 6, "L')  # cut off by the kill
+    assert [row["step"] for row in read_metrics(metrics.path)] == [7, 2, 4]
+    history = watched(Counter())
+    rows = read_metrics(metrics.path)
+    assert rows[0] == {"stage": "other", "step": 7, "L": 1.0}
+    assert all(row.pop("images_per_s") > 0 for row in rows[1:])
+    assert rows[1:] == [{"stage": "test", **row} for row in history]
+    assert [row["step"] for row in rows[1:]] == [2, 4, 6, 8]
+
+
+def test_a_profile_shares_out_the_wall_time(tmp_path):
+    watch = Watch(progress=tiny.quiet, profiles={})
+    run_steps(
+        adaptation(), name="x", steps=3, folder=tmp_path, checkpoint_seconds=60.0, watch=watch
+    )
+    found = watch.profiles["x"]
+    assert found["images_per_s"] == pytest.approx(3 * 16 / found["seconds"], rel=0.01)
+    assert sum(found["share"].values()) == pytest.approx(1.0, abs=1e-3)
+    for name in ("data", "forward", "backward", "optimizer", "EMA"):
+        assert found["share"][name] > 0.001, name
+
+
+def test_the_progress_line_says_images_a_second(tmp_path):
+    notes: list[str] = []
+    watch = Watch(progress=lambda done, total, note: notes.append(note))
+    settings = {"name": "x", "log_every": 1, "checkpoint_seconds": 60.0, "watch": watch}
+    run_steps(Counter(), steps=2, folder=tmp_path, **settings)
+    assert all(note.endswith(" images/s") for note in notes)
 
 
 def test_a_flipped_bit_in_a_checkpoint_is_noticed(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from leuda_train import run as run_module
 from leuda_train.cohort import read_cohort
 from leuda_train.config import TrainConfig
 from leuda_train.export import export
+from leuda_train.metrics import read_metrics
 from leuda_train.phantom import write_cohort
 from leuda_train.product import TorchEngine, load_product
 from leuda_train.run import train
@@ -81,13 +82,14 @@ def test_le_uda_trains_and_evaluates_where_no_target_label_exists(finished):
     assert {path.name for path in finished.iterdir()} == {
         "config.toml",
         "model.pt",
-        "history.jsonl",
-        "translation.jsonl",
+        "metrics.jsonl",
         "predictions",
         "evaluation.json",
         "run.png",
     }
-    history = [json.loads(line) for line in (finished / "history.jsonl").read_text().splitlines()]
+    rows = read_metrics(finished / "metrics.jsonl")
+    assert [row["step"] for row in rows if row["stage"] == "translation"] == [6]
+    history = [row for row in rows if row["stage"] == "le-uda"]
     assert [row["step"] for row in history] == [10, 12]
     assert history[-1]["L_con_intra"] > 0
     assert history[-1]["L_adv_inter"] > 0
@@ -207,7 +209,8 @@ def test_the_supervised_upper_bound_reads_target_labels_and_source_only_does_not
     for method in ("supervised", "source-only"):
         do_train(cohort, tmp_path / method, small_config(method))
         assert (tmp_path / method / "run.png").is_file()
-        assert not (tmp_path / method / "translation.jsonl").exists()
+        stages = {row["stage"] for row in read_metrics(tmp_path / method / "metrics.jsonl")}
+        assert stages == {method}
     target = seen["supervised"]
     assert target.labels.shape == target.images["target"].shape
     assert set(np.unique(target.labels)) == {0, 1, 2, 3, 4}
