@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 from pathlib import Path
@@ -145,6 +146,33 @@ def test_two_damaged_checkpoints_mean_starting_anew_with_a_warning_for_each(tmp_
         "going back to the one before",
         "starting anew",
     ]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("[enforce fail at inline_container.cc] unexpected pos 704 vs 598"),
+    ],
+)
+def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(tmp_path, monkeypatch, error):
+    honest = torch.save
+
+    def full_from_step_3(state, path):
+        if state["step"] >= 3:
+            Path(path).write_bytes(b"half of it")
+            raise error
+        honest(state, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full_from_step_3)
+        with pytest.raises(TrainingError, match=r"new\.pt could not be written with \d+ MiB left"):
+            run(Counter(), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"last.pt", "previous.pt"}
+    trainer = Counter()
+    run(trainer, tmp_path)
+    assert trainer.done == list(range(STEPS))
+    assert checkpoint.load_latest(tmp_path)["step"] == STEPS
 
 
 def test_no_checkpoint_means_starting_without_a_word(tmp_path, caplog):
