@@ -124,7 +124,7 @@ class _Trainer:
         hardware: Hardware,
         to_source: Generator | None = None,
     ) -> None:
-        self.sets, self.config, self.hardware = sets, config, hardware
+        self.sets, self.config, self.hardware = sets.on_device(hardware), config, hardware
         self.images_per_step = config.images_per_step
         self.to_source = hardware.place(to_source) if to_source is not None else None
         self.probe = None if config.uses_target_labels else make_probe(sets, hardware, config.seed)

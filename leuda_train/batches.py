@@ -8,9 +8,10 @@ its share of what is drawn for all.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,18 +24,27 @@ from leuda_train.hardware import Hardware
 from leuda_train.ranks import Ranks
 from leuda_train.style import randomise_style
 
+RESIDENT_SHARE = 0.25  # of the GPU's free memory, that image sets may take
+
 
 @dataclass(frozen=True, kw_only=True)
 class AlignedSets:
     """Six image sets, (N, h, w) float32 each; rows of one family show the same slice.
 
+    Memory-mapped, or, after `on_device`, tensors on the GPU.
+
     labels         (N, h, w) uint8, of the rows of the family that is supervised
     labelled_rows  the rows that have labels
     """
 
-    images: Mapping[Stream, NDArray[np.float32]]
-    labels: NDArray[np.uint8]
+    images: Mapping[Stream, NDArray[np.float32] | Tensor]
+    labels: NDArray[np.uint8] | Tensor
     labelled_rows: NDArray[np.int64]
+
+    def on_device(self, hardware: Hardware) -> AlignedSets:
+        """The same sets on the GPU where they fit `RESIDENT_SHARE` of its free memory."""
+        *images, labels = on_device([*self.images.values(), self.labels], hardware)
+        return replace(self, images=dict(zip(self.images, images, strict=True)), labels=labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +60,32 @@ class Batch:
     labels: Tensor
     unlabelled: dict[Stream, Tensor] = field(default_factory=dict)
     strong: Tensor | None = None
+
+
+def on_device(
+    sets: Sequence[NDArray[Any] | Tensor], hardware: Hardware
+) -> list[NDArray[Any] | Tensor]:
+    """The sets as tensors on the GPU if all of them fit there; else, and on CPUs, as they are."""
+    if hardware.device.type != "cuda":
+        return list(sets)
+    free, _ = torch.cuda.mem_get_info(hardware.device)
+    if sum(images.nbytes for images in sets) > RESIDENT_SHARE * free:
+        return list(sets)
+    return [torch.from_numpy(np.array(images)).to(hardware.device) for images in sets]
+
+
+def take_rows(images: NDArray[Any] | Tensor, rows: NDArray[np.int64], hardware: Hardware) -> Tensor:
+    """Some rows of a set (N, h, w), on the device.
+
+    From host memory they go through pinned memory, so that the next batch is drawn and copied while
+    the device is still busy with this one.
+    """
+    if isinstance(images, Tensor):
+        return images[torch.from_numpy(rows).to(images.device)]
+    chosen = torch.from_numpy(images[rows])
+    if hardware.device.type == "cuda":
+        chosen = chosen.pin_memory()
+    return chosen.to(hardware.device, non_blocking=True)
 
 
 def step_generator(seed: int, purpose: str, step: int) -> torch.Generator:
@@ -89,7 +125,7 @@ def make_batch(sets: AlignedSets, config: TrainConfig, hardware: Hardware, step:
     rows = draw_rows(
         sets.labelled_rows, config.schedule.batch_labelled, step, config.seed, "labelled"
     )
-    labels = torch.from_numpy(sets.labels[ranks.share(rows)].astype(np.int64)).to(hardware.device)
+    labels = take_rows(sets.labels, ranks.share(rows), hardware).long()
     labelled, warped = _family(sets, supervised, rows, config, hardware, step, "labelled", labels)
     assert warped is not None
     restyle = step_generator(config.seed, "style", step)
@@ -135,10 +171,7 @@ def _family(
 ) -> tuple[list[Tensor], Tensor | None]:
     """The same rows of several aligned sets, under one warp a row."""
     own = hardware.ranks.share(rows)
-    images = [
-        torch.from_numpy(sets.images[stream][own])[:, None].to(hardware.device)
-        for stream in streams
-    ]
+    images = [take_rows(sets.images[stream], own, hardware)[:, None] for stream in streams]
     height, width = images[0].shape[-2:]
     affine = random_affine(
         len(rows),

@@ -66,7 +66,8 @@ class _Trainer:
     ) -> None:
         assert config.distil is not None
         self.teachers = [hardware.place(t).eval().requires_grad_(False) for t in teachers.values()]
-        self.sets, self.hardware, self.distil = sets, hardware, config.distil
+        self.sets, self.hardware = sets.on_device(hardware), hardware
+        self.distil = config.distil
         # the batches of a run that is supervised on x^{s→t} and self-trains on x^t
         self.config = config.model_copy(
             update={

@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -37,7 +38,7 @@ from leuda_deploy.volume import atomic_path, read_volume, write_labels
 from leuda_train.adapt import Adapted, adapt
 from leuda_train.batches import AlignedSets
 from leuda_train.cohort import Cohort, read_cohort
-from leuda_train.config import Stream, TrainConfig, make_recipe
+from leuda_train.config import Stream, TrainConfig, make_recipe, parse_config
 from leuda_train.distil import distil
 from leuda_train.evaluate import evaluate_pairs
 from leuda_train.hardware import Hardware, choose_hardware
@@ -201,14 +202,24 @@ def _resolved(out: Path, config: TrainConfig, cohort: Cohort) -> str:
     """The text of config.toml. Raises InputError if `out` has another: one folder, one run."""
     resolved = config.model_dump(mode="json", exclude_none=True) | {"cohort_sha256": cohort.sha256}
     path = out / "config.toml"
-    text = "# The resolved config of this run, written by `leuda train`.\n" + tomli_w.dumps(
-        resolved
-    )
-    if path.is_file() and path.read_text() != text:
+    if path.is_file() and not _same_run(path, config, cohort):
         raise InputError(
             f"{out} holds a run of another config or cohort (see {path}); choose another --out"
         )
-    return text
+    return "# The resolved config of this run, written by `leuda train`.\n" + tomli_w.dumps(
+        resolved
+    )
+
+
+def _same_run(path: Path, config: TrainConfig, cohort: Cohort) -> bool:
+    """Whether a config.toml says the same; a key that it lacks, being older, has its default."""
+    content = tomllib.loads(path.read_text())
+    if content.pop("cohort_sha256") != cohort.sha256:
+        return False
+    try:
+        return parse_config(content, str(path)) == config
+    except InputError:
+        return False
 
 
 def _aligned(slices: Slices, translation: Translation | None, config: TrainConfig) -> AlignedSets:

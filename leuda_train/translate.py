@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from leuda_train import checkpoint
-from leuda_train.batches import draw_rows, step_generator
+from leuda_train.batches import draw_rows, on_device, step_generator, take_rows
 from leuda_train.cache import content_key, made_once
 from leuda_train.config import Stream, TranslationConfig
 from leuda_train.cyclegan import (
@@ -148,7 +148,8 @@ class _Trainer:
     def __init__(
         self, slices: Slices, config: TranslationConfig, hardware: Hardware, seed: int
     ) -> None:
-        self.slices, self.config, self.hardware, self.seed = slices, config, hardware, seed
+        self.config, self.hardware, self.seed = config, hardware, seed
+        self.source, self.target = on_device([slices.source, slices.target], hardware)
         self.images_per_step = 2 * config.batch
         torch.manual_seed(seed)
         self.nets = CycleGAN(
@@ -175,18 +176,18 @@ class _Trainer:
             weights, lr=self.config.learning_rate, betas=(0.5, 0.999), fused=True
         )
 
-    def _draw(self, images: NDArray[np.float32], domain: str, step: int) -> Tensor:
+    def _draw(self, images: NDArray[np.float32] | Tensor, domain: str, step: int) -> Tensor:
         every = np.arange(len(images))
         rows = draw_rows(every, self.config.batch, step, self.seed, f"translation {domain}")
         own = self.hardware.ranks.share(rows)
-        return self.hardware.put(torch.from_numpy(images[own])[:, None])
+        return self.hardware.put(take_rows(images, own, self.hardware)[:, None])
 
     def step(self, step: int) -> dict[str, Tensor]:
         """One update of the generators and one of the discriminators."""
         nets, config, ranks = self.nets, self.config, self.hardware.ranks
         with phase("data"):
-            source = self._draw(self.slices.source, "source", step)
-            target = self._draw(self.slices.target, "target", step)
+            source = self._draw(self.source, "source", step)
+            target = self._draw(self.target, "target", step)
         for optimizer in (self.generators, self.critics):
             rate = learning_rate(step, config.steps, config.learning_rate)
             optimizer.param_groups[0]["lr"] = rate

@@ -5,14 +5,16 @@ from __future__ import annotations
 import errno
 import logging
 import math
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import tiny
 import torch
 from test_cyclegan import make_slices
 
-from leuda_deploy.errors import TrainingError
+from leuda_deploy.errors import MissingExtraError, TrainingError
 from leuda_train import adapt, checkpoint, translate
 from leuda_train.loop import Watch, run_steps
 from leuda_train.metrics import Metrics, read_metrics
@@ -262,6 +264,28 @@ def test_metrics_are_written_as_they_come_and_a_resumed_stage_drops_what_is_past
     assert all(row.pop("images_per_s") > 0 for row in rows[1:])
     assert rows[1:] == [{"stage": "test", **row} for row in history]
     assert [row["step"] for row in rows[1:]] == [2, 4, 6, 8]
+
+
+def test_tensorboard_is_written_if_it_is_there_and_else_named_with_its_extra(tmp_path, monkeypatch):
+    said: list[tuple[str, float, int]] = []
+
+    class SummaryWriter:
+        def __init__(self, folder: str) -> None:
+            assert folder == str(tmp_path / "tensorboard")
+
+        def add_scalar(self, *row) -> None:
+            said.append(row)
+
+    module = ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = SummaryWriter
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    metrics = Metrics(tmp_path, tensorboard=True)
+    metrics.begin("test", [])
+    metrics.add("test", {"step": 4, "L": 0.5}, 12.0)
+    assert said == [("test/L", 0.5, 4), ("test/images_per_s", 12.0, 4)]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'leuda\[tensorboard\]'"):
+        Metrics(tmp_path, tensorboard=True)
 
 
 def test_a_profile_shares_out_the_wall_time(tmp_path):

@@ -127,6 +127,16 @@ def test_a_run_folder_refuses_another_config_or_cohort(finished, cohort):
 
 
 @pytest.mark.slow
+def test_a_run_folder_from_before_a_key_existed_is_the_same_run(finished):
+    path = finished / "config.toml"
+    text = path.read_text()
+    assert 'batchnorm_over = "batch"' in text
+    path.write_text(text.replace('batchnorm_over = "batch"\n', ""))
+    do_train(finished.parent / "cohort" / "cohort.toml", finished, small_config(), stage=fails)
+    path.write_text(text)
+
+
+@pytest.mark.slow
 def test_the_export_agrees_with_pytorch_and_segments(finished, tmp_path):
     out = tmp_path / "exports" / "tiny-heart"
     card, parity = export(finished, out, licence="MIT")
