@@ -60,8 +60,10 @@ VARIANTS = {
     "plain fp32": ("plain", "fp32"),
     "ours fp32": ("ours", "fp32"),
     "ours": ("ours", "auto"),
+    "ours compiled": ("ours", "auto"),
     "CycleGAN": ("cyclegan", "auto"),
 }
+COMPILED = "ours compiled"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +75,9 @@ class Setting:
     batch: int
     device: str
 
-    def config(self, precision: str, *, dropout: float = 0.1, **objective: Any) -> TrainConfig:
+    def config(
+        self, precision: str, *, dropout: float = 0.1, compiled: bool = False, **objective: Any
+    ) -> TrainConfig:
         """LE-UDA as shipped, at this size, every term on from the first step."""
         content = load_config("small", "le-uda").model_dump(mode="json", exclude_none=True)
         content["recipe"]["window"] = [self.size, self.size]
@@ -81,7 +85,7 @@ class Setting:
         content["schedule"] |= {"batch_labelled": self.batch, "batch_unlabelled": self.batch}
         content["objective"] |= {"warmup_epochs": 0, "ramp_epochs": 1, **objective}
         content["translation"] |= {"batch": self.batch, "width": self.widths[0]}
-        content |= {"device": self.device, "precision": precision}
+        content |= {"device": self.device, "precision": precision, "compile": compiled}
         return parse_config(content, "the benchmark")
 
 
@@ -192,13 +196,16 @@ class Worker:
 
 def compare_speed(setting: Setting, threads: int, rounds: int) -> dict[str, Any]:
     """images/s and peak memory of every variant; they take turns, a few seconds each."""
-    configs = {name: setting.config(precision) for name, (_, precision) in VARIANTS.items()}
+    configs = {
+        name: setting.config(precision, compiled=name == COMPILED)
+        for name, (_, precision) in VARIANTS.items()
+    }
     workers = {name: Worker(kind, configs[name], threads) for name, (kind, _) in VARIANTS.items()}
-    steps = {}
+    steps, warm_up = {}, {}
     for name, worker in workers.items():  # warm-up, and how many steps a turn
-        worker.steps(2)
+        warm_up[name] = worker.steps(2)["seconds"]
         steps[name] = max(1, round(4.0 / worker.steps(1)["seconds"]))
-        say(f"{name}: {steps[name]} steps a turn")
+        say(f"{name}: warm-up {warm_up[name]:.1f} s, {steps[name]} steps a turn")
     turns: dict[str, list[dict[str, float]]] = {name: [] for name in workers}
     for number in range(rounds):
         say(f"round {number + 1} of {rounds}")
@@ -219,11 +226,24 @@ def compare_speed(setting: Setting, threads: int, rounds: int) -> dict[str, Any]
                 "min": round(1000 * min(seconds), 1),
                 "max": round(1000 * max(seconds), 1),
             },
+            "first_two_steps_s": round(warm_up[name], 1),
             "turns": rounds,
             "steps_a_turn": steps[name],
             "peak_mib": turns[name][-1]["peak_mib"],
         }
     return found
+
+
+def break_even(speed: dict[str, Any]) -> dict[str, Any]:
+    """How many steps torch.compile needs to win back what its first steps took; None: never."""
+    eager, compiled = speed["ours"], speed[COMPILED]
+    cost_s = compiled["first_two_steps_s"] - eager["first_two_steps_s"]
+    gain_s = (eager["step_ms"]["median"] - compiled["step_ms"]["median"]) / 1000
+    return {
+        "times_eager": round(eager["step_ms"]["median"] / compiled["step_ms"]["median"], 3),
+        "compilation_s": round(cost_s, 1),
+        "steps": round(cost_s / gain_s) if gain_s > 0 else None,
+    }
 
 
 def follow_losses(device: str, steps: int) -> dict[str, Any]:
@@ -299,8 +319,8 @@ def profile_run(device: str, threads: int) -> dict[str, Any]:
         folder = Path(name)
         write_cohort(folder / "cohort", source_unlabelled=2, target_unlabelled=2, target_test=1)
         content = load_config("small", "le-uda").model_dump(mode="json", exclude_none=True)
-        content["translation"]["steps"] = 60
-        content["schedule"] |= {"epochs": 4, "steps_per_epoch": 25}
+        content["translation"]["steps"] = 40
+        content["schedule"] |= {"epochs": 2, "steps_per_epoch": 30}
         del content["method"], content["name"]
         (folder / "short.toml").write_text(tomli_w.dumps(content))
         command = [sys.executable, "-m", "leuda_train", "train"]
@@ -375,6 +395,7 @@ def main() -> int:
         "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
         "speed": speed,
         "times_plain": round(gain, 2),
+        "compile_pays_after": break_even(speed),
         "operations": operations,
         "losses": losses,
         "profile_of_leuda_train": profiles,
@@ -382,7 +403,7 @@ def main() -> int:
     options.results.parent.mkdir(parents=True, exist_ok=True)
     options.results.write_text(json.dumps(report, indent=1) + "\n")
     draw(options.results.with_suffix(".png"), report)
-    summary = {k: report[k] for k in ("setting", "hardware", "times_plain")}
+    summary = {k: report[k] for k in ("setting", "hardware", "times_plain", "compile_pays_after")}
     summary["images_per_s"] = {name: found["images_per_s"] for name, found in speed.items()}
     summary["peak_mib"] = {name: found["peak_mib"] for name, found in speed.items()}
     print(json.dumps(summary))

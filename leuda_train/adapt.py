@@ -17,7 +17,7 @@ from leuda_train.config import ObjectiveConfig, ScheduleConfig, TrainConfig
 from leuda_train.cyclegan import Generator
 from leuda_train.discriminators import FeatureDiscriminator
 from leuda_train.ema import teacher_mode
-from leuda_train.hardware import Hardware
+from leuda_train.hardware import Hardware, compile_networks
 from leuda_train.loop import Row, Watch, run_steps
 from leuda_train.phases import phase
 from leuda_train.product import Product
@@ -138,6 +138,8 @@ class _Trainer:
         teachers = [copy.deepcopy(student).requires_grad_(False) for _ in range(2)]
         for teacher in teachers:
             teacher_mode(teacher, config.objective.teacher_batchnorm)
+        if config.compile:
+            compile_networks([student, *teachers], hardware)
         levels = config.adversarial.levels
         widths = [config.unet.widths[level - 1] for level in levels]
         critics = [

@@ -264,13 +264,17 @@ class DistilConfig(_Part):
 
 
 class TrainConfig(_Part):
-    """Everything about a run but the scans."""
+    """Everything about a run but the scans.
+
+    compile  torch.compile student and teachers: pays in long runs alone (benchmarks/training.py)
+    """
 
     name: str
     method: str
     seed: Count = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    compile: bool = False
     recipe: RecipeConfig
     translation: TranslationConfig
     unet: UNetConfig

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
+import shutil
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -75,6 +79,24 @@ def choose_hardware(device: DeviceName, precision: PrecisionName, ranks: Ranks =
     if device == "cpu":
         _keep_freed_memory()
     return Hardware(torch.device(device), precision, ranks)
+
+
+def compile_networks(nets: Iterable[torch.nn.Module], hardware: Hardware) -> None:
+    """torch.compile, in place; the first passes then take minutes. Raises InputError if it cannot.
+
+    Dropout draws other masks than in networks that are not compiled, as reproducibly.
+    """
+    if hardware.ranks.size > 1:
+        raise InputError("compile = true is for one process; set it to false")
+    if hardware.device.type == "cpu":
+        compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+        if shutil.which(compiler) is None:
+            raise InputError(
+                f"compile = true needs a C++ compiler, but there is no {compiler}: install one, "
+                "name it in $CXX, or set compile = false"
+            )
+    for net in nets:
+        net.compile()
 
 
 def _cpu_has_bf16() -> bool:
