@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
 import subprocess
@@ -12,12 +13,14 @@ from pathlib import Path
 import joint_training
 import pytest
 import tiny
+import tomli_w
 import torch
 from test_loop import flat
 
 from leuda_deploy.errors import InputError
 from leuda_train.batchnorm import normalised_by, with_joint_batchnorm
 from leuda_train.launch import launch, without_gpus
+from leuda_train.metrics import read_metrics
 from leuda_train.ranks import ALONE, Ranks
 from leuda_train.run import check_shares
 from leuda_train.unet import UNet
@@ -91,6 +94,36 @@ def test_one_process_goes_on_with_what_two_began(trained, tmp_path, stage):
     alone, expected = joint_training.end(stage, steps, tmp_path, ALONE)
     assert len(history) == len(expected) == steps
     assert_close(resumed, alone, 1e-4)
+
+
+def test_if_the_first_process_fails_those_that_wait_for_it_end(tmp_path):
+    done = torchrun(TESTS / "joint_training.py", tmp_path, "the first fails", check=False)
+    assert done.returncode == 1
+    assert "as the test wants it" in done.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_make_one_run_folder(tmp_path):
+    cohort = tiny.write_tiny_cohort(tmp_path / "data")
+    content = tiny.content(translation={"steps": 4, "batch": 1})
+    del content["name"], content["method"]
+    (tmp_path / "mine.toml").write_text(tomli_w.dumps(content))
+    options = ["--out", tmp_path / "run", "--config", tmp_path / "mine.toml", "--profile"]
+    done = torchrun("-m", "leuda_train", "train", cohort, *options)
+    assert done.stdout.count("look at ") == 1
+    assert "batch = 1 cannot be shared by 2 processes: one trains, the others wait" in done.stderr
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert evaluation["hardware"].startswith("2 x CPU")
+    profile = json.loads((tmp_path / "run" / "profile.json").read_text())
+    assert set(profile) == {"translation", "le-uda"}
+    assert profile["le-uda"]["share"]["exchange"] > 0
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [(row["stage"], row["step"]) for row in rows] == [
+        ("translation", 4),
+        ("le-uda", 10),
+        ("le-uda", 12),
+    ]
+    assert list(tmp_path.rglob(".tmp-*")) == []
 
 
 def test_a_batch_that_cannot_be_shared_evenly_is_refused():
