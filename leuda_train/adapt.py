@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from leuda_train.batches import AlignedSets, make_batch, step_generator
+from leuda_train.batches import AlignedSets, make_batch, seed_dropout, step_generator
+from leuda_train.batchnorm import with_joint_batchnorm
 from leuda_train.config import ObjectiveConfig, ScheduleConfig, TrainConfig
 from leuda_train.cyclegan import Generator
 from leuda_train.discriminators import FeatureDiscriminator
 from leuda_train.ema import teacher_mode
-from leuda_train.hardware import Hardware
-from leuda_train.loop import Progress, Row, run_steps
+from leuda_train.hardware import Hardware, compile_networks
+from leuda_train.loop import Row, Watch, run_steps
+from leuda_train.phases import phase
 from leuda_train.product import Product
 from leuda_train.select import label_free_score, make_probe
 from leuda_train.step import Lambdas, Networks, le_uda_step
 from leuda_train.unet import UNet
-
-LOG_EVERY = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ def adapt(
     config: TrainConfig,
     hardware: Hardware,
     folder: Path,
-    progress: Progress,
+    watch: Watch,
     to_source: Generator | None = None,
 ) -> Adapted:
     """Train by the config's method; classes counts background. Resumes from folder.
@@ -65,9 +65,9 @@ def adapt(
         name=config.method,
         steps=schedule.epochs * schedule.steps_per_epoch,
         folder=folder,
-        log_every=LOG_EVERY,
         checkpoint_seconds=schedule.checkpoint_seconds,
-        progress=progress,
+        watch=watch,
+        ranks=hardware.ranks,
     )
     best = trainer.best
     used = config.objective.networks_in_use
@@ -124,16 +124,22 @@ class _Trainer:
         hardware: Hardware,
         to_source: Generator | None = None,
     ) -> None:
-        self.sets, self.config, self.hardware = sets, config, hardware
+        self.sets, self.config, self.hardware = sets.on_device(hardware), config, hardware
+        self.images_per_step = config.images_per_step
         self.to_source = hardware.place(to_source) if to_source is not None else None
         self.probe = None if config.uses_target_labels else make_probe(sets, hardware, config.seed)
         self.scores: list[Row] = []
         self.best: dict[str, Any] = {}
         torch.manual_seed(config.seed)
-        student = hardware.place(UNet(classes, config.unet.widths, config.unet.dropout))
+        student: nn.Module = UNet(classes, config.unet.widths, config.unet.dropout)
+        if hardware.ranks.size > 1 or config.objective.batchnorm_over == "stream":
+            student = with_joint_batchnorm(student, hardware.ranks)
+        student = hardware.place(student)
         teachers = [copy.deepcopy(student).requires_grad_(False) for _ in range(2)]
         for teacher in teachers:
             teacher_mode(teacher, config.objective.teacher_batchnorm)
+        if config.compile:
+            compile_networks([student, *teachers], hardware)
         levels = config.adversarial.levels
         widths = [config.unet.widths[level - 1] for level in levels]
         critics = [
@@ -166,17 +172,20 @@ class _Trainer:
         epoch = step // config.schedule.steps_per_epoch
         rate = learning_rate(step, config.schedule, objective.warmup_epochs)
         self.nets.student_optimizer.param_groups[0]["lr"] = rate
-        torch.manual_seed(step_generator(config.seed, "dropout", step).initial_seed())
+        with phase("data"):
+            batch = make_batch(self.sets, config, self.hardware, step)
+        seed_dropout(config.seed, "dropout", step, self.hardware)
         terms = le_uda_step(
             self.nets,
-            make_batch(self.sets, config, self.hardware, step),
+            batch,
             lambdas(epoch, objective),
             objective,
             self.hardware,
             update=step,
             generator=step_generator(config.seed, "teacher noise", step),
         )
-        self._select(step + 1)
+        with phase("selection"):
+            self._select(step + 1)
         return terms
 
     def product(self, network: str) -> Product:

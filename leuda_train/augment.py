@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (the field's habit)
 from torch import Tensor
 
+from leuda_train.ranks import ALONE, Ranks
+
 
 def random_affine(
     count: int,
@@ -52,7 +54,15 @@ def warp(
     return warped, plane[:, 0].to(labels.dtype)
 
 
-def teacher_noise(images: Tensor, std: float, limit: float, generator: torch.Generator) -> Tensor:
-    """N(0, std²) clipped to ±limit, of the images' shape: for the intra-domain teacher."""
-    noise = torch.randn(images.shape, generator=generator, device=generator.device)
-    return (noise * std).clamp_(-limit, limit).to(images)
+def teacher_noise(
+    streams: Sequence[Tensor],
+    std: float,
+    limit: float,
+    generator: torch.Generator,
+    ranks: Ranks = ALONE,
+) -> Tensor:
+    """N(0, std²) clipped to ±limit, (n, B, 1, H, W) for n streams: for the intra-domain teacher."""
+    count, *image = streams[0].shape
+    shape = (len(streams), count * ranks.size, *image)
+    noise = torch.randn(shape, generator=generator, device=generator.device)
+    return (ranks.share(noise, dim=1) * std).clamp_(-limit, limit).to(streams[0])

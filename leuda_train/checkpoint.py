@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import pickle
+import shutil
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +35,22 @@ log = logging.getLogger("leuda")
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write one file atomically: a reader sees the old one or the new one, never half."""
-    with atomic_path(path) as temporary:
+    with _whole(path) as temporary:
         torch.save(state, temporary)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """atomic_path, whose failure to write is one TrainingError; what was there before stays."""
+    try:
+        with atomic_path(path) as temporary:
+            yield temporary
+    except (OSError, RuntimeError) as error:  # on a full disk torch's own writer raises the latter
+        left = shutil.disk_usage(path.parent).free
+        raise TrainingError(
+            f"{path} could not be written with {left / 2**20:.0f} MiB left on its disk; what was "
+            "saved before is kept. Make room and start again: the run goes on from there"
+        ) from error
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -55,7 +72,7 @@ def load(path: Path) -> dict[str, Any]:
 def save_latest(folder: Path, state: dict[str, Any]) -> None:
     """Write folder/last.pt; what was last becomes previous.pt."""
     last = folder / LAST
-    with atomic_path(folder / "new.pt") as temporary:
+    with _whole(folder / "new.pt") as temporary:
         torch.save(state, temporary)
     if last.exists():
         last.replace(folder / PREVIOUS)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -118,16 +119,40 @@ def train(
     cache: Annotated[
         Path | None, typer.Option(help="Slices and translations. Default: OUT/../cache")
     ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="A process a GPU; or start it with torchrun.")
+    ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Say where the time went; also OUT/profile.json.")
+    ] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also write OUT/tensorboard/.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train: slices, translation, LE-UDA, evaluation.  [dim]Needs: leuda\\[train].[/dim]"""
     _need_torch("leuda train")
+    if gpus is not None:
+        from leuda_train.launch import arguments_of_this_process, launch
+
+        raise typer.Exit(launch(gpus, arguments_of_this_process()))
     from leuda_deploy.progress import stage
     from leuda_train.config import load_config
     from leuda_train.run import train as train_run
 
     chosen = load_config(config, method, seed=seed, device=device, precision=precision)
-    evaluation = train_run(cohort, chosen, out, cache=cache, stage=stage, labelled=labelled)
+    evaluation = train_run(
+        cohort,
+        chosen,
+        out,
+        cache=cache,
+        stage=stage,
+        labelled=labelled,
+        profile=profile,
+        tensorboard=tensorboard,
+    )
+    if int(os.environ.get("RANK", "0")) > 0:  # torchrun's: the first process prints
+        return
     if as_json:
         typer.echo(json.dumps(evaluation, indent=1))
         return
@@ -135,12 +160,20 @@ def train(
 
     from leuda_train.evaluate import table
 
+    if profile and (out / "profile.json").is_file():
+        _print_profile(json.loads((out / "profile.json").read_text()))
     console = Console()
     if "summary" in evaluation:
         console.print(table(evaluation))
     console.print(f"ran on   {evaluation['hardware']}")
     console.print(f"look at  {out / 'run.png'}", soft_wrap=True)
     console.print(f"next     leuda export {out} -o exports/{out.name}", soft_wrap=True)
+
+
+def _print_profile(profiles: dict[str, Any]) -> None:
+    for stage_name, found in profiles.items():
+        shares = ", ".join(f"{phase} {share:.1%}" for phase, share in found["share"].items())
+        typer.echo(f"{stage_name}: {found['images_per_s']:.1f} images/s; {shares}")
 
 
 @app.command()

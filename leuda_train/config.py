@@ -104,6 +104,9 @@ class ObjectiveConfig(_Part):
     pseudo_from        the teachers whose mean makes the pseudo-labels: the intra-domain one reads
                        x^{t→s}, the inter-domain one x^t
     pseudo_confidence  pixels below it are left out, but never more than half of a class
+    batchnorm_over     what batch norm takes its statistics over in training, where a network reads
+                       several streams: "batch", all of them; "stream", each by itself, as the
+                       released MT-UDA code, which reads them one after another
     """
 
     supervised_on: Annotated[tuple[Stream, ...], Field(min_length=1)]
@@ -121,6 +124,7 @@ class ObjectiveConfig(_Part):
     lambda_pseudo: Weight = 0.0
     pseudo_from: tuple[Literal["intra_teacher", "inter_teacher"], ...] = ("inter_teacher",)
     pseudo_confidence: Probability = 0.8
+    batchnorm_over: Literal["batch", "stream"] = "batch"
 
     @property
     def compares_intra(self) -> bool:
@@ -260,13 +264,17 @@ class DistilConfig(_Part):
 
 
 class TrainConfig(_Part):
-    """Everything about a run but the scans."""
+    """Everything about a run but the scans.
+
+    compile  torch.compile student and teachers: pays in long runs alone (benchmarks/training.py)
+    """
 
     name: str
     method: str
     seed: Count = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    compile: bool = False
     recipe: RecipeConfig
     translation: TranslationConfig
     unet: UNetConfig
@@ -333,6 +341,14 @@ class TrainConfig(_Part):
         """The teachers that some term of L asks."""
         used = self.objective.networks_in_use.items()
         return tuple(name for name, asked in used if asked and name != "student")
+
+    @property
+    def images_per_step(self) -> int:
+        """How many images a step of stage 2 draws, over all streams."""
+        objective, schedule = self.objective, self.schedule
+        unlabelled = len(objective.unlabelled_streams) + (objective.lambda_pseudo > 0)
+        labelled = len(objective.supervised_on)
+        return schedule.batch_labelled * labelled + schedule.batch_unlabelled * unlabelled
 
     @property
     def uses_translation(self) -> bool:

@@ -13,6 +13,21 @@ import torch.nn.functional as F  # noqa: N812  (the field's habit)
 from torch import Tensor, nn
 
 from leuda_train.losses import discern, fool
+from leuda_train.ranks import ALONE, Ranks
+
+
+class InstanceNorm(nn.InstanceNorm2d):
+    """InstanceNorm2d with the right gradient for a batch of one.
+
+    torch's own (2.13, on CPUs) is wrong there if the gradient that arrives is channels last.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same, normalised by image and channel."""
+        y = super().forward(x)
+        if self.training and y.requires_grad and len(x) == 1:
+            y.register_hook(Tensor.contiguous)
+        return y
 
 
 class Generator(nn.Module):
@@ -30,7 +45,7 @@ class Generator(nn.Module):
         for wide in (4 * width, 2 * width):
             layers += [
                 nn.ConvTranspose2d(wide, wide // 2, 3, stride=2, padding=1, output_padding=1),
-                nn.InstanceNorm2d(wide // 2),
+                InstanceNorm(wide // 2),
                 nn.ReLU(inplace=True),
             ]
         self.layers = nn.Sequential(*layers, nn.ReflectionPad2d(3), nn.Conv2d(width, 1, 7))
@@ -48,7 +63,7 @@ class _Residual(nn.Module):
             *_conv_norm(channels, channels, kernel_size=3),
             nn.ReflectionPad2d(1),
             nn.Conv2d(channels, channels, 3),
-            nn.InstanceNorm2d(channels),
+            InstanceNorm(channels),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,7 +73,7 @@ class _Residual(nn.Module):
 def _conv_norm(channels_in: int, channels: int, **conv: int) -> list[nn.Module]:
     return [
         nn.Conv2d(channels_in, channels, **conv),
-        nn.InstanceNorm2d(channels),
+        InstanceNorm(channels),
         nn.ReLU(inplace=True),
     ]
 
@@ -71,7 +86,7 @@ def patch_discriminator(width: int, layers: int) -> nn.Sequential:
         stride = 2 if layer < layers else 1
         net += [
             nn.Conv2d(below, above, 4, stride=stride, padding=1),
-            nn.InstanceNorm2d(above),
+            InstanceNorm(above),
             nn.LeakyReLU(0.2),
         ]
     return nn.Sequential(*net, nn.Conv2d(width * min(2**layers, 8), 1, 4, padding=1))
@@ -145,13 +160,16 @@ def critic_loss(
     target: Tensor,
     fakes: tuple[Tensor, Tensor],
     generator: torch.Generator,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
-    """The discriminators' objective: real slices against pooled fakes, both domains."""
-    source_as_target, target_as_source = fakes
-    return discern(
-        nets.target_critic(target),
-        nets.target_critic(nets.target_pool.exchange(source_as_target, generator)),
-    ) + discern(
-        nets.source_critic(source),
-        nets.source_critic(nets.source_pool.exchange(target_as_source, generator)),
+    """The discriminators' objective: real slices against pooled fakes, both domains.
+
+    Every process keeps the pools of all: the joint fakes go in, its share comes out.
+    """
+    as_target, as_source = (
+        ranks.share(pool.exchange(ranks.joint(fake), generator))
+        for pool, fake in zip((nets.target_pool, nets.source_pool), fakes, strict=True)
+    )
+    return discern(nets.target_critic(target), nets.target_critic(as_target)) + discern(
+        nets.source_critic(source), nets.source_critic(as_source)
     )

@@ -14,15 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from leuda_train.batches import AlignedSets, make_batch, step_generator
+from leuda_train.batches import AlignedSets, make_batch, seed_dropout
+from leuda_train.batchnorm import with_joint_batchnorm
 from leuda_train.config import TrainConfig
+from leuda_train.descend import descend
 from leuda_train.hardware import Hardware
-from leuda_train.loop import Progress, Row, run_steps
+from leuda_train.loop import Watch, run_steps
 from leuda_train.losses import pseudo_labels, pseudo_loss, segmentation_loss
+from leuda_train.phases import phase
 from leuda_train.product import Product
 from leuda_train.unet import UNet
-
-LOG_EVERY = 10
 
 
 def distil(
@@ -32,24 +33,24 @@ def distil(
     config: TrainConfig,
     hardware: Hardware,
     folder: Path,
-    progress: Progress,
-) -> tuple[Product, list[Row]]:
+    watch: Watch,
+) -> Product:
     """Train the small network from frozen teachers, each (B, 1, h, w) of x^t -> logits.
 
-    Resumes from folder. Returns what is shipped and the loss history.
+    Resumes from folder. Returns what is shipped.
     """
     trainer = _Trainer(teachers, sets, classes, config, hardware)
     assert config.distil is not None
-    history = run_steps(
+    run_steps(
         trainer,
         name="distillation",
         steps=config.distil.steps,
         folder=folder,
-        log_every=LOG_EVERY,
         checkpoint_seconds=config.schedule.checkpoint_seconds,
-        progress=progress,
+        watch=watch,
+        ranks=hardware.ranks,
     )
-    return Product(trainer.network, None).eval(), history
+    return Product(trainer.network, None).eval()
 
 
 class _Trainer:
@@ -65,7 +66,8 @@ class _Trainer:
     ) -> None:
         assert config.distil is not None
         self.teachers = [hardware.place(t).eval().requires_grad_(False) for t in teachers.values()]
-        self.sets, self.hardware, self.distil = sets, hardware, config.distil
+        self.sets, self.hardware = sets.on_device(hardware), hardware
+        self.distil = config.distil
         # the batches of a run that is supervised on x^{s→t} and self-trains on x^t
         self.config = config.model_copy(
             update={
@@ -81,9 +83,13 @@ class _Trainer:
                 )
             }
         )
+        self.images_per_step = self.config.images_per_step
         torch.manual_seed(config.seed)
         widths = self.distil.widths(config.unet.widths)
-        self.network: nn.Module = hardware.place(UNet(classes, widths, config.unet.dropout))
+        network: nn.Module = UNet(classes, widths, config.unet.dropout)
+        if hardware.ranks.size > 1:
+            network = with_joint_batchnorm(network, hardware.ranks)
+        self.network = hardware.place(network)
         self.optimizer = torch.optim.Adam(
             self.network.parameters(), lr=self.distil.learning_rate, fused=True
         )
@@ -93,8 +99,9 @@ class _Trainer:
         """Pseudo-labels from the teachers, then one update on both kinds of label."""
         rate = 0.5 * (1.0 + math.cos(math.pi * step / self.distil.steps))
         self.optimizer.param_groups[0]["lr"] = self.distil.learning_rate * rate
-        torch.manual_seed(step_generator(self.config.seed, "distil dropout", step).initial_seed())
-        batch = make_batch(self.sets, self.config, self.hardware, step)
+        seed_dropout(self.config.seed, "distil dropout", step, self.hardware)
+        with phase("data"):
+            batch = make_batch(self.sets, self.config, self.hardware, step)
         assert batch.strong is not None
         with self.hardware.autocast():
             with torch.no_grad():
@@ -102,14 +109,12 @@ class _Trainer:
             logits, _ = self.network(torch.cat([*batch.labelled, batch.strong]))
         labelled, target = logits.split([len(batch.labels), len(batch.strong)])
         q_mean = torch.stack([vote.float().softmax(dim=1) for vote in votes]).mean(dim=0)
-        confidence = self.config.objective.pseudo_confidence
+        confidence, ranks = self.config.objective.pseudo_confidence, self.hardware.ranks
         terms = {
-            "L_seg": segmentation_loss(labelled, batch.labels),
-            "L_pseudo": pseudo_loss(target, *pseudo_labels(q_mean, confidence)),
+            "L_seg": segmentation_loss(labelled, batch.labels, ranks),
+            "L_pseudo": pseudo_loss(target, *pseudo_labels(q_mean, confidence, ranks), ranks),
         }
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(terms["L_seg"] + terms["L_pseudo"]).backward()
-        self.scaler.step(self.optimizer)
+        descend(self.optimizer, terms["L_seg"] + terms["L_pseudo"], self.scaler, ranks)
         self.scaler.update()
         return {name: term.detach() for name, term in terms.items()}
 

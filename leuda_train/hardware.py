@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
+import shutil
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from leuda_deploy.errors import InputError
+from leuda_train.ranks import ALONE, Ranks
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 PrecisionName = Literal["auto", "bf16", "fp16", "fp32"]
@@ -18,10 +23,14 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 @dataclass(frozen=True)
 class Hardware:
-    """Where and in which precision networks run; weights, losses and averages stay in float32."""
+    """Where and in which precision networks run; weights, losses and averages stay in float32.
+
+    ranks  which process of how many this is
+    """
 
     device: torch.device
     precision: Literal["bf16", "fp16", "fp32"]
+    ranks: Ranks = ALONE
 
     def autocast(self) -> torch.autocast:
         """Context in which networks are called."""
@@ -48,10 +57,11 @@ class Hardware:
             if self.device.type == "cuda"
             else f"CPU, {torch.get_num_threads()} threads"
         )
-        return f"{name}, {self.precision}, channels last, torch {torch.__version__}"
+        count = f"{self.ranks.size} x " if self.ranks.size > 1 else ""
+        return f"{count}{name}, {self.precision}, channels last, torch {torch.__version__}"
 
 
-def choose_hardware(device: DeviceName, precision: PrecisionName) -> Hardware:
+def choose_hardware(device: DeviceName, precision: PrecisionName, ranks: Ranks = ALONE) -> Hardware:
     """Resolve "auto"; refuse what this machine does not have. Raises InputError."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -68,7 +78,25 @@ def choose_hardware(device: DeviceName, precision: PrecisionName) -> Hardware:
         raise InputError("precision = fp16 is for GPUs; on a CPU use bf16 or fp32")
     if device == "cpu":
         _keep_freed_memory()
-    return Hardware(torch.device(device), precision)
+    return Hardware(torch.device(device), precision, ranks)
+
+
+def compile_networks(nets: Iterable[torch.nn.Module], hardware: Hardware) -> None:
+    """torch.compile, in place; the first passes then take minutes. Raises InputError if it cannot.
+
+    Dropout draws other masks than in networks that are not compiled, as reproducibly.
+    """
+    if hardware.ranks.size > 1:
+        raise InputError("compile = true is for one process; set it to false")
+    if hardware.device.type == "cpu":
+        compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+        if shutil.which(compiler) is None:
+            raise InputError(
+                f"compile = true needs a C++ compiler, but there is no {compiler}: install one, "
+                "name it in $CXX, or set compile = false"
+            )
+    for net in nets:
+        net.compile()
 
 
 def _cpu_has_bf16() -> bool:

@@ -3,13 +3,16 @@
     RUN/config.toml       the resolved config
     RUN/checkpoints/      the newest two states while stage 2 runs
     RUN/model.pt          the product: what `leuda export` reads
-    RUN/history.jsonl     loss terms of stage 2;  RUN/translation.jsonl  of stage 1
+    RUN/metrics.jsonl     loss terms of every stage, and images/s, as they come
     RUN/predictions/      labels of the test scans
     RUN/evaluation.json   Dice and distances on them
     RUN/run.png           the six image sets and the curves
     RUN/predictions.png   best, median and worst test scan: truth and prediction
+    RUN/profile.json      on request: where the time went, by stage
+    RUN/tensorboard/      on request: metrics.jsonl for TensorBoard
 
 Slices and translated sets are in the cache folder, shared by every run with the same settings.
+Of several processes (see `ranks.py`) all train; the first one writes, logs and evaluates.
 """
 
 from __future__ import annotations
@@ -17,9 +20,11 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +39,15 @@ from leuda_deploy.volume import atomic_path, read_volume, write_labels
 from leuda_train.adapt import Adapted, adapt
 from leuda_train.batches import AlignedSets
 from leuda_train.cohort import Cohort, read_cohort
-from leuda_train.config import Stream, TrainConfig, make_recipe
+from leuda_train.config import Stream, TrainConfig, make_recipe, parse_config
 from leuda_train.distil import distil
 from leuda_train.evaluate import evaluate_pairs
 from leuda_train.hardware import Hardware, choose_hardware
-from leuda_train.loop import Progress, write_history
+from leuda_train.loop import Progress, Watch
+from leuda_train.metrics import Metrics
 from leuda_train.pictures import draw_predictions, draw_run
 from leuda_train.product import Product, ProductFacts, TorchEngine, save_product
+from leuda_train.ranks import Ranks, joined
 from leuda_train.slices import Slices, load_slices
 from leuda_train.translate import Translation, load_translation
 
@@ -58,6 +65,8 @@ def train(
     cache: Path | None,
     stage: Stage,
     labelled: int | None = None,
+    profile: bool = False,
+    tensorboard: bool = False,
 ) -> dict[str, Any]:
     """Do every stage that is not done yet; the evaluation of the finished run.
 
@@ -65,6 +74,21 @@ def train(
     stage("name") gives a context manager that yields a progress function. Raises InputError if
     `out` holds a run of another config or cohort.
     """
+    with joined(config.device) as ranks:
+        return _train(cohort_file, config, out, cache, stage, labelled, profile, tensorboard, ranks)
+
+
+def _train(
+    cohort_file: Path,
+    config: TrainConfig,
+    out: Path,
+    cache: Path | None,
+    stage: Stage,
+    labelled: int | None,
+    profile: bool,
+    tensorboard: bool,
+    ranks: Ranks,
+) -> dict[str, Any]:
     began = time.monotonic()
     cohort = read_cohort(cohort_file)
     if labelled is not None:
@@ -72,15 +96,24 @@ def train(
     recipe = make_recipe(config, cohort.spec.slices.axis, cohort.spec.slices.spacing_mm)
     resolved = _resolved(out, config, cohort)
     done = out / "evaluation.json"
-    if done.is_file():
-        finished: dict[str, Any] = json.loads(done.read_text())
+    finished: dict[str, Any] | None = ranks.told(
+        json.loads(done.read_text()) if ranks.first and done.is_file() else None
+    )
+    if finished is not None:
         return finished
     if config.uses_target_labels and cohort.spec.target.upper_bound is None:
         raise InputError(f"method {config.method} needs [target] upper_bound labels in the cohort")
-    hardware = choose_hardware(config.device, config.precision)
+    hardware = choose_hardware(config.device, config.precision, ranks)
+    check_shares(config, ranks)
     cache = cache or out.parent / "cache"
-    with atomic_path(out / "config.toml") as temporary:
-        temporary.write_text(resolved)
+    if ranks.first:
+        with atomic_path(out / "config.toml") as temporary:
+            temporary.write_text(resolved)
+    else:
+        stage = _silent
+    metrics = Metrics(out, tensorboard=tensorboard) if ranks.first else None
+    profiles: dict[str, Any] | None = {} if profile else None
+    watch = partial(Watch, metrics=metrics, profiles=profiles)
 
     with stage("slices") as progress:
         slices = load_slices(
@@ -89,6 +122,7 @@ def train(
             cache,
             target_labels=config.uses_target_labels,
             progress=lambda done, total: progress(done, total, ""),
+            ranks=ranks,
         )
     translation = None
     if config.uses_translation:
@@ -100,9 +134,8 @@ def train(
                 hardware,
                 seed=config.seed,
                 checkpoint_seconds=config.schedule.checkpoint_seconds,
-                progress=progress,
+                watch=watch(progress=progress),
             )
-        write_history(out / "translation.jsonl", translation.history)
     with stage(config.method) as progress:
         sets = _aligned(slices, translation, config)
         adapted = adapt(
@@ -111,13 +144,19 @@ def train(
             config,
             hardware,
             out / "checkpoints",
-            progress,
+            watch(progress=progress),
             translation.to_source if translation is not None else None,
         )
-    write_history(out / "history.jsonl", adapted.history)
     if config.distil is not None:
         with stage("distillation") as progress:
-            adapted = _distilled(adapted, sets, cohort, config, hardware, out, progress)
+            reports = watch(progress=progress)
+            adapted = _distilled(adapted, sets, cohort, config, hardware, out, reports)
+    if not ranks.first:
+        told: dict[str, Any] = ranks.told()
+        return told
+    if profiles:
+        with atomic_path(out / "profile.json") as temporary:
+            temporary.write_text(json.dumps(profiles, indent=1))
     facts = _facts(adapted, config, cohort, recipe, hardware)
     save_product(out, adapted.chosen, facts, _samples(slices, translation))
 
@@ -144,21 +183,45 @@ def train(
     with atomic_path(done) as temporary:
         temporary.write_text(json.dumps(evaluation, indent=1, allow_nan=False))
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    ranks.told(evaluation)
     return evaluation
+
+
+def check_shares(config: TrainConfig, ranks: Ranks) -> None:
+    """Raises InputError if the batches of stage 2 or 3 cannot be shared by the processes."""
+    ranks.check_share(config.schedule.batch_labelled, "schedule.batch_labelled")
+    if config.objective.unlabelled_streams or config.distil is not None:
+        ranks.check_share(config.schedule.batch_unlabelled, "schedule.batch_unlabelled")
+
+
+@contextmanager
+def _silent(name: str) -> Iterator[Progress]:
+    """The stages of a process that is not the first."""
+    yield lambda done, total, note: None
 
 
 def _resolved(out: Path, config: TrainConfig, cohort: Cohort) -> str:
     """The text of config.toml. Raises InputError if `out` has another: one folder, one run."""
     resolved = config.model_dump(mode="json", exclude_none=True) | {"cohort_sha256": cohort.sha256}
     path = out / "config.toml"
-    text = "# The resolved config of this run, written by `leuda train`.\n" + tomli_w.dumps(
-        resolved
-    )
-    if path.is_file() and path.read_text() != text:
+    if path.is_file() and not _same_run(path, config, cohort):
         raise InputError(
             f"{out} holds a run of another config or cohort (see {path}); choose another --out"
         )
-    return text
+    return "# The resolved config of this run, written by `leuda train`.\n" + tomli_w.dumps(
+        resolved
+    )
+
+
+def _same_run(path: Path, config: TrainConfig, cohort: Cohort) -> bool:
+    """Whether a config.toml says the same; a key that it lacks, being older, has its default."""
+    content = tomllib.loads(path.read_text())
+    if content.pop("cohort_sha256") != cohort.sha256:
+        return False
+    try:
+        return parse_config(content, str(path)) == config
+    except InputError:
+        return False
 
 
 def _aligned(slices: Slices, translation: Translation | None, config: TrainConfig) -> AlignedSets:
@@ -198,14 +261,13 @@ def _distilled(
     config: TrainConfig,
     hardware: Hardware,
     out: Path,
-    progress: Progress,
+    watch: Watch,
 ) -> Adapted:
     """Stage 3: the teachers, as they are after the last step, become one small network."""
     teachers = {name: adapted.products[name] for name in config.teachers}
     classes = 1 + len(cohort.structures)
     folder = out / "checkpoints" / "distil"
-    product, history = distil(teachers, sets, classes, config, hardware, folder, progress)
-    write_history(out / "distillation.jsonl", history)
+    product = distil(teachers, sets, classes, config, hardware, folder, watch)
     products = {**adapted.products, "distilled": product}
     return replace(adapted, chosen=product, network="distilled", products=products)
 

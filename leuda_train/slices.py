@@ -15,6 +15,7 @@ from leuda_deploy.volume import Volume, read_volume
 from leuda_train.cache import content_key, made_once
 from leuda_train.cohort import Cohort, Scan, check_same_grid
 from leuda_train.cohort_spec import CohortSpec
+from leuda_train.ranks import ALONE, Ranks
 
 UNLABELLED = 255
 FORMAT = 1  # raise it when the same recipe gives other slices, so that old stores are not reused
@@ -46,6 +47,7 @@ def load_slices(
     *,
     target_labels: bool = False,
     progress: Progress = lambda done, total: None,
+    ranks: Ranks = ALONE,
 ) -> Slices:
     """Open the slices of a cohort, writing them first if they are not there.
 
@@ -55,6 +57,7 @@ def load_slices(
     folder = made_once(
         cache / f"slices-{key}",
         lambda temporary: _write(cohort, recipe, temporary, target_labels, progress),
+        ranks=ranks,
     )
     labels = np.load(folder / "source_labels.npy", mmap_mode="r")
     return Slices(

@@ -13,6 +13,11 @@ Zhao et al., IEEE TMI 2022. The paper's symbols and ours:
     D       feature discriminators (FA); a teacher's features are "real", the student's "fake"
 
 B images a stream; logits (B, K, H, W); features one (B, C_l, H_l, W_l) a level.
+
+Each network reads all its streams in one pass. With objective.batchnorm_over = "stream" the pass
+normalises each stream by itself, in order, and the step equals one that reads stream after stream;
+with "batch" the statistics are those of all the streams that a network reads. Either way they are
+those of the joint batch where several processes train, and this is one process's share of the step.
 """
 
 from __future__ import annotations
@@ -25,7 +30,9 @@ from torch import Tensor, nn
 
 from leuda_train.augment import teacher_noise
 from leuda_train.batches import Batch
+from leuda_train.batchnorm import normalised_by
 from leuda_train.config import SOURCE_LIKE, ObjectiveConfig, Stream
+from leuda_train.descend import descend
 from leuda_train.ema import ema_decay, update_teacher
 from leuda_train.hardware import Hardware
 from leuda_train.losses import (
@@ -37,6 +44,7 @@ from leuda_train.losses import (
     pseudo_loss,
     segmentation_loss,
 )
+from leuda_train.phases import phase
 
 # (student's image, inter-domain teacher's image): the same slice in the two appearances
 INTER: tuple[tuple[Stream, Stream], ...] = (
@@ -85,7 +93,7 @@ def le_uda_step(
 
     update counts EMA updates from 0. No value is read back from the device here.
     """
-    x = batch.unlabelled
+    x, ranks = batch.unlabelled, hardware.ranks
     zero = torch.zeros((), device=hardware.device)
     L_con_intra = L_con_inter = L_adv_intra = L_adv_inter = L_pseudo = L_D = zero
 
@@ -94,8 +102,8 @@ def le_uda_step(
         clean = [x[stream] for stream in objective.student_streams]
         strong = [batch.strong] if batch.strong is not None else []
         inputs = [*batch.labelled, *clean, *strong]
-        p, f = nets.student(torch.cat(inputs))
         sizes = [len(images) for images in inputs]
+        p, f = _read(nets.student, inputs, objective)
         first, last = len(batch.labelled), len(batch.labelled) + len(clean)
         p_all = p.split(sizes)
         p_ = dict(zip(objective.student_streams, p_all[first:last], strict=True))
@@ -107,15 +115,16 @@ def le_uda_step(
         # --- the teachers read their own view of the same slices; no gradient reaches them
         with torch.no_grad():
             if objective.intra_streams:
-                noisy = torch.cat([x[stream] for stream in objective.intra_streams])
-                noisy = noisy + teacher_noise(
-                    noisy, objective.teacher_noise, objective.teacher_noise_limit, generator
+                shown = [x[stream] for stream in objective.intra_streams]
+                noise = teacher_noise(
+                    shown, objective.teacher_noise, objective.teacher_noise_limit, generator, ranks
                 )
-                q, g_intra = nets.intra_teacher(noisy)
+                noisy = [images + n for images, n in zip(shown, noise, strict=True)]
+                q, g_intra = _read(nets.intra_teacher, noisy, objective)
                 q_intra = _by_stream(q, objective.intra_streams)
             if objective.inter_streams:
-                images = torch.cat([x[stream] for stream in objective.inter_streams])
-                q, g_inter = nets.inter_teacher(images)
+                target_like = [x[stream] for stream in objective.inter_streams]
+                q, g_inter = _read(nets.inter_teacher, target_like, objective)
                 q_inter = _by_stream(q, objective.inter_streams)
 
         # --- features that the discriminators compare
@@ -127,7 +136,7 @@ def le_uda_step(
             L_adv_inter = _fool_all(nets.inter_critic, f_inter)
 
     # --- the objective
-    L_seg = sum((segmentation_loss(p_s, batch.labels) for p_s in p_all[:first]), zero)
+    L_seg = sum((segmentation_loss(p_s, batch.labels, ranks) for p_s in p_all[:first]), zero)
     if objective.lambda_intra > 0:
         L_con_intra = torch.stack(
             [intra_consistency(p_[s], q_intra[s]) for s in objective.intra_on]
@@ -138,7 +147,8 @@ def le_uda_step(
         votes = [q_intra["target_as_source"]] if "intra_teacher" in objective.pseudo_from else []
         votes += [q_inter["target"]] if "inter_teacher" in objective.pseudo_from else []
         q_mean = torch.stack([vote.float().softmax(dim=1) for vote in votes]).mean(dim=0)
-        L_pseudo = pseudo_loss(p_all[-1], *pseudo_labels(q_mean, objective.pseudo_confidence))
+        trusted = pseudo_labels(q_mean, objective.pseudo_confidence, ranks)
+        L_pseudo = pseudo_loss(p_all[-1], *trusted, ranks)
     L = (
         L_seg
         + λ.intra * L_con_intra
@@ -149,9 +159,7 @@ def le_uda_step(
     )
 
     # --- student
-    nets.student_optimizer.zero_grad(set_to_none=True)
-    nets.scaler.scale(L).backward()
-    nets.scaler.step(nets.student_optimizer)
+    descend(nets.student_optimizer, L, nets.scaler, ranks)
 
     # --- discriminators, on detached features
     if objective.lambda_adv_intra > 0 or objective.lambda_adv_inter > 0:
@@ -160,15 +168,14 @@ def le_uda_step(
                 L_D = L_D + _discern_all(nets.intra_critic, g_intra, f_intra)
             if objective.lambda_adv_inter > 0:
                 L_D = L_D + _discern_all(nets.inter_critic, g_inter, f_inter)
-        nets.critic_optimizer.zero_grad(set_to_none=True)
-        nets.scaler.scale(L_D).backward()
-        nets.scaler.step(nets.critic_optimizer)
+        descend(nets.critic_optimizer, L_D, nets.scaler, ranks)
     nets.scaler.update()
 
     # --- EMA last: teachers follow the student
     decay = ema_decay(update, objective.ema_decay)
-    for teacher in (nets.intra_teacher, nets.inter_teacher):
-        update_teacher(teacher, nets.student, decay, objective.teacher_batchnorm)
+    with phase("EMA"):
+        for teacher in (nets.intra_teacher, nets.inter_teacher):
+            update_teacher(teacher, nets.student, decay, objective.teacher_batchnorm)
 
     return {
         "L": L.detach(),
@@ -180,6 +187,15 @@ def le_uda_step(
         "L_pseudo": L_pseudo.detach(),
         "L_D": L_D.detach(),
     }
+
+
+def _read(
+    net: nn.Module, streams: Sequence[Tensor], objective: ObjectiveConfig
+) -> tuple[Tensor, list[Tensor]]:
+    """All the streams of a network in one pass: logits and features, stream after stream."""
+    apart = objective.batchnorm_over == "stream"
+    with normalised_by(net, [len(images) for images in streams] if apart else None):
+        return net(torch.cat(list(streams)))
 
 
 def _by_stream(images: Tensor, streams: Sequence[Stream]) -> dict[Stream, Tensor]:

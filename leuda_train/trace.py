@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from leuda_deploy.layers import layers_of, relative_error, values_of
+from leuda_train.cyclegan import InstanceNorm
 
 # what a module of this kind is in the graph
 OPERATORS: dict[type[nn.Module], str] = {
     nn.Conv2d: "Conv",
     nn.ConvTranspose2d: "ConvTranspose",
     nn.BatchNorm2d: "Conv",  # folded into the convolution before it
-    nn.InstanceNorm2d: "InstanceNormalization",
+    InstanceNorm: "InstanceNormalization",
     nn.LeakyReLU: "LeakyRelu",
     nn.ReLU: "Relu",
     nn.MaxPool2d: "MaxPool",

@@ -7,8 +7,9 @@ kept under a key made of the slices and the settings, and reused by every run th
 from __future__ import annotations
 
 import json
+import logging
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from leuda_train import checkpoint
-from leuda_train.batches import draw_rows, step_generator
+from leuda_train.batches import draw_rows, on_device, step_generator, take_rows
 from leuda_train.cache import content_key, made_once
 from leuda_train.config import Stream, TranslationConfig
 from leuda_train.cyclegan import (
@@ -30,12 +31,16 @@ from leuda_train.cyclegan import (
     generator_losses,
     patch_discriminator,
 )
+from leuda_train.descend import descend
 from leuda_train.fourier import fourier_sets
 from leuda_train.hardware import Hardware
-from leuda_train.loop import Progress, Row, run_steps
+from leuda_train.loop import Row, Watch, run_steps
+from leuda_train.phases import phase
+from leuda_train.ranks import ALONE
 from leuda_train.slices import Slices
 
-LOG_EVERY = 10
+STAGE = "translation"
+log = logging.getLogger("leuda")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +63,39 @@ def load_translation(
     *,
     seed: int,
     checkpoint_seconds: float,
-    progress: Progress,
+    watch: Watch,
 ) -> Translation:
     """Open the six aligned sets, training the translator first if they are not there."""
     key = content_key(slices.key, config.model_dump(mode="json"), seed, hardware.precision)
     training = cache / f"training-{key}"
+    ranks, trained = hardware.ranks, config.kind == "cyclegan"
+    together = trained and config.batch % ranks.size == 0
+    if trained and not together:
+        hardware = replace(hardware, ranks=ALONE)
+        if ranks.first:
+            log.warning(
+                "translation.batch = %d cannot be shared by %d processes: one trains, the others "
+                "wait",
+                config.batch,
+                ranks.size,
+            )
+
+    def train() -> tuple[_Trainer, list[Row]]:
+        trainer = _Trainer(slices, config, hardware, seed)
+        history = run_steps(
+            trainer,
+            name=STAGE,
+            steps=config.steps,
+            folder=training,
+            checkpoint_seconds=checkpoint_seconds,
+            watch=watch,
+            ranks=hardware.ranks,
+        )
+        return trainer, history
+
+    def assist() -> None:
+        if together:
+            train()
 
     def make(folder: Path) -> None:
         if config.kind == "fourier":
@@ -70,25 +103,19 @@ def load_translation(
                 np.save(folder / f"{name}.npy", images)
             (folder / "history.json").write_text("[]")
             return
-        trainer = _Trainer(slices, config, hardware, seed)
-        history = run_steps(
-            trainer,
-            name="translation",
-            steps=config.steps,
-            folder=training,
-            log_every=LOG_EVERY,
-            checkpoint_seconds=checkpoint_seconds,
-            progress=progress,
-        )
+        trainer, history = train()
         _write_sets(slices, trainer.nets, folder, hardware)
         names = ("to_target", "to_source")
         generators = {name: getattr(trainer.nets, name).state_dict() for name in names}
         checkpoint.save(folder / "generators.pt", generators)
         (folder / "history.json").write_text(json.dumps(history))
 
-    folder = made_once(cache / f"translation-{key}", make)
+    folder = made_once(cache / f"translation-{key}", make, ranks=ranks, assist=assist)
     shutil.rmtree(training, ignore_errors=True)
-    return _open(folder, slices, config)
+    translation = _open(folder, slices, config)
+    if watch.metrics is not None:  # a translation that was there already has rows, too
+        watch.metrics.begin(STAGE, translation.history)
+    return translation
 
 
 def _open(folder: Path, slices: Slices, config: TranslationConfig) -> Translation:
@@ -121,7 +148,9 @@ class _Trainer:
     def __init__(
         self, slices: Slices, config: TranslationConfig, hardware: Hardware, seed: int
     ) -> None:
-        self.slices, self.config, self.hardware, self.seed = slices, config, hardware, seed
+        self.config, self.hardware, self.seed = config, hardware, seed
+        self.source, self.target = on_device([slices.source, slices.target], hardware)
+        self.images_per_step = 2 * config.batch
         torch.manual_seed(seed)
         self.nets = CycleGAN(
             to_target=hardware.place(_initialised(Generator(config.width, config.blocks))),
@@ -147,16 +176,18 @@ class _Trainer:
             weights, lr=self.config.learning_rate, betas=(0.5, 0.999), fused=True
         )
 
-    def _draw(self, images: NDArray[np.float32], domain: str, step: int) -> Tensor:
+    def _draw(self, images: NDArray[np.float32] | Tensor, domain: str, step: int) -> Tensor:
         every = np.arange(len(images))
         rows = draw_rows(every, self.config.batch, step, self.seed, f"translation {domain}")
-        return self.hardware.put(torch.from_numpy(images[rows])[:, None])
+        own = self.hardware.ranks.share(rows)
+        return self.hardware.put(take_rows(images, own, self.hardware)[:, None])
 
     def step(self, step: int) -> dict[str, Tensor]:
         """One update of the generators and one of the discriminators."""
-        nets, config = self.nets, self.config
-        source = self._draw(self.slices.source, "source", step)
-        target = self._draw(self.slices.target, "target", step)
+        nets, config, ranks = self.nets, self.config, self.hardware.ranks
+        with phase("data"):
+            source = self._draw(self.source, "source", step)
+            target = self._draw(self.target, "target", step)
         for optimizer in (self.generators, self.critics):
             rate = learning_rate(step, config.steps, config.learning_rate)
             optimizer.param_groups[0]["lr"] = rate
@@ -168,22 +199,17 @@ class _Trainer:
             total, terms, fakes = generator_losses(
                 nets, source, target, config.lambda_cycle, config.lambda_identity
             )
-        self._update(self.generators, total)
+        descend(self.generators, total, self.scaler, ranks)
 
         # --- critics, on detached fakes
         for critic in (nets.target_critic, nets.source_critic):
             critic.requires_grad_(True)
         with self.hardware.autocast():
             pool = step_generator(self.seed, "pool", step)
-            terms["critic"] = critic_loss(nets, source, target, fakes, pool)
-        self._update(self.critics, terms["critic"])
+            terms["critic"] = critic_loss(nets, source, target, fakes, pool, ranks)
+        descend(self.critics, terms["critic"], self.scaler, ranks)
         self.scaler.update()
         return {name: term.detach() for name, term in terms.items()}
-
-    def _update(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        self.scaler.step(optimizer)
 
     def _stateful(self) -> dict[str, Any]:
         names = ("to_target", "to_source", "target_critic", "source_critic")

@@ -9,8 +9,9 @@ import pytest
 import tiny
 import torch
 
-from leuda_train.batches import draw_rows, make_batch, step_generator
+from leuda_train.batches import draw_rows, make_batch, step_generator, take_rows
 from leuda_train.config import SOURCE_STREAMS, TARGET_STREAMS
+from leuda_train.hardware import Hardware
 
 
 @pytest.mark.parametrize(("size", "count"), [(7, 3), (7, 7), (3, 8), (1, 2)])
@@ -108,3 +109,25 @@ def test_images_are_channels_last():
     for image in (*batch.labelled, *batch.unlabelled.values()):
         assert image.shape == (2, 1, 16, 16)
         assert image.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_on_a_gpu_resident_and_pinned_sets_give_the_batch_of_the_cpu(monkeypatch, share):
+    monkeypatch.setattr("leuda_train.batches.RESIDENT_SHARE", share)
+    gpu = Hardware(torch.device("cuda"), "fp32")
+    sets = tiny.aligned_sets().on_device(gpu)
+    assert all(isinstance(images, torch.Tensor) == (share > 0) for images in sets.images.values())
+    found = make_batch(sets, tiny.config(), gpu, 3)
+    expected = make_batch(tiny.aligned_sets(), tiny.config(), tiny.CPU, 3)
+    for a, b in zip(everything(found), everything(expected), strict=True):
+        torch.testing.assert_close(a.cpu(), b, atol=1e-4, rtol=1e-4)
+
+
+def test_rows_of_a_resident_set_are_those_of_the_mapped_one():
+    images = np.arange(24, dtype=np.float32).reshape(6, 2, 2)
+    rows = np.array([4, 0, 4])
+    mapped = take_rows(images, rows, tiny.CPU)
+    assert torch.equal(mapped, take_rows(torch.from_numpy(images), rows, tiny.CPU))
+    assert mapped.tolist() == images[rows].tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from leuda_train.cyclegan import (
     generator_losses,
     patch_discriminator,
 )
+from leuda_train.loop import Watch
 from leuda_train.losses import discern, fool
 from leuda_train.slices import Slices
 from leuda_train.translate import _Trainer, learning_rate, load_translation
@@ -68,6 +70,18 @@ def test_three_layers_of_the_patch_discriminator_see_70_pixels():
         sees = (sees - 1) * conv.stride[0] + conv.kernel_size[0]
     assert sees == 70
     assert net(torch.randn(1, 1, 256, 256)).shape == (1, 1, 30, 30)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_gradients_of_channels_last_networks_are_right_at_every_batch_size(batch):
+    torch.manual_seed(0)
+    images = torch.randn(batch, 1, 16, 16)
+    for net in (Generator(4, 1), patch_discriminator(4, 1)):
+        exact = copy.deepcopy(net).double()
+        exact(images.double()).square().mean().backward()
+        tiny.CPU.place(net)(tiny.CPU.put(images)).square().mean().backward()
+        for weight, expected in zip(net.parameters(), exact.parameters(), strict=True):
+            torch.testing.assert_close(weight.grad, expected.grad.float(), atol=1e-5, rtol=1e-4)
 
 
 def fakes(start: int, count: int = 4) -> torch.Tensor:
@@ -194,7 +208,7 @@ def load(cache: Path, slices: Slices, seed: int = 0):
         tiny.CPU,
         seed=seed,
         checkpoint_seconds=60.0,
-        progress=tiny.quiet,
+        watch=Watch(progress=tiny.quiet),
     )
 
 

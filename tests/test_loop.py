@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import json
+import errno
 import logging
 import math
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import tiny
 import torch
 from test_cyclegan import make_slices
 
-from leuda_deploy.errors import TrainingError
+from leuda_deploy.errors import MissingExtraError, TrainingError
 from leuda_train import adapt, checkpoint, translate
-from leuda_train.loop import run_steps, write_history
+from leuda_train.loop import Watch, run_steps
+from leuda_train.metrics import Metrics, read_metrics
 
 STEPS = 12
 
 
 class Counter:
     """A trainer that knows how often it was asked, and can be told to break."""
+
+    images_per_step = 4
 
     def __init__(self, *, fail_at: int | None = None, value: float = math.nan) -> None:
         self.fail_at, self.value = fail_at, value
@@ -47,6 +52,7 @@ class DiesAt:
 
     def __init__(self, trainer, step: int) -> None:
         self.trainer, self.dies_at = trainer, step
+        self.images_per_step = trainer.images_per_step
         self.state, self.restore = trainer.state, trainer.restore
 
     def step(self, step: int):
@@ -63,7 +69,7 @@ def run(trainer, folder, *, steps: int = STEPS, log_every: int = 1, seconds: flo
         folder=folder,
         log_every=log_every,
         checkpoint_seconds=seconds,
-        progress=tiny.quiet,
+        watch=Watch(progress=tiny.quiet),
     )
 
 
@@ -144,6 +150,33 @@ def test_two_damaged_checkpoints_mean_starting_anew_with_a_warning_for_each(tmp_
     ]
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("[enforce fail at inline_container.cc] unexpected pos 704 vs 598"),
+    ],
+)
+def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(tmp_path, monkeypatch, error):
+    honest = torch.save
+
+    def full_from_step_3(state, path):
+        if state["step"] >= 3:
+            Path(path).write_bytes(b"half of it")
+            raise error
+        honest(state, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full_from_step_3)
+        with pytest.raises(TrainingError, match=r"new\.pt could not be written with \d+ MiB left"):
+            run(Counter(), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"last.pt", "previous.pt"}
+    trainer = Counter()
+    run(trainer, tmp_path)
+    assert trainer.done == list(range(STEPS))
+    assert checkpoint.load_latest(tmp_path)["step"] == STEPS
+
+
 def test_no_checkpoint_means_starting_without_a_word(tmp_path, caplog):
     assert checkpoint.load_latest(tmp_path) is None
     assert caplog.records == []
@@ -208,11 +241,71 @@ def test_checkpoints_are_written_no_more_often_than_asked(tmp_path, monkeypatch)
     assert saved == [5, 10]
 
 
-def test_history_is_one_json_object_a_line(tmp_path):
-    rows = [{"step": 1, "L": 0.5}, {"step": 2, "L": 0.25}]
-    write_history(tmp_path / "history.jsonl", rows)
-    lines = (tmp_path / "history.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == rows
+def test_metrics_are_written_as_they_come_and_a_resumed_stage_drops_what_is_past_its_checkpoint(
+    tmp_path,
+):
+    metrics = Metrics(tmp_path)
+    metrics.begin("other", [{"step": 7, "L": 1.0}])
+
+    def watched(trainer):
+        watch = Watch(progress=tiny.quiet, metrics=metrics)
+        settings = {"name": "test", "log_every": 2, "checkpoint_seconds": 0.0, "watch": watch}
+        return run_steps(trainer, steps=8, folder=tmp_path / "c", **settings)
+
+    with pytest.raises(KilledError):
+        watched(DiesAt(Counter(), 5))
+    (tmp_path / "c" / "last.pt").unlink()  # back to step 2
+    with metrics.path.open("a") as file:
+        file.write('{"stage": "test", "step": 6, "L')  # cut off by the kill
+    assert [row["step"] for row in read_metrics(metrics.path)] == [7, 2, 4]
+    history = watched(Counter())
+    rows = read_metrics(metrics.path)
+    assert rows[0] == {"stage": "other", "step": 7, "L": 1.0}
+    assert all(row.pop("images_per_s") > 0 for row in rows[1:])
+    assert rows[1:] == [{"stage": "test", **row} for row in history]
+    assert [row["step"] for row in rows[1:]] == [2, 4, 6, 8]
+
+
+def test_tensorboard_is_written_if_it_is_there_and_else_named_with_its_extra(tmp_path, monkeypatch):
+    said: list[tuple[str, float, int]] = []
+
+    class SummaryWriter:
+        def __init__(self, folder: str) -> None:
+            assert folder == str(tmp_path / "tensorboard")
+
+        def add_scalar(self, *row) -> None:
+            said.append(row)
+
+    module = ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = SummaryWriter
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    metrics = Metrics(tmp_path, tensorboard=True)
+    metrics.begin("test", [])
+    metrics.add("test", {"step": 4, "L": 0.5}, 12.0)
+    assert said == [("test/L", 0.5, 4), ("test/images_per_s", 12.0, 4)]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'leuda\[tensorboard\]'"):
+        Metrics(tmp_path, tensorboard=True)
+
+
+def test_a_profile_shares_out_the_wall_time(tmp_path):
+    watch = Watch(progress=tiny.quiet, profiles={})
+    run_steps(
+        adaptation(), name="x", steps=3, folder=tmp_path, checkpoint_seconds=60.0, watch=watch
+    )
+    found = watch.profiles["x"]
+    assert found["images_per_s"] == pytest.approx(3 * 16 / found["seconds"], rel=0.01)
+    assert sum(found["share"].values()) == pytest.approx(1.0, abs=1e-3)
+    for name in ("data", "forward", "backward", "optimizer", "EMA"):
+        assert found["share"][name] > 0.001, name
+
+
+def test_the_progress_line_says_images_a_second(tmp_path):
+    notes: list[str] = []
+    watch = Watch(progress=lambda done, total, note: notes.append(note))
+    settings = {"name": "x", "log_every": 1, "checkpoint_seconds": 60.0, "watch": watch}
+    run_steps(Counter(), steps=2, folder=tmp_path, **settings)
+    assert all(note.endswith(" images/s") for note in notes)
 
 
 def test_a_flipped_bit_in_a_checkpoint_is_noticed(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from leuda_train import run as run_module
 from leuda_train.cohort import read_cohort
 from leuda_train.config import TrainConfig
 from leuda_train.export import export
+from leuda_train.metrics import read_metrics
 from leuda_train.phantom import write_cohort
 from leuda_train.product import TorchEngine, load_product
 from leuda_train.run import train
@@ -81,13 +82,14 @@ def test_le_uda_trains_and_evaluates_where_no_target_label_exists(finished):
     assert {path.name for path in finished.iterdir()} == {
         "config.toml",
         "model.pt",
-        "history.jsonl",
-        "translation.jsonl",
+        "metrics.jsonl",
         "predictions",
         "evaluation.json",
         "run.png",
     }
-    history = [json.loads(line) for line in (finished / "history.jsonl").read_text().splitlines()]
+    rows = read_metrics(finished / "metrics.jsonl")
+    assert [row["step"] for row in rows if row["stage"] == "translation"] == [6]
+    history = [row for row in rows if row["stage"] == "le-uda"]
     assert [row["step"] for row in history] == [10, 12]
     assert history[-1]["L_con_intra"] > 0
     assert history[-1]["L_adv_inter"] > 0
@@ -122,6 +124,16 @@ def test_a_run_folder_refuses_another_config_or_cohort(finished, cohort):
         do_train(own, finished, small_config(seed=1), stage=fails)
     with pytest.raises(InputError, match="holds a run of another config or cohort"):
         do_train(cohort, finished, small_config(), stage=fails)
+
+
+@pytest.mark.slow
+def test_a_run_folder_from_before_a_key_existed_is_the_same_run(finished):
+    path = finished / "config.toml"
+    text = path.read_text()
+    assert 'batchnorm_over = "batch"' in text
+    path.write_text(text.replace('batchnorm_over = "batch"\n', ""))
+    do_train(finished.parent / "cohort" / "cohort.toml", finished, small_config(), stage=fails)
+    path.write_text(text)
 
 
 @pytest.mark.slow
@@ -207,7 +219,8 @@ def test_the_supervised_upper_bound_reads_target_labels_and_source_only_does_not
     for method in ("supervised", "source-only"):
         do_train(cohort, tmp_path / method, small_config(method))
         assert (tmp_path / method / "run.png").is_file()
-        assert not (tmp_path / method / "translation.jsonl").exists()
+        stages = {row["stage"] for row in read_metrics(tmp_path / method / "metrics.jsonl")}
+        assert stages == {method}
     target = seen["supervised"]
     assert target.labels.shape == target.images["target"].shape
     assert set(np.unique(target.labels)) == {0, 1, 2, 3, 4}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from leuda_train.adapt import _Trainer, adapt
+from leuda_train.loop import Watch
 from leuda_train.select import label_free_score, make_probe
 
 
@@ -55,7 +56,8 @@ def test_the_networks_mode_is_left_as_it_was():
 def test_the_best_candidate_of_all_epochs_is_the_product(tmp_path, select, rows):
     test = {"network": "auto", "select": select, "select_epochs": 1}
     config = tiny.config(test=test)
-    found = adapt(tiny.aligned_sets(), 3, config, tiny.CPU, tmp_path, tiny.quiet, tiny.generator())
+    watch = Watch(progress=tiny.quiet)
+    found = adapt(tiny.aligned_sets(), 3, config, tiny.CPU, tmp_path, watch, tiny.generator())
     assert len(found.scores) == rows
     assert set(found.scores[0]) == {"epoch", "student", "intra_teacher", "inter_teacher"}
     best = max(value for row in found.scores for key, value in row.items() if key != "epoch")

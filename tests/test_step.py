@@ -6,15 +6,19 @@ import copy
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
 
+from leuda_deploy.errors import InputError
 from leuda_train.adapt import _Trainer, lambdas, learning_rate, ramp
 from leuda_train.batches import make_batch, step_generator
 from leuda_train.ema import ema_decay
+from leuda_train.hardware import compile_networks
+from leuda_train.ranks import Ranks
 from leuda_train.step import Lambdas, le_uda_step
 
 GOLDEN = Path(__file__).parent / "golden" / "le_uda_20_steps.json"
@@ -249,3 +253,21 @@ def test_twenty_steps_have_the_golden_losses():
     assert len(golden) == 20
     for step, (row, expected) in enumerate(zip(found, golden, strict=True)):
         assert row == pytest.approx(expected, rel=1e-4), f"step {step}"
+
+
+def test_compiling_is_for_student_and_teachers_alone(monkeypatch):
+    compiled: list[torch.nn.Module] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda net: compiled.append(net))
+    nets = make_trainer(compile=True).nets
+    assert compiled == [nets.student, nets.intra_teacher, nets.inter_teacher]
+    compiled.clear()
+    make_trainer()
+    assert compiled == []
+
+
+def test_compiling_without_a_compiler_or_in_several_processes_is_one_clear_error(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(InputError, match="compiler, but there is no no-such-compiler"):
+        make_trainer(compile=True)
+    with pytest.raises(InputError, match="compile = true is for one process"):
+        compile_networks([], replace(tiny.CPU, ranks=Ranks(0, 2)))

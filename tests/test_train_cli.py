@@ -116,8 +116,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """What `leuda train` asks of the training half, which does nothing."""
     seen: dict[str, object] = {}
 
-    def train(cohort, config, out, *, cache, stage, labelled):
-        seen.update(cohort=cohort, config=config, out=out, cache=cache, labelled=labelled)
+    def train(cohort, config, out, *, stage, **settings):
+        seen.update(cohort=cohort, config=config, out=out, **settings)
         return {"method": config.method, "hardware": "a test"}
 
     monkeypatch.setattr("leuda_train.run.train", train)

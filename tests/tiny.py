@@ -99,7 +99,7 @@ def content(**sections: object) -> dict:
     """CONFIG as a fresh dictionary, with some keys of some sections replaced."""
     made = copy.deepcopy(CONFIG)
     for key, value in sections.items():
-        made[key] = {**made[key], **value} if isinstance(value, dict) else value
+        made[key] = {**made.get(key, {}), **value} if isinstance(value, dict) else value
     return made
 
 

@@ -1,0 +1,181 @@
+"""The same iteration, plainly: one stream after another, float32, nothing batched, nothing fused.
+
+What `benchmarks/training.py` compares the training step with, written as research code of this kind
+is, the released MT-UDA code among it:
+
+- a forward a stream: one for each labelled stream and for each unlabelled one that the objective
+  asks of a network (for LE-UDA five of the student, two and three of the teachers); the batch of a
+  stream is the config's, and features are taken from these passes, as ours are
+- augmentation an image at a time in NumPy and SciPy, then torch.from_numpy
+- contiguous NCHW, float32, torch's default Adam and allocator
+- teachers moved parameter by parameter in Python
+- every loss term read back with .item() at every step
+
+Networks, losses, data order, warps and noise are those of `leuda_train`, so the losses of the two
+are the same numbers (tests/test_plain_step.py) if batch norm runs by stream and nothing drops out.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+from leuda_train import losses
+from leuda_train.adapt import lambdas, learning_rate
+from leuda_train.augment import random_affine
+from leuda_train.batches import AlignedSets, draw_rows, step_generator
+from leuda_train.config import SOURCE_LIKE, SOURCE_STREAMS, TARGET_STREAMS, Stream, TrainConfig
+from leuda_train.discriminators import FeatureDiscriminator
+from leuda_train.ema import ema_decay
+from leuda_train.step import INTER
+from leuda_train.unet import UNet
+
+
+class PlainLoop:
+    """LE-UDA without self-training, with teachers that normalise by their own domain."""
+
+    def __init__(
+        self, sets: AlignedSets, classes: int, config: TrainConfig, device: torch.device
+    ) -> None:
+        assert config.objective.lambda_pseudo == 0, "not part of the plain loop"
+        assert config.objective.teacher_batchnorm == "own", "not part of the plain loop"
+        self.sets, self.config, self.device = sets, config, device
+        torch.manual_seed(config.seed)
+        self.student = UNet(classes, config.unet.widths, config.unet.dropout).to(device)
+        self.intra_teacher = copy.deepcopy(self.student).requires_grad_(False)
+        self.inter_teacher = copy.deepcopy(self.student).requires_grad_(False)
+        levels, width = config.adversarial.levels, config.adversarial.width
+        channels = [config.unet.widths[level - 1] for level in levels]
+        places = [-level for level in levels]
+        self.intra_critic = FeatureDiscriminator(channels, places, width).to(device)
+        self.inter_critic = FeatureDiscriminator(channels, places, width).to(device)
+        critics = [*self.intra_critic.parameters(), *self.inter_critic.parameters()]
+        self.optimizer = torch.optim.Adam(self.student.parameters(), lr=1e-3)
+        self.critic_optimizer = torch.optim.Adam(
+            critics, lr=config.adversarial.learning_rate, betas=(0.5, 0.999)
+        )
+
+    def step(self, step: int) -> dict[str, float]:
+        """One iteration; the loss terms."""
+        config, objective = self.config, self.config.objective
+        λ = lambdas(step // config.schedule.steps_per_epoch, objective)
+        rate = learning_rate(step, config.schedule, objective.warmup_epochs)
+        self.optimizer.param_groups[0]["lr"] = rate
+        labelled, labels, x = self._batch(step)
+
+        # --- forwards, one stream after another
+        p_labelled = [self.student(images)[0] for images in labelled]
+        p, f = {}, {}
+        for stream in objective.student_streams:
+            p[stream], f[stream] = self.student(x[stream])
+        q_intra, q_inter, g_intra, g_inter = {}, {}, {}, {}
+        noise = step_generator(config.seed, "teacher noise", step)
+        with torch.no_grad():
+            for stream in objective.intra_streams:
+                added = torch.randn(x[stream].shape, generator=noise) * objective.teacher_noise
+                limit = objective.teacher_noise_limit
+                noisy = x[stream] + added.clamp(-limit, limit).to(self.device)
+                q_intra[stream], g_intra[stream] = self.intra_teacher(noisy)
+            for stream in objective.inter_streams:
+                q_inter[stream], g_inter[stream] = self.inter_teacher(x[stream])
+
+        # --- the objective
+        l_seg = sum(losses.segmentation_loss(logits, labels) for logits in p_labelled)
+        l_intra = sum(losses.intra_consistency(p[s], q_intra[s]) for s in objective.intra_on)
+        l_intra = l_intra / len(objective.intra_on)
+        l_inter = sum(losses.inter_consistency(p[s], q_inter[t]) for s, t in INTER)
+        l_adv_intra = self._fool(self.intra_critic, [f[s] for s in objective.intra_on])
+        l_adv_inter = self._fool(self.inter_critic, [f[s] for s in SOURCE_LIKE])
+        total = l_seg + λ.intra * l_intra + λ.inter * l_inter
+        total = total + λ.adv_intra * l_adv_intra + λ.adv_inter * l_adv_inter
+        self.optimizer.zero_grad()
+        total.backward()
+        self.optimizer.step()
+
+        # --- discriminators
+        self.critic_optimizer.zero_grad()
+        l_d = self._discern(self.intra_critic, g_intra, f, objective.intra_on)
+        l_d = l_d + self._discern(self.inter_critic, g_inter, f, SOURCE_LIKE)
+        l_d.backward()
+        self.critic_optimizer.step()
+
+        # --- teachers
+        decay = ema_decay(step, objective.ema_decay)
+        for teacher in (self.intra_teacher, self.inter_teacher):
+            for theirs, ours in zip(teacher.parameters(), self.student.parameters(), strict=True):
+                theirs.data.mul_(decay).add_(ours.data, alpha=1 - decay)
+        terms = {"L": total, "L_seg": l_seg, "L_con_intra": l_intra, "L_con_inter": l_inter}
+        terms |= {"L_adv_intra": l_adv_intra, "L_adv_inter": l_adv_inter, "L_D": l_d}
+        return {name: term.item() for name, term in terms.items()}
+
+    def _fool(self, critic: FeatureDiscriminator, streams: list[list[Tensor]]) -> Tensor:
+        scores = [score for features in streams for score in critic(features)]
+        return sum(losses.fool(score) for score in scores) / len(scores)
+
+    def _discern(
+        self,
+        critic: FeatureDiscriminator,
+        real: dict[Stream, list[Tensor]],
+        fake: dict[Stream, list[Tensor]],
+        fakes: tuple[Stream, ...],
+    ) -> Tensor:
+        shown = [score for features in real.values() for score in critic(features)]
+        total = sum(0.5 * (score - 1.0).square().mean() for score in shown) / len(shown)
+        made = [s for stream in fakes for s in critic([part.detach() for part in fake[stream]])]
+        return total + sum(0.5 * score.square().mean() for score in made) / len(made)
+
+    def _batch(self, step: int) -> tuple[list[Tensor], Tensor, dict[Stream, Tensor]]:
+        config, sets = self.config, self.sets
+        count = config.schedule.batch_labelled
+        rows = draw_rows(sets.labelled_rows, count, step, config.seed, "labelled")
+        affine = self._affine(len(rows), "labelled", step)
+        labelled = [
+            self._tensor(_warped(sets.images[stream], rows, affine, 1))
+            for stream in config.objective.supervised_on
+        ]
+        planes = _warped(sets.labels, rows, affine, 0).astype(np.int64)
+        labels = torch.from_numpy(planes).to(self.device)
+        x: dict[Stream, Tensor] = {}
+        for family in (SOURCE_STREAMS, TARGET_STREAMS):
+            every = np.arange(len(sets.images[family[0]]))
+            count = config.schedule.batch_unlabelled
+            rows = draw_rows(every, count, step, config.seed, family[0])
+            affine = self._affine(len(rows), family[0], step)
+            for stream in family:
+                x[stream] = self._tensor(_warped(sets.images[stream], rows, affine, 1))
+        return labelled, labels, x
+
+    def _affine(self, count: int, purpose: str, step: int) -> NDArray[np.float64]:
+        height, width = self.config.recipe.window
+        return random_affine(
+            count,
+            scale=self.config.augment.scale,
+            rotation_degrees=self.config.augment.rotation_degrees,
+            aspect=height / width,
+            generator=step_generator(self.config.seed, f"warp/{purpose}", step),
+        ).numpy()
+
+    def _tensor(self, images: NDArray[np.float32]) -> Tensor:
+        return torch.from_numpy(images[:, None]).to(self.device)
+
+
+def _warped(images: NDArray, rows: NDArray, affine: NDArray, order: int) -> NDArray:
+    """Rows of images (N, h, w), one by one, each under its affine (2, 3)."""
+    return np.stack([_warp(images[row], a, order) for row, a in zip(rows, affine, strict=True)])
+
+
+def _warp(image: NDArray, affine: NDArray[np.float64], order: int) -> NDArray:
+    """One image (h, w) under an affine (2, 3) in the normalised coordinates of affine_grid."""
+    height, width = image.shape
+    (a, b, _), (c, d, _) = affine
+    matrix = np.array([[d, c * height / width], [b * width / height, a]])
+    centre = (np.array([height, width]) - 1) / 2
+    offset = centre - matrix @ centre
+    return ndimage.affine_transform(
+        image, matrix, offset, order=order, mode="nearest", prefilter=False
+    )

@@ -1,0 +1,50 @@
+"""a number of GPUs -> the same command in as many processes, by torch's own launcher."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import torch
+from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+from leuda_deploy.errors import InputError
+
+
+def launch(gpus: int, arguments: Sequence[str]) -> int:
+    """Run `python -m leuda_train ARGUMENTS`, a process a GPU of this machine; the exit code.
+
+    Raises InputError if there are not so many. If a process fails, the others are ended.
+    """
+    there = torch.cuda.device_count()
+    if gpus > there:
+        raise InputError(
+            f"--gpus {gpus}, but torch sees {there} CUDA GPUs on this machine; several processes "
+            f"on CPUs: torchrun --nproc-per-node {gpus} -m leuda_train {' '.join(arguments)}"
+        )
+    start = ["--standalone", "--nproc-per-node", str(gpus), "-m", "leuda_train", *arguments]
+    try:
+        torchrun.main(start)
+    except ChildFailedError as error:  # which has said what was wrong
+        _, failure = error.get_first_failure()
+        return failure.exitcode if failure.exitcode > 0 else 1
+    return 0
+
+
+def without_gpus(arguments: Sequence[str]) -> list[str]:
+    """A command line without its --gpus N."""
+    kept, skip = [], False
+    for argument in arguments:
+        if skip or argument.startswith("--gpus="):
+            skip = False
+        elif argument == "--gpus":
+            skip = True
+        else:
+            kept.append(argument)
+    return kept
+
+
+def arguments_of_this_process() -> list[str]:
+    """What the process that --gpus was given to hands on to each of its own."""
+    return without_gpus(sys.argv[1:])
