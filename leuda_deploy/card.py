@@ -20,7 +20,7 @@ MAX_CARD_BYTES = 1 << 20
 
 Text = Annotated[str, Field(max_length=500)]
 Channel = Annotated[int, Field(ge=0, le=255)]
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
 # Distinct on grey images, also for the colour-blind (after Okabe and Ito, 2008).
 PALETTE: tuple[tuple[int, int, int], ...] = (

@@ -27,7 +27,7 @@ from leuda_deploy.probes import make_probes
 from leuda_deploy.ship import add_engines
 from leuda_deploy.shipped import default_model
 from leuda_deploy.tensorrt_engine import TensorRTEngine, check_engine, misfits
-from leuda_deploy.to_fp16 import to_fp16
+from leuda_deploy.to_half import to_bf16, to_fp16
 from leuda_deploy.to_tensorrt import engine_file, plan_engines, to_tensorrt
 from leuda_deploy.verify import verify
 
@@ -40,16 +40,17 @@ HALF_LAYERS = ("CONVOLUTION", "DECONVOLUTION", "ACTIVATION", "POOLING", "CONCATE
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The shipped phantom model, in fp32 and converted to fp16, each with engines for two GPUs."""
+    """The shipped phantom model, in fp32, fp16 and bf16, each with engines for two GPUs."""
     folders = {}
-    for precision in ("fp32", "fp16"):
+    converters = {"fp16": to_fp16, "bf16": to_bf16}
+    for precision in ("fp32", "fp16", "bf16"):
         folder = folders[precision] = tmp_path_factory.mktemp(precision)
         shutil.copytree(default_model(), folder, dirs_exist_ok=True)
-        if precision == "fp16":
+        if precision in converters:
             _, card = read_model(folder / MODEL_FILE)
-            model = to_fp16(onnx.load(folder / MODEL_FILE))
+            model = converters[precision](onnx.load(folder / MODEL_FILE))
             card = write_model(
-                model, card.model_copy(update={"precision": "fp16"}), folder / MODEL_FILE
+                model, card.model_copy(update={"precision": precision}), folder / MODEL_FILE
             )
             (folder / "card.json").write_text(card.model_dump_json(indent=1))
             write_manifest(folder)
@@ -64,7 +65,7 @@ def export(exports: dict[str, Path], tmp_path: Path) -> Path:
 
 
 @needs_rtx
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize(("target", "capability"), [("rtx-ampere", "8.6"), ("rtx-ada", "8.9")])
 def test_engines_are_built_ahead_of_time_and_say_their_precisions(
     exports: dict[str, Path], precision: str, target: str, capability: str
@@ -82,9 +83,11 @@ def test_engines_are_built_ahead_of_time_and_say_their_precisions(
     beside = Passport.model_validate_json((folder / f"model.{target}.json").read_text())
     assert beside == passport
 
-    wanted = {"fp32": "FLOAT", "fp16": "HALF"}[precision]
+    wanted = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}[precision]
     for kind in HALF_LAYERS:
-        assert passport.layer_kinds[f"{kind} {wanted}"] >= 3
+        # transposed convolutions have no bf16 tactic
+        typed = "HALF" if (kind, precision) == ("DECONVOLUTION", "bf16") else wanted
+        assert passport.layer_kinds[f"{kind} {typed}"] >= 3
     assert passport.layer_kinds["NORMALIZATION FLOAT"] == 13
     # the layer that writes the logits is the only convolution left in fp32
     assert passport.layer_kinds["CONVOLUTION FLOAT"] == (27 if precision == "fp32" else 1)
