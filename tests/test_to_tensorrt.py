@@ -26,7 +26,7 @@ from leuda_deploy.passport import Passport
 from leuda_deploy.probes import make_probes
 from leuda_deploy.ship import add_engines
 from leuda_deploy.shipped import default_model
-from leuda_deploy.tensorrt_engine import TensorRTEngine, check_engine, misfits
+from leuda_deploy.tensorrt_engine import TensorRTEngine, check_engine, misfits, remedy
 from leuda_deploy.to_half import to_bf16, to_fp16
 from leuda_deploy.to_tensorrt import engine_file, plan_engines, to_tensorrt
 from leuda_deploy.verify import verify
@@ -150,9 +150,24 @@ def test_verify_says_what_the_engines_are_and_that_they_do_not_fit(export: Path)
     if find_gpu() is None:
         for engine in found.engines:
             assert any("compute capability" in misfit for misfit in engine.misfits)
-            assert engine.rebuild.endswith(f"--trt --trt-target {TARGETS[0]}") or (
-                engine.rebuild.endswith(f"--trt --trt-target {TARGETS[1]}")
-            )
+            assert engine.remedy.startswith(f"it is for {engine.target} and this machine has no")
+            assert engine.remedy.endswith(f"leuda verify {export} --prove SCAN")
+
+
+@needs_rtx
+def test_what_to_do_about_an_engine_depends_on_what_is_wrong(export: Path) -> None:
+    passport = read_manifest(export).engines["model.rtx-ampere.engine"]
+    build = f"leuda export {export / MODEL_FILE} --trt"
+    stale = ["onnx_sha256: the engine is for a, here it is b", "compute capability: ..."]
+    assert (
+        remedy(export, passport, None, stale) == f"build it again: {build} --trt-target rtx-ampere"
+    )
+    here = Gpu(name="RTX 4090", capability="8.9")
+    said = remedy(export, passport, here, stale[1:])
+    assert said == f"build one for this machine's RTX 4090: {build}"
+    theirs = passport.model_copy(update={"gpu": "RTX 3080", "target": "this-machine"})
+    assert remedy(export, theirs, None, stale) == f"build it again beside its RTX 3080: {build}"
+    assert "it is for RTX 3080 (SM 8.6)" in remedy(export, theirs, None, stale[1:])
 
 
 def plans() -> Iterator[module.Plan]:
