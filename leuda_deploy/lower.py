@@ -22,7 +22,7 @@ from leuda_deploy.to_half import to_bf16, to_fp16
 from leuda_deploy.to_int8 import calibrate, quantisable, quantise, split_concatenations
 
 # What counts as another layer when the fault is looked for: several times what rounding does.
-LAYER_LIMITS: dict[Precision, float] = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 5e-2, "int8": 0.25}
+LAYER_LIMITS: dict[Precision, float] = {"fp32": 1e-3, "fp16": 1e-2, "int8": 0.25}
 SENSITIVITY_WINDOWS = 8
 Progress = Callable[[int, int, str], None]
 

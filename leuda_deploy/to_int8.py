@@ -130,8 +130,8 @@ def quantise(
     """The graph with the named convolutions in int8: inputs, weights and outputs go through Q/DQ.
 
     Outputs, too, because ONNX Runtime's integer convolution needs both ends; so does what stands
-    between two of them, see `_rounded`. Other readers of an input get it as it was. Every reader
-    has a DequantizeLinear of its own: ONNX Runtime fuses no convolution that shares one.
+    between two of them, see `_rounded`. Other readers of an input get it as it was: ONNX Runtime
+    fuses no convolution whose DequantizeLinear somebody else reads, too.
     """
     weights = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     rounded = _rounded(model, names)
@@ -164,8 +164,6 @@ def quantise(
         nodes.append(helper.make_node("DequantizeLinear", inputs, [made], name=made, axis=0))
         return made
 
-    for name in (value.name for value in model.graph.input if value.name in rounded):
-        add_q(name)
     for node in model.graph.node:
         added = onnx.NodeProto()
         added.CopyFrom(node)
