@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from leuda_deploy import lower as lower_module
 from leuda_deploy.engines import OnnxEngine, OpenVinoEngine
-from leuda_deploy.errors import LeudaError, ModelError, ParityError
+from leuda_deploy.errors import LeudaError, MissingExtraError, ModelError, ParityError
 from leuda_deploy.layers import first_layer_that_differs, layers_of, values_of
 from leuda_deploy.lower import lower, prove
 from leuda_deploy.model_file import MODEL_FILE, read_model
@@ -160,9 +160,17 @@ def test_bf16_is_proven_by_the_engine_that_runs_it(
     assert 1e-4 < parity.mean_abs < 1e-2
     assert found.card.opset == onnx.load(path).opset_import[0].version == 22
     assert OpenVinoEngine(path, precision="fp32").layers["bf16"] >= 20
-    with pytest.raises(
-        LeudaError, match="ONNX Runtime does not run on the CPU; use --engine openv"
-    ):
+
+
+def test_bf16_that_nothing_here_can_run_is_refused(
+    model: onnx.ModelProto, slices, probes: Probes, expected, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(lower_module, "find_spec", lambda name: None)
+    _, card = read_model(default_model() / MODEL_FILE)
+    path = tmp_path / MODEL_FILE
+    with pytest.raises(MissingExtraError, match=r"proving a bf16 graph.*leuda\[openvino\]"):
+        lower(model, card, "bf16", probes, slices, expected, path, quiet)
+    with pytest.raises(LeudaError, match="does not run on the CPU; use --engine openvino"):
         OnnxEngine(path)
 
 
