@@ -20,7 +20,7 @@ MAX_CARD_BYTES = 1 << 20
 
 Text = Annotated[str, Field(max_length=500)]
 Channel = Annotated[int, Field(ge=0, le=255)]
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
 # Distinct on grey images, also for the colour-blind (after Okabe and Ito, 2008).
 PALETTE: tuple[tuple[int, int, int], ...] = (
@@ -119,14 +119,19 @@ def parse_card(text: str, origin: str) -> ModelCard:
         raise ModelError(f"the model card of {origin} is not JSON: {error}") from error
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
+        newer = isinstance(version, int) and version > SCHEMA_VERSION
+        fix = "update leuda" if newer else "export the model again"
         raise ModelError(
-            f"the model card of {origin} has schema version {str(version)[:20]!r}; "
-            f"this leuda reads version {SCHEMA_VERSION}: update leuda or export the model again"
+            f"the model card of {origin} has schema version {str(version)[:20]!r}, this leuda "
+            f"reads version {SCHEMA_VERSION}: {fix}"
         )
     try:
         card = ModelCard.model_validate(content)
     except ValidationError as error:
-        raise ModelError(f"the model card of {origin} is not valid: {describe(error)}") from error
+        raise ModelError(
+            f"the model card of {origin} is not valid: {describe(error)}; if another leuda wrote "
+            "it, export the model again"
+        ) from error
     names = [structure.name for structure in card.structures]
     if len(set(names)) != len(names):
         raise ModelError(f"the model card of {origin} names two structures alike: {names}")

@@ -197,13 +197,15 @@ def verify(
     typer.echo(f"whole    {found.model}, {found.files} files as their manifest says")
     typer.echo(f"model    {found.name}: {found.precision}, feed {found.feed}, {found.licence}")
     typer.echo(f"labels   {', '.join(found.structures)}; window {found.window}")
+    typer.echo(f"sha256   {found.file_sha256} (the file)")
+    typer.echo(f"         {found.content_sha256} (graph, weights and card)")
     typer.echo(f"machine  {found.gpu or 'no NVIDIA GPU'}")
     for engine in found.engines:
         typer.echo(f"engine   {engine.name}: {engine.family}, {engine.target}, {engine.precision}")
         for misfit in engine.misfits:
             typer.echo(f"         does not fit: {misfit}")
         if engine.misfits:
-            typer.echo(f"         build it again: {engine.rebuild}")
+            typer.echo(f"         {engine.remedy}")
         else:
             state = "proven" if engine.proven else f"to prove: leuda verify {export} --prove SCAN"
             typer.echo(f"         fits; {state}")

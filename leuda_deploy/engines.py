@@ -82,6 +82,11 @@ class OnnxEngine:
 
         self.path = find_model(path)
         content, self.card = read_model(self.path)
+        if self.card.precision == "bf16" and provider == "cpu":
+            raise LeudaError(
+                f"{self.path} is bf16, which ONNX Runtime does not run on the CPU; "
+                "use --engine openvino"
+            )
         # what ONNX Runtime would log is in the exception that it raises, too
         ort.set_default_logger_severity(4)
         options = ort.SessionOptions()

@@ -1,37 +1,38 @@
-"""fp32 model + reference scores -> the same model in fp16 or int8, proven, or a refusal."""
+"""fp32 model + reference scores -> the same model in fp16, bf16 or int8, proven, or a refusal."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import onnx
 
 from leuda_deploy.card import ModelCard, Precision
-from leuda_deploy.engines import OnnxEngine
-from leuda_deploy.errors import ParityError
+from leuda_deploy.engines import OnnxEngine, OpenVinoEngine
+from leuda_deploy.errors import LeudaError, MissingExtraError, ParityError
 from leuda_deploy.layers import Float32, first_layer_that_differs, layers_of, values_of
-from leuda_deploy.model_file import write_model
+from leuda_deploy.model_file import read_model, write_model
 from leuda_deploy.parity import LIMITS, Parity, check_parity, class_names
 from leuda_deploy.probes import Probes
-from leuda_deploy.to_fp16 import to_fp16
+from leuda_deploy.sliding_window import Engine
+from leuda_deploy.to_half import to_bf16, to_fp16
 from leuda_deploy.to_int8 import calibrate, quantisable, quantise, split_concatenations
 
 # What counts as another layer when the fault is looked for: several times what rounding does.
 LAYER_LIMITS: dict[Precision, float] = {"fp32": 1e-3, "fp16": 1e-2, "int8": 0.25}
 SENSITIVITY_WINDOWS = 8
-LIFTED_AT_A_TIME = 8  # an eighth of the layers that are left, at least one
 Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lowered:
-    """Card as written, what the gate found, and for int8 which layers are lower and which not."""
+    """Card as written, what the gate found by engine, and for int8 which layers are in it."""
 
     card: ModelCard
-    parity: Parity
+    parities: tuple[Parity, ...]
     int8_layers: tuple[str, ...] = ()
     lifted_layers: tuple[str, ...] = ()
 
@@ -52,16 +53,16 @@ def lower(
     Raises ParityError, naming stage, window, class and layer.
     """
     card = card.model_copy(update={"precision": precision})
-    stage = f"ONNX fp32 -> ONNX Runtime CPU {precision}"
 
-    def gate(candidate: onnx.ModelProto) -> tuple[ModelCard, Parity]:
-        written = write_model(candidate, card, path)
-        return written, prove(path, probes, expected, stage=stage, reference=model)
+    def gate(candidate: onnx.ModelProto) -> tuple[ModelCard, tuple[Parity, ...]]:
+        opset = candidate.opset_import[0].version
+        written = write_model(candidate, card.model_copy(update={"opset": opset}), path)
+        return written, prove(path, probes, expected, origin="ONNX fp32", reference=model)
 
     if precision == "int8":
         return _lower_to_int8(model, probes, calibration[:, None], gate, progress)
-    written, parity = gate(to_fp16(model))
-    return Lowered(card=written, parity=parity)
+    written, parities = gate(to_bf16(model) if precision == "bf16" else to_fp16(model))
+    return Lowered(card=written, parities=parities)
 
 
 def prove(
@@ -69,40 +70,72 @@ def prove(
     probes: Probes,
     expected: Float32,
     *,
-    stage: str,
+    origin: str,
     reference: onnx.ModelProto | None = None,
-) -> Parity:
-    """Compare a model file in ONNX Runtime on the CPU with the reference's scores (N, K, h, w).
+) -> tuple[Parity, ...]:
+    """Compare a model file with the reference's scores (N, K, h, w), on each engine of this CPU.
 
-    Raises ParityError; with a reference graph it also names the first layer that differs.
+    origin  what gave those scores, in words; with its graph, a refusal names the first layer
+    Raises ParityError for the first engine that disagrees.
     """
-    engine = OnnxEngine(path)
-    try:
-        return check_parity(
-            expected,
-            engine,
-            probes,
-            stage=stage,
-            classes=class_names(engine.card),
-            limits=LIMITS[engine.card.precision],
-        )
-    except ParityError as error:
-        if reference is None or error.window is None:
-            raise
-        window = probes.windows[error.window][None]
-        limit = LAYER_LIMITS[engine.card.precision]
-        where = first_layer_that_differs(reference, onnx.load(path), window, limit=limit)
-        raise ParityError(f"{error}; {where}; nothing was kept", error.window) from error
+    card = read_model(path)[1]
+    found: list[Parity] = []
+    for title, engine in _proving_engines(path, card.precision).items():
+        try:
+            found.append(
+                check_parity(
+                    expected,
+                    engine,
+                    probes,
+                    stage=f"{origin} -> {title} {card.precision}",
+                    classes=class_names(card),
+                    limits=LIMITS[card.precision],
+                )
+            )
+        except ParityError as error:
+            if found:  # the graph is right, then
+                raise ParityError(
+                    f"{error}; '{found[0].stage}' passed; nothing was kept"
+                ) from error
+            if reference is None or error.window is None or card.precision == "bf16":
+                raise
+            window = probes.windows[error.window][None]
+            limit = LAYER_LIMITS[card.precision]
+            where = first_layer_that_differs(reference, onnx.load(path), window, limit=limit)
+            raise ParityError(f"{error}; {where}; nothing was kept", error.window) from error
+    return tuple(found)
+
+
+def _proving_engines(path: Path, precision: Precision) -> dict[str, Engine]:
+    """ONNX Runtime, which has no bf16 convolution on the CPU, and OpenVINO where it is installed.
+
+    OpenVINO is held to the precision of the graph.
+    """
+    engines: dict[str, Engine] = {}
+    if precision != "bf16":
+        engines["ONNX Runtime CPU"] = OnnxEngine(path)
+    if find_spec("openvino") is not None:
+        engines["OpenVINO CPU"] = openvino = OpenVinoEngine(path, precision="fp32")
+        if precision == "bf16" and not openvino.layers["bf16"]:
+            raise LeudaError(
+                "this processor has no bf16, so that a bf16 graph cannot be proven here"
+            )
+    if not engines:
+        raise MissingExtraError("proving a bf16 graph", "OpenVINO", "openvino")
+    return engines
 
 
 def _lower_to_int8(
     model: onnx.ModelProto,
     probes: Probes,
     calibration: Float32,
-    gate: Callable[[onnx.ModelProto], tuple[ModelCard, Parity]],
+    gate: Callable[[onnx.ModelProto], tuple[ModelCard, tuple[Parity, ...]]],
     progress: Progress,
 ) -> Lowered:
-    """Quantise all that may be; while the gate refuses, lift the most sensitive layers back."""
+    """Quantise all that may be; while the gate refuses, lift the most sensitive layers back.
+
+    One at a time at first, then half as many again as were lifted already.
+    """
     model = split_concatenations(model)
     ranges = calibrate(model, calibration)
     kept = quantisable(model)
@@ -112,10 +145,10 @@ def _lower_to_int8(
     while True:
         progress(len(lifted), len(titles), "layers lifted")
         try:
-            card, parity = gate(quantise(model, ranges, kept))
+            card, parities = gate(quantise(model, ranges, kept))
         except ParityError as error:
             worst_first = worst_first or _by_sensitivity(model, ranges, kept, probes, progress)
-            worst = worst_first[: max(1, len(kept) // LIFTED_AT_A_TIME)]
+            worst = worst_first[: max(1, len(lifted) // 2)]
             worst_first = worst_first[len(worst) :]
             lifted += worst
             kept = [name for name in kept if name not in worst]
@@ -124,7 +157,7 @@ def _lower_to_int8(
             continue
         return Lowered(
             card=card,
-            parity=parity,
+            parities=parities,
             int8_layers=tuple(titles[name] for name in kept),
             lifted_layers=tuple(titles[name] for name in lifted),
         )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from leuda_deploy.builder_watch import Progress
-from leuda_deploy.engines import OnnxEngine
+from leuda_deploy.engines import OnnxEngine, OpenVinoEngine
 from leuda_deploy.errors import InputError, ModelError, ParityError
 from leuda_deploy.layers import Float32
 from leuda_deploy.manifest import (
@@ -100,8 +100,10 @@ def add_engines(
 
 def prove_engine(folder: Path, name: str, probes: Probes) -> Parity:
     """Compare an engine with ONNX Runtime on this GPU; from then on its passport says so."""
-    reference, engine = OnnxEngine(folder), TensorRTEngine(folder, name, unproven=True)
-    card = reference.card
+    engine = TensorRTEngine(folder, name, unproven=True)
+    card = engine.card
+    bf16 = card.precision == "bf16"  # which ONNX Runtime does not run on the CPU
+    reference = OpenVinoEngine(folder, precision="fp32") if bf16 else OnnxEngine(folder)
     parity = check_parity(
         run_windows(reference, probes.windows),
         engine,
@@ -136,7 +138,7 @@ def _passport_file(folder: Path, name: str) -> Path:
 
 def probes_of_scans(folder: Path, scans: list[Path]) -> Probes:
     """Windows of scans, prepared as the model's card says, to prove engines on."""
-    recipe = OnnxEngine(folder).card.recipe
+    recipe = read_model(find_model(folder))[1].recipe
     slices: dict[str, Float32] = {}
     for path in scans:
         stack = Stack(read_volume(path), recipe)
@@ -206,7 +208,8 @@ def summary(folder: Path, served: Path | None) -> dict[str, Any]:
         )
     if served is not None:
         lines.append(("triton", str(served)))
-    lines.append(("next", f"leuda infer SCAN.nii.gz --model {folder}"))
+    engine = " --engine openvino" if card.precision == "bf16" else ""
+    lines.append(("next", f"leuda infer SCAN.nii.gz --model {folder}{engine}"))
     return {
         "card": card.model_dump(mode="json"),
         "parity": proof,

@@ -47,10 +47,21 @@ def misfits(
     return found
 
 
-def rebuild_command(folder: Path, passport: Passport, gpu: Gpu | None) -> str:
-    """What builds the engine again: for this machine's GPU, or ahead of time for its target."""
-    target = "" if gpu else f" --trt-target {passport.target}"
-    return f"leuda export {folder / MODEL_FILE} --trt{target}"
+def remedy(folder: Path, passport: Passport, gpu: Gpu | None, wrong: list[str]) -> str:
+    """What to do about an engine that cannot run here, which is not always to build it again."""
+    build = f"leuda export {folder / MODEL_FILE} --trt"
+    if gpu is not None:
+        return f"build one for this machine's {gpu.name}: {build}"
+    if any(not fault.startswith(("compute capability", "gpu")) for fault in wrong):
+        ahead = "" if passport.gpu else f" --trt-target {passport.target}"
+        return (
+            f"build it again{f' beside its {passport.gpu}' if passport.gpu else ''}: {build}{ahead}"
+        )
+    where = passport.gpu or passport.target
+    return (
+        f"it is for {where} (SM {passport.capability}) and this machine has no NVIDIA GPU; on one "
+        f"that has: leuda verify {folder} --prove SCAN"
+    )
 
 
 def installed_version(family: str) -> str | None:
@@ -75,7 +86,7 @@ def check_engine(folder: Path, name: str) -> tuple[Path, Passport, ModelCard]:
         raise ModelError(
             f"{path} is not the engine of the manifest beside it (sha256 {found[:12]}, the "
             f"manifest says {passport.sha256[:12]}); nothing was loaded. "
-            f"Build it again: {rebuild_command(folder, passport, gpu)}"
+            f"{remedy(folder, passport, gpu, ['sha256'])}"
         )
     _, card = read_model(folder / MODEL_FILE)
     wrong = misfits(
@@ -85,9 +96,7 @@ def check_engine(folder: Path, name: str) -> tuple[Path, Passport, ModelCard]:
         version=installed_version(passport.family),
     )
     if wrong:
-        raise ModelError(
-            f"{path} does not fit: {wrong[0]}. {rebuild_command(folder, passport, gpu)}"
-        )
+        raise ModelError(f"{path} does not fit: {wrong[0]}; {remedy(folder, passport, gpu, wrong)}")
     return path, passport, card
 
 
@@ -112,7 +121,7 @@ class TensorRTEngine:
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
             raise ModelError(
-                f"{path} cannot be loaded; {rebuild_command(folder, self.passport, find_gpu())}"
+                f"{path} cannot be loaded; {remedy(folder, self.passport, find_gpu(), ['code'])}"
             )
         self._trt = trt
         self._context = self._engine.create_execution_context()

@@ -23,10 +23,13 @@ LEVELS = 127  # int8 without -128, so that the range is symmetric
 def quantisable(model: onnx.ModelProto) -> list[str]:
     """Names of the convolutions that may become int8, in order.
 
-    The first (it reads the image), the last (it writes the logits) and the transposed ones stay in
-    float32: Q/DQ around transposed convolutions can cost more than it gives (TensorRT #4668).
+    The first, the last (it writes the logits) and the transposed ones stay in float32: Q/DQ around
+    transposed convolutions can cost more than it gives (TensorRT #4668). So do those that read or
+    write an image of one channel, as a translator's do: eight bits of an image are too few.
     """
-    return [node.name for node in model.graph.node if node.op_type == "Conv"][1:-1]
+    shapes = {tensor.name: tensor.dims for tensor in model.graph.initializer}
+    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+    return [node.name for node in convolutions[1:-1] if 1 not in shapes[node.input[1]][:2]]
 
 
 def split_concatenations(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -84,14 +87,17 @@ def _split(
 
 
 def calibrate(model: onnx.ModelProto, windows: Float32) -> dict[str, float]:
-    """Windows (N, 1, h, w) -> for each tensor at a quantisable convolution, the |value| of 127.
+    """Windows (N, 1, h, w) -> for each tensor that may be rounded, the |value| of 127.
 
     Two passes: the largest values, then histograms. The range is the one with the least expected
-    squared error of clipping and rounding together, at least half of the largest value.
+    squared error of clipping and rounding together, at least half of the largest value. What only
+    a LeakyRelu reads is judged behind it, where hardly anything is left of the negative values.
     """
-    names = set(quantisable(model))
-    ends = [(n.input[0], n.output[0]) for n in model.graph.node if n.name in names]
-    tensors = sorted({name for pair in ends for name in pair})
+    judged = {
+        name: next((n.output[0] for n in readers if n.op_type == "LeakyRelu"), name)
+        for name, readers in _rounded(model, quantisable(model)).items()
+    }
+    tensors = sorted(set(judged.values()))
     # every tensor of every window is held at once: few windows where they are large
     batch = max(1, CALIBRATION_PIXELS // windows[0].size)
     top = dict.fromkeys(tensors, 1e-6)
@@ -102,7 +108,8 @@ def calibrate(model: onnx.ModelProto, windows: Float32) -> dict[str, float]:
     for values in values_of(model, windows, tensors, batch=batch):
         for name, value in values.items():
             counts[name] += np.histogram(np.abs(value), bins=BINS, range=(0.0, top[name]))[0]
-    return {name: _best_range(counts[name], top[name]) for name in tensors}
+    ranges = {name: _best_range(counts[name], top[name]) for name in tensors}
+    return {name: ranges[seen] for name, seen in judged.items()}
 
 
 def _best_range(counts: NDArray[np.float64], top: float) -> float:
@@ -122,49 +129,76 @@ def quantise(
 ) -> onnx.ModelProto:
     """The graph with the named convolutions in int8: inputs, weights and outputs go through Q/DQ.
 
-    Outputs, too, because ONNX Runtime's integer convolution needs both ends.
+    Outputs, too, because ONNX Runtime's integer convolution needs both ends; so does what stands
+    between two of them, see `_rounded`. Other readers of an input get it as it was: ONNX Runtime
+    fuses no convolution whose DequantizeLinear somebody else reads, too.
     """
     weights = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    rounded = _rounded(model, names)
     nodes: list[onnx.NodeProto] = []
     extra: list[onnx.TensorProto] = []
-    done: dict[str, str] = {}  # tensor -> the same after Q and DQ
+    scales: dict[str, list[str]] = {}  # rounded tensor -> its scale and zero point
 
     def scale(name: str, values: NDArray[np.float32]) -> list[str]:
         zeros = np.zeros(values.shape, dtype=np.int8)
-        extra.extend([numpy_helper.from_array(values, f"{name}_scale")])
-        extra.extend([numpy_helper.from_array(zeros, f"{name}_zero")])
+        extra.append(numpy_helper.from_array(values, f"{name}_scale"))
+        extra.append(numpy_helper.from_array(zeros, f"{name}_zero"))
         return [f"{name}_scale", f"{name}_zero"]
 
-    def round_trip(name: str) -> str:
-        if name not in done:
-            by = scale(name, np.asarray(ranges[name] / LEVELS, dtype=np.float32))
-            q, dq = f"{name}_q", f"{name}_dq"
-            nodes.append(helper.make_node("QuantizeLinear", [name, *by], [q], name=q))
-            nodes.append(helper.make_node("DequantizeLinear", [q, *by], [dq], name=dq))
-            done[name] = dq
-        return done[name]
+    def add_q(name: str) -> None:
+        scales[name] = scale(name, np.asarray(ranges[name] / LEVELS, dtype=np.float32))
+        made = f"{name}_q"
+        nodes.append(helper.make_node("QuantizeLinear", [name, *scales[name]], [made], name=made))
+
+    def add_dq(name: str, reader: str) -> str:
+        made = f"{name}_dq_{reader}"
+        inputs = [f"{name}_q", *scales[name]]
+        nodes.append(helper.make_node("DequantizeLinear", inputs, [made], name=made))
+        return made
+
+    def add_weight(name: str) -> str:
+        values, by_channel = _int8_weights(weights[name])
+        extra.append(numpy_helper.from_array(values, f"{name}_q"))
+        inputs = [f"{name}_q", *scale(name, by_channel)]
+        made = f"{name}_dq"
+        nodes.append(helper.make_node("DequantizeLinear", inputs, [made], name=made, axis=0))
+        return made
 
     for node in model.graph.node:
         added = onnx.NodeProto()
         added.CopyFrom(node)
         for place, name in enumerate(node.input):
-            added.input[place] = done.get(name, name)
+            if node in rounded.get(name, ()):
+                added.input[place] = add_dq(name, node.name)
         if node.name in names:
-            added.input[0] = round_trip(node.input[0])
-            weight = node.input[1]
-            values, by_channel = _int8_weights(weights[weight])
-            extra.append(numpy_helper.from_array(values, f"{weight}_q"))
-            inputs = [f"{weight}_q", *scale(weight, by_channel)]
-            added.input[1] = f"{weight}_dq"
-            nodes.append(
-                helper.make_node(
-                    "DequantizeLinear", inputs, [f"{weight}_dq"], name=f"{weight}_dq", axis=0
-                )
-            )
+            added.input[1] = add_weight(node.input[1])
         nodes.append(added)
-        if node.name in names:
-            round_trip(node.output[0])
+        for name in node.output:
+            if name in rounded:
+                add_q(name)
     return _rebuilt(model, nodes, extra)
+
+
+def _rounded(model: onnx.ModelProto, names: Collection[str]) -> dict[str, list[onnx.NodeProto]]:
+    """Tensors that go through Q/DQ when the named convolutions are int8 -> who reads them so.
+
+    Everything that reads an int8 convolution's output; of the others, int8 convolutions alone.
+    A sum of int8 convolutions (`split_concatenations`) counts as one.
+    """
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    found: dict[str, list[onnx.NodeProto]] = {}
+    whole: set[str] = set()  # outputs of int8 convolutions and their sums
+    for node in model.graph.node:
+        summed = node.op_type == "Add" and whole.issuperset(node.input)
+        if node.name in names or summed:
+            whole.add(node.output[0])
+            found[node.output[0]] = readers[node.output[0]]
+        if node.name in names and node.input[0] not in whole:
+            found.setdefault(node.input[0], []).append(node)
+    return found
 
 
 def _int8_weights(values: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:

@@ -212,7 +212,7 @@ def _unique(name: str, taken: dict[str, str]) -> str:
 
 def _check_precision(precision: str, kinds: dict[str, int], model: Path) -> None:
     """Refuse a network that has no convolution in the precision that the card states."""
-    wanted = {"fp32": "FLOAT", "fp16": "HALF", "int8": "INT8"}[precision]
+    wanted = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16", "int8": "INT8"}[precision]
     if not kinds.get(f"CONVOLUTION {wanted}"):
         raise ModelError(
             f"{model} says {precision}, but no convolution of the parsed network is {wanted}: "

@@ -150,7 +150,9 @@ def run_trial(
     except LeudaError as error:
         return _failed(name, str(error))
     agreement, failure = "the yardstick", None
-    if name != "ort-cpu":
+    if engine.card.precision == "bf16":  # ONNX Runtime runs no bf16 on the CPU
+        agreement = "it was proven by its export"
+    elif name != "ort-cpu":
         agreement, failure = compare(OnnxEngine(model, threads=threads), engine, windows)
     return Trial(
         engine=name,

@@ -8,17 +8,18 @@ from pathlib import Path
 
 from leuda_deploy.card import parse_card
 from leuda_deploy.errors import ModelError
-from leuda_deploy.gpu import find_gpu
+from leuda_deploy.gpu import Gpu, find_gpu
 from leuda_deploy.manifest import MANIFEST_FILE, Manifest, file_sha256, read_manifest
 from leuda_deploy.model_file import MODEL_FILE, find_model, read_model
-from leuda_deploy.tensorrt_engine import installed_version, misfits, rebuild_command
+from leuda_deploy.passport import Passport
+from leuda_deploy.tensorrt_engine import installed_version, misfits, remedy
 
 CARD_FILE, PARITY_FILE = "card.json", "parity.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineFinding:
-    """One engine: what it was built for, and why it cannot run here (nothing: it can)."""
+    """One engine: what it was built for, why it cannot run here (nothing: it can), what to do."""
 
     name: str
     family: str
@@ -26,12 +27,16 @@ class EngineFinding:
     precision: str
     proven: bool
     misfits: list[str]
-    rebuild: str
+    remedy: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verified:
-    """An export that is whole: every file is what its manifest says."""
+    """An export that is whole: every file is what its manifest says.
+
+    file_sha256     of the model file, as `sha256sum` prints it
+    content_sha256  over graph, weights and card: the seal inside the file
+    """
 
     model: str
     name: str
@@ -40,7 +45,8 @@ class Verified:
     window: tuple[int, int]
     structures: list[str]
     licence: str
-    sha256: str
+    file_sha256: str
+    content_sha256: str
     gpu: str | None
     files: int
     engines: list[EngineFinding] = field(default_factory=list)
@@ -68,20 +74,7 @@ def verify(path: Path | str) -> Verified:
             raise ModelError(f"{written} is not the card of {model}")
     onnx_sha256 = file_sha256(model)
     engines = [
-        EngineFinding(
-            name=name,
-            family=f"{passport.family} {passport.version}",
-            target=f"{passport.target} (SM {passport.capability})",
-            precision=passport.precision,
-            proven=passport.proven,
-            misfits=misfits(
-                passport,
-                onnx_sha256=onnx_sha256,
-                gpu=gpu,
-                version=installed_version(passport.family),
-            ),
-            rebuild=rebuild_command(path, passport, gpu),
-        )
+        _finding(path, name, passport, onnx_sha256, gpu)
         for name, passport in manifest.engines.items()
     ]
     return Verified(
@@ -92,10 +85,27 @@ def verify(path: Path | str) -> Verified:
         window=card.recipe.window,
         structures=[structure.name for structure in card.structures],
         licence=card.licence,
-        sha256=card.sha256,
+        file_sha256=onnx_sha256,
+        content_sha256=card.sha256,
         gpu=f"{gpu.name} (SM {gpu.capability})" if gpu else None,
         files=len(manifest.files),
         engines=engines,
+    )
+
+
+def _finding(
+    folder: Path, name: str, passport: Passport, onnx_sha256: str, gpu: Gpu | None
+) -> EngineFinding:
+    version = installed_version(passport.family)
+    wrong = misfits(passport, onnx_sha256=onnx_sha256, gpu=gpu, version=version)
+    return EngineFinding(
+        name=name,
+        family=f"{passport.family} {passport.version}",
+        target=f"{passport.target} (SM {passport.capability})",
+        precision=passport.precision,
+        proven=passport.proven,
+        misfits=wrong,
+        remedy=remedy(folder, passport, gpu, wrong) if wrong else "",
     )
 
 

@@ -39,6 +39,7 @@ def export(
 
     The folder appears only when every stage agrees with the one before it on real slices, their
     borders, noise and extremes: PyTorch -> ONNX fp32 -> ONNX in the precision asked for.
+    Both graphs are run by every engine for this CPU that is installed.
     Raises ParityError otherwise, and TrainingError if the run is not finished.
     Returns the card and what the last stage found.
     """
@@ -54,22 +55,22 @@ def export(
     with atomic_folder(out) as folder:
         path = folder / MODEL_FILE
         card = to_onnx(module, card, path)
-        parity = _prove_onnx(path, module, probes, expected)
-        report: dict[str, object] = {"stages": [parity.as_dict()]}
+        parities = _prove_onnx(path, module, probes, expected)
+        report: dict[str, object] = {}
         if precision != "fp32":
             model = onnx.load(path)
             found = lower(
                 model, card, precision, probes, families["target"], expected, path, progress
             )
-            card, parity = found.card, found.parity
-            report = {"stages": [*report["stages"], parity.as_dict()]}  # type: ignore[misc]
+            card, parities = found.card, (*parities, *found.parities)
             if precision == "int8":
                 report["int8_layers"] = found.int8_layers
                 report["lifted_layers"] = found.lifted_layers
+        report = {"stages": [parity.as_dict() for parity in parities], **report}
         (folder / "card.json").write_text(card.model_dump_json(indent=1))
         (folder / "parity.json").write_text(json.dumps(report, indent=1, allow_nan=False))
         write_manifest(folder)
-    return card, parity
+    return card, parities[-1]
 
 
 def _check_target(out: Path) -> None:
@@ -94,11 +95,10 @@ def run_probes(run: Path) -> Probes:
 
 def _prove_onnx(
     path: Path, module: torch.nn.Module, probes: Probes, expected: NDArray[np.float32]
-) -> Parity:
+) -> tuple[Parity, ...]:
     """The first stage; a refusal names the first layer that the graph does not compute."""
-    stage = "PyTorch fp32 -> ONNX Runtime CPU fp32"
     try:
-        return prove(path, probes, expected, stage=stage)
+        return prove(path, probes, expected, origin="PyTorch fp32")
     except ParityError as error:
         if error.window is None:
             raise

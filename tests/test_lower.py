@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +10,17 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from leuda_deploy.engines import OnnxEngine
-from leuda_deploy.errors import ModelError, ParityError
+from leuda_deploy import lower as lower_module
+from leuda_deploy.engines import OnnxEngine, OpenVinoEngine
+from leuda_deploy.errors import LeudaError, MissingExtraError, ModelError, ParityError
 from leuda_deploy.layers import first_layer_that_differs, layers_of, values_of
-from leuda_deploy.lower import lower
+from leuda_deploy.lower import lower, prove
 from leuda_deploy.model_file import MODEL_FILE, read_model
 from leuda_deploy.parity import run_windows
 from leuda_deploy.probes import Probes, make_probes
 from leuda_deploy.recipe import Stack, fit_to_window
 from leuda_deploy.shipped import default_model
-from leuda_deploy.to_fp16 import to_fp16
+from leuda_deploy.to_half import to_bf16, to_fp16
 from leuda_deploy.to_int8 import calibrate, quantisable, quantise, split_concatenations
 from leuda_deploy.volume import read_volume
 from leuda_train.phantom import write_cohort
@@ -111,7 +113,7 @@ def test_int8_lifts_layers_until_the_gate_passes(
     path = tmp_path / MODEL_FILE
     found = lower(model, card, "int8", probes, slices, expected, path, quiet)
     assert found.card.precision == "int8"
-    assert min(dice for dice in found.parity.class_dice.values() if dice is not None) >= 0.98
+    assert min(dice for dice in found.parities[-1].class_dice.values() if dice is not None) >= 0.98
     every = {str(layer) for layer in layers_of(split_concatenations(model))}
     assert set(found.int8_layers) | set(found.lifted_layers) <= every
     assert not set(found.int8_layers) & set(found.lifted_layers)
@@ -139,8 +141,94 @@ def test_fp16_halves_the_file_and_passes(
     _, card = read_model(default_model() / MODEL_FILE)
     path = tmp_path / MODEL_FILE
     found = lower(model, card, "fp16", probes, slices, expected, path, quiet)
-    assert 1e-5 < found.parity.max_abs < 0.05
+    assert 1e-5 < found.parities[-1].max_abs < 0.05
     assert path.stat().st_size < 0.55 * (default_model() / MODEL_FILE).stat().st_size
+
+
+@pytest.mark.slow
+def test_bf16_is_proven_by_the_engine_that_runs_it(
+    model: onnx.ModelProto, slices, probes: Probes, expected, tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino")
+    if "bf16" not in OpenVinoEngine(default_model(), precision="auto").layers:
+        pytest.skip("this processor has no bf16")
+    _, card = read_model(default_model() / MODEL_FILE)
+    path = tmp_path / MODEL_FILE
+    found = lower(model, card, "bf16", probes, slices, expected, path, quiet)
+    (parity,) = found.parities
+    assert parity.stage == "ONNX fp32 -> OpenVINO CPU bf16"
+    assert 1e-4 < parity.mean_abs < 1e-2
+    assert found.card.opset == onnx.load(path).opset_import[0].version == 22
+    assert OpenVinoEngine(path, precision="fp32").layers["bf16"] >= 20
+
+
+def test_bf16_that_nothing_here_can_run_is_refused(
+    model: onnx.ModelProto, slices, probes: Probes, expected, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(lower_module, "find_spec", lambda name: None)
+    _, card = read_model(default_model() / MODEL_FILE)
+    path = tmp_path / MODEL_FILE
+    with pytest.raises(MissingExtraError, match=r"proving a bf16 graph.*leuda\[openvino\]"):
+        lower(model, card, "bf16", probes, slices, expected, path, quiet)
+    with pytest.raises(LeudaError, match="does not run on the CPU; use --engine openvino"):
+        OnnxEngine(path)
+
+
+def test_bf16_weights_are_the_nearest(model: onnx.ModelProto) -> None:
+    halves = {t.name: t for t in to_bf16(model).graph.initializer}
+    by_type = Counter(tensor.data_type for tensor in halves.values())
+    assert by_type[TensorProto.BFLOAT16] > by_type[TensorProto.FLOAT16] > 0
+    for tensor in model.graph.initializer:
+        if (twin := halves.get(f"{tensor.name}_bf16")) is not None:
+            values = numpy_helper.to_array(tensor)
+            rounded = numpy_helper.to_array(twin).astype(np.float32)
+            assert np.abs(rounded - values).max() <= 2**-8 * np.abs(values).max()
+            assert (rounded != np.trunc(values)).any()
+
+
+def test_what_one_engine_computes_and_another_does_not_is_refused(
+    probes: Probes, expected, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Off:
+        def __call__(self, windows):
+            return np.roll(expected[: len(windows)], 1, axis=1)
+
+    honest = lower_module._proving_engines
+    both = lambda *given: {**honest(*given), "OpenVINO CPU": Off()}
+    monkeypatch.setattr(lower_module, "_proving_engines", both)
+    with pytest.raises(ParityError) as refused:
+        prove(default_model() / MODEL_FILE, probes, expected, origin="ONNX fp32")
+    said = str(refused.value)
+    assert said.startswith("ONNX fp32 -> OpenVINO CPU fp32: ")
+    assert "'ONNX fp32 -> ONNX Runtime CPU fp32' passed; nothing was kept" in said
+
+
+def test_sums_and_what_a_leaky_relu_leaves_decide_the_ranges(
+    model: onnx.ModelProto, slices
+) -> None:
+    split = split_concatenations(model)
+    names = quantisable(split)
+    ranges = calibrate(split, slices[:8, None])
+    graph = quantise(split, ranges, names).graph
+    adds = [n for n in graph.node if n.op_type == "Add" and "_sum" in n.name]
+    assert len(adds) == 3
+    written = {output: node.op_type for node in graph.node for output in node.output}
+    for node in adds:  # both parts and the sum are rounded
+        assert {written[name] for name in node.input} == {"DequantizeLinear"}
+        assert f"{node.output[0]}_q" in written
+    for node in split.graph.node:
+        if node.op_type == "LeakyRelu" and {node.input[0], node.output[0]} <= ranges.keys():
+            assert ranges[node.input[0]] == ranges[node.output[0]]
+    readers = [name for node in graph.node for name in node.input if "_dq_" in name]
+    assert len(readers) == len(set(readers))  # none is shared
+
+
+def test_an_image_is_never_rounded(model: onnx.ModelProto) -> None:
+    split = split_concatenations(model)
+    weights = {n.name: n.input[1] for n in split.graph.node if n.op_type == "Conv"}
+    left = {weights[name] for name in weights if name not in quantisable(split)}
+    assert {"network.output.weight", "network.encoder.0.0.weight"} <= left
+    assert len(left) == 4  # the translator's ends, too
 
 
 def test_weights_that_half_precision_cannot_hold_are_refused(model: onnx.ModelProto) -> None:

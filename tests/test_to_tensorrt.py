@@ -26,8 +26,8 @@ from leuda_deploy.passport import Passport
 from leuda_deploy.probes import make_probes
 from leuda_deploy.ship import add_engines
 from leuda_deploy.shipped import default_model
-from leuda_deploy.tensorrt_engine import TensorRTEngine, check_engine, misfits
-from leuda_deploy.to_fp16 import to_fp16
+from leuda_deploy.tensorrt_engine import TensorRTEngine, check_engine, misfits, remedy
+from leuda_deploy.to_half import to_bf16, to_fp16
 from leuda_deploy.to_tensorrt import engine_file, plan_engines, to_tensorrt
 from leuda_deploy.verify import verify
 
@@ -40,16 +40,17 @@ HALF_LAYERS = ("CONVOLUTION", "DECONVOLUTION", "ACTIVATION", "POOLING", "CONCATE
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The shipped phantom model, in fp32 and converted to fp16, each with engines for two GPUs."""
+    """The shipped phantom model, in fp32, fp16 and bf16, each with engines for two GPUs."""
     folders = {}
-    for precision in ("fp32", "fp16"):
+    converters = {"fp16": to_fp16, "bf16": to_bf16}
+    for precision in ("fp32", "fp16", "bf16"):
         folder = folders[precision] = tmp_path_factory.mktemp(precision)
         shutil.copytree(default_model(), folder, dirs_exist_ok=True)
-        if precision == "fp16":
+        if precision in converters:
             _, card = read_model(folder / MODEL_FILE)
-            model = to_fp16(onnx.load(folder / MODEL_FILE))
+            model = converters[precision](onnx.load(folder / MODEL_FILE))
             card = write_model(
-                model, card.model_copy(update={"precision": "fp16"}), folder / MODEL_FILE
+                model, card.model_copy(update={"precision": precision}), folder / MODEL_FILE
             )
             (folder / "card.json").write_text(card.model_dump_json(indent=1))
             write_manifest(folder)
@@ -64,7 +65,7 @@ def export(exports: dict[str, Path], tmp_path: Path) -> Path:
 
 
 @needs_rtx
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize(("target", "capability"), [("rtx-ampere", "8.6"), ("rtx-ada", "8.9")])
 def test_engines_are_built_ahead_of_time_and_say_their_precisions(
     exports: dict[str, Path], precision: str, target: str, capability: str
@@ -82,9 +83,11 @@ def test_engines_are_built_ahead_of_time_and_say_their_precisions(
     beside = Passport.model_validate_json((folder / f"model.{target}.json").read_text())
     assert beside == passport
 
-    wanted = {"fp32": "FLOAT", "fp16": "HALF"}[precision]
+    wanted = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}[precision]
     for kind in HALF_LAYERS:
-        assert passport.layer_kinds[f"{kind} {wanted}"] >= 3
+        # transposed convolutions have no bf16 tactic
+        typed = "HALF" if (kind, precision) == ("DECONVOLUTION", "bf16") else wanted
+        assert passport.layer_kinds[f"{kind} {typed}"] >= 3
     assert passport.layer_kinds["NORMALIZATION FLOAT"] == 13
     # the layer that writes the logits is the only convolution left in fp32
     assert passport.layer_kinds["CONVOLUTION FLOAT"] == (27 if precision == "fp32" else 1)
@@ -147,9 +150,24 @@ def test_verify_says_what_the_engines_are_and_that_they_do_not_fit(export: Path)
     if find_gpu() is None:
         for engine in found.engines:
             assert any("compute capability" in misfit for misfit in engine.misfits)
-            assert engine.rebuild.endswith(f"--trt --trt-target {TARGETS[0]}") or (
-                engine.rebuild.endswith(f"--trt --trt-target {TARGETS[1]}")
-            )
+            assert engine.remedy.startswith(f"it is for {engine.target} and this machine has no")
+            assert engine.remedy.endswith(f"leuda verify {export} --prove SCAN")
+
+
+@needs_rtx
+def test_what_to_do_about_an_engine_depends_on_what_is_wrong(export: Path) -> None:
+    passport = read_manifest(export).engines["model.rtx-ampere.engine"]
+    build = f"leuda export {export / MODEL_FILE} --trt"
+    stale = ["onnx_sha256: the engine is for a, here it is b", "compute capability: ..."]
+    assert (
+        remedy(export, passport, None, stale) == f"build it again: {build} --trt-target rtx-ampere"
+    )
+    here = Gpu(name="RTX 4090", capability="8.9")
+    said = remedy(export, passport, here, stale[1:])
+    assert said == f"build one for this machine's RTX 4090: {build}"
+    theirs = passport.model_copy(update={"gpu": "RTX 3080", "target": "this-machine"})
+    assert remedy(export, theirs, None, stale) == f"build it again beside its RTX 3080: {build}"
+    assert "it is for RTX 3080 (SM 8.6)" in remedy(export, theirs, None, stale[1:])
 
 
 def plans() -> Iterator[module.Plan]:

@@ -14,6 +14,7 @@ import onnx
 import pytest
 
 from leuda_deploy.card import METADATA_KEY
+from leuda_deploy.manifest import file_sha256
 from leuda_deploy.shipped import default_model
 
 LEUDA = """
@@ -43,6 +44,8 @@ def test_a_whole_export_says_what_it_is(export: Path) -> None:
     assert (found["name"], found["precision"]) == ("phantom-heart", "fp32")
     assert found["structures"] == ["MYO", "LAC", "LVC", "AA"]
     assert found["engines"] == []
+    assert found["file_sha256"] == file_sha256(export / "model.onnx")
+    assert found["content_sha256"] == json.loads((export / "card.json").read_text())["sha256"]
     done = leuda("verify", export / "model.onnx")
     assert done.returncode == 0
     assert "phantom-heart: fp32, feed target_as_source, MIT" in done.stdout
@@ -83,7 +86,12 @@ def foreign(export: Path) -> None:
         (truncate, "is not an ONNX model (truncated or damaged?)"),
         (flip, "does not match its own checksum"),
         (foreign, "carries no leuda model card"),
-        (with_card(lambda card: card.update(schema_version=2)), "schema version '2'"),
+        (with_card(lambda card: card.update(schema_version=2)), "reads version 1: update leuda"),
+        (
+            with_card(lambda card: card.update(schema_version=0)),
+            "version 1: export the model again",
+        ),
+        (with_card(lambda card: card.update(old=1)), "if another leuda wrote it, export the model"),
         (with_card(lambda card: None, padding=50_000_000), "at most 1,048,576 are read"),
         (with_card(lambda card: card.update(licence="mine")), "does not match its own checksum"),
         (lambda export: (export / "card.json").write_text("{}"), "damaged or was altered"),
