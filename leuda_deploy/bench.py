@@ -25,6 +25,7 @@ from rich.table import Table
 from leuda_deploy.engines import EngineName
 from leuda_deploy.errors import InputError, LeudaError
 from leuda_deploy.memory import peak_bytes
+from leuda_deploy.model_file import find_model
 from leuda_deploy.segmenter import EngineChoice, Segmenter, installed_engines
 from leuda_deploy.volume import read_volume, write_labels
 
@@ -38,7 +39,7 @@ def bench(
 
     Raises LeudaError if an engine that was named cannot run.
     """
-    names = installed_engines("auto") if engine == "all" else [engine]
+    names = installed_engines("auto", find_model(model)) if engine == "all" else [engine]
     rows = []
     with tempfile.TemporaryDirectory(prefix="leuda-bench-") as folder:
         scan = Path(folder) / "scan.nii.gz"

@@ -28,6 +28,8 @@ class EngineOption(StrEnum):
     ORT_CPU = "ort-cpu"
     ORT_CUDA = "ort-cuda"
     OPENVINO = "openvino"
+    TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt-rtx"
 
 
 class InferencePrecision(StrEnum):

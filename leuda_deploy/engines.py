@@ -23,9 +23,14 @@ from leuda_deploy.model_file import find_model, read_model
 
 Float32 = NDArray[np.float32]
 Provider = Literal["cpu", "cuda"]
-EngineName = Literal["ort-cpu", "ort-cuda", "openvino"]
+EngineName = Literal["ort-cpu", "ort-cuda", "openvino", "tensorrt", "tensorrt-rtx"]
 Precision = Literal["auto", "fp32", "bf16"]
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+# engine name -> the builder family of its passport, and the module that runs it
+TENSORRT: dict[EngineName, Literal["tensorrt", "tensorrt_rtx"]] = {
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt_rtx",
+}
 CUDA_NEEDS = "CUDA needs an NVIDIA GPU, its driver, and: pip install 'leuda[gpu]'"
 COMPUTING_LAYERS = {"Convolution", "Deconvolution", "MatMul", "FullyConnected"}
 OPENVINO_PRECISIONS = {"f32": "fp32", "f16": "fp16", "i8": "int8", "u8": "int8"}
@@ -60,6 +65,10 @@ def open_engine(
         return OpenVinoEngine(path, precision=precision, threads=threads)
     if precision == "bf16":
         raise InputError(f"{name} computes in what the model file holds; bf16 is for openvino")
+    if name in TENSORRT:
+        from leuda_deploy.tensorrt_engine import open_tensorrt
+
+        return open_tensorrt(find_model(path), TENSORRT[name], max_gpu_bytes=max_gpu_bytes)
     provider: Provider = "cuda" if name == "ort-cuda" else "cpu"
     return OnnxEngine(path, provider=provider, threads=threads, max_gpu_bytes=max_gpu_bytes)
 

@@ -40,7 +40,8 @@ class Verified:
     window: tuple[int, int]
     structures: list[str]
     licence: str
-    sha256: str
+    model_sha256: str  # of the model file, as `leuda infer` reports it
+    content_sha256: str  # of graph, weights and card, as the card states it
     gpu: str | None
     files: int
     engines: list[EngineFinding] = field(default_factory=list)
@@ -92,7 +93,8 @@ def verify(path: Path | str) -> Verified:
         window=card.recipe.window,
         structures=[structure.name for structure in card.structures],
         licence=card.licence,
-        sha256=card.sha256,
+        model_sha256=onnx_sha256,
+        content_sha256=card.sha256,
         gpu=f"{gpu.name} (SM {gpu.capability})" if gpu else None,
         files=len(manifest.files),
         engines=engines,

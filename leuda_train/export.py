@@ -140,6 +140,7 @@ def make_card(
         structures=structures,
         feed=facts.feed,
         options=_with_multiple(options, facts),
+        domain=facts.domain,
         opset=OPSET,
         licence=licence,
         provenance=provenance,

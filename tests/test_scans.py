@@ -21,11 +21,12 @@ from leuda_deploy.errors import InputError, LeudaError
 from leuda_deploy.gpu import find_gpu
 from leuda_deploy.jobs import find_jobs
 from leuda_deploy.memory import parse_bytes, peak_bytes, resident_bytes
+from leuda_deploy.parity import LIMITS
 from leuda_deploy.plan import make_plan
 from leuda_deploy.recipe import Recipe, Stack
 from leuda_deploy.scans import run_jobs
 from leuda_deploy.segmenter import Segmenter
-from leuda_deploy.trial import Trial, cache_folder, run_trial
+from leuda_deploy.trial import Trial, cache_folder, limits_of, run_trial
 from leuda_deploy.volume import Volume, read_volume
 
 MakeModel = Callable[..., Path]
@@ -295,8 +296,16 @@ def test_trial_that_disagrees_is_a_failure(model: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("leuda_deploy.trial.open_engine", lambda name, path, **other: Wrong(path))
     trial = run_trial("openvino", model, windows, "fp32", 1)
     assert trial.failure is not None
-    assert "allowed 0.01%" in trial.failure
+    assert "does not agree with ONNX Runtime" in trial.failure
+    assert "allowed 0.001" in trial.failure  # the limit of fp32 in parity.py
     assert run_trial("ort-cpu", model, windows, "auto", 1).failure is None
+
+
+def test_an_engine_is_held_to_the_limits_of_the_precision_it_runs_in() -> None:
+    assert limits_of("OpenVINO 2026 CPU fp32 (9 layers)") == LIMITS["fp32"]
+    assert limits_of("OpenVINO 2026 CPU bf16 (9 layers)") == LIMITS["int8"]
+    assert limits_of("OpenVINO 2026 CPU int8 (9 layers) + fp32 (2 layers)") == LIMITS["int8"]
+    assert limits_of("tensorrt 10.13 on GPU fp16") == LIMITS["fp16"]
 
 
 def test_auto_takes_the_fastest_that_passed_and_says_why(
@@ -313,7 +322,7 @@ def test_auto_takes_the_fastest_that_passed_and_says_why(
 
     said: list[str] = []
     names = ["openvino", "ort-cpu"]
-    monkeypatch.setattr("leuda_deploy.segmenter.installed_engines", lambda precision: names)
+    monkeypatch.setattr("leuda_deploy.segmenter.installed_engines", lambda *asked: names)
     monkeypatch.setattr("leuda_deploy.segmenter.try_engine", tried)
     segmenter = Segmenter(model, engine="auto", threads=3, say=said.append)
     volume = make_volume(values(0), AFFINE)
