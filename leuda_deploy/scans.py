@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -200,18 +200,10 @@ def label_scan(
         show_report(outcome.report, Console())
 
 
-def label_folder(
-    jobs: Sequence[Job],
-    segmenter: Segmenter,
-    overlay: bool,
-    *,
-    again: bool,
-    as_json: bool,
-    say: Callable[[str], None],
-) -> bool:
+def label_folder(coming: Iterable[Outcome], *, as_json: bool, say: Callable[[str], None]) -> bool:
     """`leuda infer FOLDER`: all scans, a summary on stdout; whether every one of them is done."""
     outcomes = []
-    for outcome in run_jobs(jobs, segmenter, overlay=overlay, skip_done=not again, say=say):
+    for outcome in coming:
         outcomes.append(outcome)
         if outcome.error is not None:
             say(f"error: {outcome.error}")
