@@ -212,7 +212,7 @@ def read(path: Path) -> np.ndarray:
     return np.asarray(nib.load(path).dataobj).reshape(512, 512, -1)
 
 
-def agreement(one: np.ndarray, other: np.ndarray) -> dict[str, float]:
+def agreement(one: np.ndarray, other: np.ndarray) -> dict[str, float | None]:
     """Share of voxels with the same label, and where the others lie."""
     differ = one != other
     rim = np.zeros_like(differ)
@@ -221,7 +221,9 @@ def agreement(one: np.ndarray, other: np.ndarray) -> dict[str, float]:
             rim |= np.roll(one, shift, axis) != one
     return {
         "agree": round(float(1 - differ.mean()), 6),
-        "of_those_that_differ_beside_a_border": round(float(rim[differ].mean()), 4),
+        "of_those_that_differ_beside_a_border": round(float(rim[differ].mean()), 4)
+        if differ.any()
+        else None,
         "voxels_beside_a_border": round(float(rim.mean()), 5),
     }
 

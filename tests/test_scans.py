@@ -26,6 +26,7 @@ from leuda_deploy.plan import make_plan
 from leuda_deploy.recipe import Recipe, Stack
 from leuda_deploy.scans import run_jobs
 from leuda_deploy.segmenter import Segmenter
+from leuda_deploy.sliding_window import Tiling
 from leuda_deploy.trial import Trial, cache_folder, limits_of, run_trial
 from leuda_deploy.volume import Volume, read_volume
 
@@ -370,6 +371,24 @@ def test_trials_run_in_a_process_of_their_own_and_are_kept(
     segmenter = Segmenter(model, engine="ort-cpu", say=said.append)
     segmenter.plan(segmenter.stack(volume))
     assert sum("trying" in line for line in said) == 2
+
+
+# --- windows
+
+
+def test_card_says_how_windows_are_laid_and_whether_they_may_be_mirrored(
+    make_model: MakeModel, tmp_path: Path, threshold_labels: ThresholdLabels
+) -> None:
+    tiling = Tiling(overlap=0.25, blending="constant", mirror=("rows",), skip_floor=True)
+    model = make_model(tmp_path / "free", tiling=tiling)
+    scan = values(3)
+    scan[:, :, 0] = scan.min()  # a slice of air
+    segmenter = Segmenter(model, threads=1, batch=4, mirror=True)
+    found = segmenter(scan, affine=AFFINE).labels
+    np.testing.assert_array_equal(found, threshold_labels(scan))
+    strict = make_model(tmp_path / "strict")
+    with pytest.raises(InputError, match="a mirrored window means the same; without --mirror"):
+        Segmenter(strict, mirror=True)
 
 
 # --- the library
