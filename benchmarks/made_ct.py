@@ -28,7 +28,7 @@ DISCS = (
 )
 BLUR_PIXELS, NOISE_HU = 0.8, 20.0
 # training: slices, crops a step and their side, steps, Adam's largest step
-SLICES, BATCH, CROP, STEPS, RATE = 48, 4, 128, 160, 3e-3
+SLICES, BATCH, CROP, STEPS, RATE = 48, 4, 128, 300, 3e-3
 
 
 def anatomy(z: float, size: int) -> tuple[np.ndarray, np.ndarray]:

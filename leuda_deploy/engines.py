@@ -34,8 +34,14 @@ TENSORRT: dict[EngineName, Literal["tensorrt", "tensorrt_rtx"]] = {
 }
 CUDA_NEEDS = "CUDA needs an NVIDIA GPU, its driver, and: pip install 'leuda[gpu]'"
 COMPUTING_LAYERS = {"Convolution", "Deconvolution", "MatMul", "FullyConnected"}
-MAX_STREAMS = 8  # of OpenVINO: each holds the activations of its windows
+# Of OpenVINO: each holds the activations of its windows, and all together so many bytes of scores
+MAX_STREAMS, MAX_SCORE_BYTES = 8, 64 << 20
 OPENVINO_PRECISIONS = {"f32": "fp32", "f16": "fp16", "i8": "int8", "u8": "int8"}
+
+
+def score_bytes(card: ModelCard) -> int:
+    """What the scores of one window take."""
+    return 4 * (1 + len(card.structures)) * card.recipe.window[0] * card.recipe.window[1]
 
 
 class ModelEngine(Protocol):
@@ -182,7 +188,9 @@ class OpenVinoEngine:
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": hint,
             "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": min(threads, MAX_STREAMS),
+            "NUM_STREAMS": max(
+                1, min(threads, MAX_STREAMS, MAX_SCORE_BYTES // score_bytes(self.card))
+            ),
         }
         try:
             graph = core.read_model(content)
@@ -200,14 +208,15 @@ class OpenVinoEngine:
         version = openvino.__version__.split("-")[0]
         self.description = f"OpenVINO {version} CPU {ran or self.card.precision}"
         self.sha256 = hashlib.sha256(content).hexdigest()
-        streams = self._compiled.get_property("NUM_STREAMS")
-        self._requests = [self._compiled.create_infer_request() for _ in range(streams)]
+        self.streams = int(self._compiled.get_property("NUM_STREAMS"))
+        self._requests = [self._compiled.create_infer_request() for _ in range(self.streams)]
         self._lock = threading.Lock()
 
     def __call__(self, windows: Float32) -> Float32:
         """Logits (B, K, h, w) of normalised windows (B, 1, h, w), a share of them in each stream.
 
-        Cores that work on windows of their own do not wait for each other at every layer.
+        Cores that work on windows of their own do not wait for each other at every layer; with
+        fewer windows than `streams`, some are idle.
         """
         with self._lock:  # a request runs one thing at a time
             count = min(len(windows), len(self._requests))

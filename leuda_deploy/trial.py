@@ -23,7 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from leuda_deploy.engines import EngineName, ModelEngine, OnnxEngine, Precision, open_engine
+from leuda_deploy.engines import (
+    MAX_SCORE_BYTES,
+    EngineName,
+    ModelEngine,
+    OnnxEngine,
+    OpenVinoEngine,
+    Precision,
+    open_engine,
+    score_bytes,
+)
 from leuda_deploy.errors import LeudaError, ParityError
 from leuda_deploy.files import atomic_path
 from leuda_deploy.memory import resident_bytes
@@ -34,7 +43,6 @@ Float32 = NDArray[np.float32]
 BATCHES = (1, 2, 4, 8, 16)
 WORTH_IT = 0.95  # a larger batch has to bring at least this ratio in time
 LONG_SECONDS = 0.5  # a batch that takes this long gains nothing from being larger
-MAX_SCORE_BYTES = 64 << 20  # of one batch: scores of many classes outgrow everything else
 TRIAL_SECONDS = 900.0
 RUNTIME_PACKAGES = (
     "leuda", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt_rtx",
@@ -202,9 +210,10 @@ def _sweep(engine: ModelEngine, windows: Float32) -> tuple[dict[int, float], dic
     loaded = resident_bytes() or 0
     window_ms: dict[int, float] = {}
     growth: dict[int, int] = {}
-    score_bytes = 4 * (1 + len(engine.card.structures)) * int(np.prod(engine.card.recipe.window))
+    streams = engine.streams if isinstance(engine, OpenVinoEngine) else 1
     for batch in BATCHES:
-        if batch > 1 and batch * score_bytes > MAX_SCORE_BYTES:
+        # scores of many classes outgrow everything else
+        if batch > 1 and batch * score_bytes(engine.card) > MAX_SCORE_BYTES:
             break
         group = np.ascontiguousarray(np.resize(windows, (batch, *windows.shape[1:])))
         seconds = []
@@ -214,7 +223,9 @@ def _sweep(engine: ModelEngine, windows: Float32) -> tuple[dict[int, float], dic
             seconds.append(time.perf_counter() - began)
         window_ms[batch] = round(1e3 * min(seconds[1:]) / batch, 4)
         growth[batch] = max(0, (resident_bytes() or 0) - loaded)
-        if min(seconds) > LONG_SECONDS:  # large windows fill the processor one by one
+        if (
+            min(seconds) > LONG_SECONDS and batch >= streams
+        ):  # large windows fill the processor one by one
             break
     return window_ms, growth
 

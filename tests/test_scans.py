@@ -239,11 +239,14 @@ def test_memory_is_measured() -> None:
 
 def openvino_engine(model: Path, **settings: Any) -> OpenVinoEngine:
     pytest.importorskip("openvino", reason="the openvino extra is not installed")
-    return OpenVinoEngine(model, threads=1, **settings)
+    return OpenVinoEngine(model, **({"threads": 1} | settings))
 
 
-def test_openvino_fp32_agrees_with_onnx_runtime_for_any_batch(model: Path) -> None:
-    engine, reference = openvino_engine(model, precision="fp32"), OnnxEngine(model, threads=1)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_openvino_fp32_agrees_with_onnx_runtime_for_any_batch(model: Path, threads: int) -> None:
+    engine = openvino_engine(model, precision="fp32", threads=threads)
+    reference = OnnxEngine(model, threads=1)
+    assert 1 <= engine.streams <= threads
     assert "fp32" in engine.description
     assert engine.sha256 == reference.sha256
     for batch in (3, 1, 8):
