@@ -8,9 +8,9 @@ saved for both: as a leuda model file and as torch weights. On the same .nii.gz,
 of its own, in turn:
 
 speed      leuda with OpenVINO, MONAI (monai_way.py), leuda with OpenVINO, leuda with ONNX Runtime;
-           beside it what each stage would take at the speed of memory or of gzip (leuda bench)
+           and how many times what memory or gzip alone would take each stage takes
 memory     peak memory of leuda by length of the scan and number of classes, a narrow network
-agreement  24 slices; one thing is changed at a time, so that the shares by cause add up
+agreement  24 slices; one thing is changed at a time, so that each cause has its share
 
 Each part is written into benchmarks/results/runtime.json as soon as it is done, with the machine
 and its load; runtime.png shows speed and memory. Needs: pip install 'leuda[train,openvino]' monai
@@ -42,6 +42,10 @@ from made_ct import (
     write_model,
     write_scan,
 )
+
+from leuda_deploy.limits import least_seconds
+from leuda_deploy.recipe import Stack
+from leuda_deploy.volume import read_volume
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("leuda", "torch", "monai", "openvino", "onnxruntime-gpu", "numpy", "nibabel", "isal")
@@ -141,12 +145,17 @@ def speed(folder: Path, slices: int) -> dict[str, Any]:
     best = {name: min(done, key=lambda run: run["total_seconds"]) for name, done in runs.items()}
     ours, theirs = best["leuda openvino"], best["monai"]
     labels = {name: read(folder / f"{name.replace(' ', '_')}.nii.gz") for name in best}
+    stack = Stack(read_volume(scan), recipe())
+    least = least_seconds(scan, stack, labels["leuda openvino"], MODELS["five"][0])
     return {
         "scan": f"512 x 512 x {slices} int16, {PIXEL_MM} mm pixels, network at {SPACING_MM} mm",
         "times_faster_than_monai": ratio(theirs, ours, "total_seconds"),
         "times_faster_with_process_start": ratio(theirs, ours, "process_seconds"),
         "peak_memory_ratio_to_monai": round(ours["peak_mb"] / theirs["peak_mb"], 3),
         "share_not_network": round(1 - ours["seconds"]["network"] / ours["total_seconds"], 3),
+        "times_what_memory_or_gzip_alone_would_take": {
+            stage: round(ours["seconds"][stage] / seconds, 1) for stage, seconds in least.items()
+        },
         "agreement": {
             f"{a} / {b}": agreement(labels[a], labels[b])
             for a, b in (("leuda openvino", "monai"), ("leuda ort-cpu", "monai"))
@@ -176,9 +185,6 @@ def memory(folder: Path, _: int) -> list[dict[str, Any]]:
 
 def agree(folder: Path, _: int) -> dict[str, Any]:
     """One thing changed at a time."""
-    from leuda_deploy.recipe import Stack
-    from leuda_deploy.volume import read_volume
-
     model, scan = model_of(folder, "five"), scan_of(folder, AGREEMENT_SLICES)
     warm(folder, "five", "openvino", "ort-cpu")
     stack, slices = Stack(read_volume(scan), recipe()), folder / "slices.npy"
