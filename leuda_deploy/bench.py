@@ -24,7 +24,9 @@ from rich.table import Table
 
 from leuda_deploy.engines import EngineName
 from leuda_deploy.errors import InputError, LeudaError
+from leuda_deploy.limits import least_seconds
 from leuda_deploy.memory import peak_bytes
+from leuda_deploy.model_file import find_model
 from leuda_deploy.segmenter import EngineChoice, Segmenter, installed_engines
 from leuda_deploy.volume import read_volume, write_labels
 
@@ -36,9 +38,11 @@ def bench(
 ) -> dict[str, Any]:
     """Measure one engine, or with "all" each that is installed; JSON-able.
 
+    least_seconds of a row: what memory and gzip alone would take, by stage; see `limits`.
+
     Raises LeudaError if an engine that was named cannot run.
     """
-    names = installed_engines("auto") if engine == "all" else [engine]
+    names = installed_engines("auto", find_model(model)) if engine == "all" else [engine]
     rows = []
     with tempfile.TemporaryDirectory(prefix="leuda-bench-") as folder:
         scan = Path(folder) / "scan.nii.gz"
@@ -107,7 +111,8 @@ def measure(
             stages.setdefault(name, []).append(seconds)
     warm = totals[1:]
     median = float(np.median(warm))
-    stack = segmenter.stack(volume)
+    stack, peak = segmenter.stack(volume), peak_bytes()
+    least = least_seconds(scan, stack, found.labels, 1 + len(segmenter.card.structures))
     return {
         "engine": engine,
         "description": segmenter.engine_for(stack).description,
@@ -115,7 +120,8 @@ def measure(
         **{f"p{p}_seconds": round(float(np.percentile(warm, p)), 4) for p in PERCENTILES},
         "voxels_per_second": round(volume.raw.size / median),
         "stage_seconds": {n: round(float(np.median(s[1:])), 4) for n, s in stages.items()},
-        "peak_mb": None if (peak := peak_bytes()) is None else round(peak / 1e6, 1),
+        "least_seconds": {stage: round(seconds, 5) for stage, seconds in least.items()},
+        "peak_mb": None if peak is None else round(peak / 1e6, 1),
         "batch": segmenter.plan(stack).batch,
     }
 
@@ -123,13 +129,21 @@ def measure(
 def show_bench(result: dict[str, Any], console: Console) -> None:
     """For people: a row an engine."""
     shape = "x".join(map(str, result["shape"]))
-    table = Table("engine", title=f"{shape}, {result['rounds']} rounds, {result['machine']}")
+    table = Table(
+        "engine",
+        title=f"{shape}, {result['rounds']} rounds, {result['machine']}",
+        caption="(n x): n times what memory or gzip alone would take",
+    )
     for name in ("cold s", "p50 s", "p95 s", "p99 s", "Mvoxel/s", "peak MB"):
         table.add_column(name, justify="right")
     table.add_column("busy seconds by stage, overlapping", overflow="fold")
     for row in result["engines"]:
         numbers = [row["cold_seconds"], *(row[f"p{p}_seconds"] for p in PERCENTILES)]
-        stages = ", ".join(f"{name} {s:.2f}" for name, s in row["stage_seconds"].items())
+        stages = ", ".join(
+            f"{name} {s:.2f}" + (f" ({s / least:.1f}x)" if least else "")
+            for name, s in row["stage_seconds"].items()
+            for least in [row["least_seconds"].get(name)]
+        )
         table.add_row(
             row["description"],
             *(f"{number:.2f}" for number in numbers),

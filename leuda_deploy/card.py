@@ -11,12 +11,18 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from leuda_deploy.domain import Domain
 from leuda_deploy.errors import ModelError
 from leuda_deploy.recipe import Recipe
+from leuda_deploy.sliding_window import Tiling
 
 SCHEMA_VERSION = 1
 METADATA_KEY = "leuda.card"
 MAX_CARD_BYTES = 1 << 20
+
+# Fields that came after the first model files: left out where they say nothing, so that the text,
+# and with it the checksum, of an earlier file stays what it was.
+ADDED = ("domain", "tiling")
 
 Text = Annotated[str, Field(max_length=500)]
 Channel = Annotated[int, Field(ge=0, le=255)]
@@ -80,6 +86,8 @@ class ModelCard(_Part):
     feed  what the graph is given is always the normalised target scan; this says what the network
           inside reads: the target itself, or the target through the generator `to_source`
     precision  what most of the network computes in; inputs and scores are always fp32
+    domain  intensities of the target scans of training; None: not known
+    tiling  how windows are laid, blended, mirrored and left out
     sha256  over graph, weights and card; see `model_file`
     """
 
@@ -91,6 +99,8 @@ class ModelCard(_Part):
     feed: Literal["target", "target_as_source"]
     precision: Precision = "fp32"
     options: GraphOptions = GraphOptions()
+    domain: Domain | None = None
+    tiling: Tiling = Tiling()
     opset: Annotated[int, Field(ge=1)]
     licence: Text
     provenance: Provenance
@@ -103,7 +113,9 @@ class ModelCard(_Part):
 
     def to_json(self) -> str:
         """The text that is stored in the model file."""
-        return self.model_dump_json()
+        fields = type(self).model_fields
+        silent = {name for name in ADDED if getattr(self, name) == fields[name].default}
+        return self.model_dump_json(exclude=silent)
 
 
 def parse_card(text: str, origin: str) -> ModelCard:

@@ -28,6 +28,8 @@ class EngineOption(StrEnum):
     ORT_CPU = "ort-cpu"
     ORT_CUDA = "ort-cuda"
     OPENVINO = "openvino"
+    TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt-rtx"
 
 
 class InferencePrecision(StrEnum):
@@ -38,6 +40,8 @@ class InferencePrecision(StrEnum):
     BF16 = "bf16"
 
 
+# panels of `leuda infer --help`
+ENGINE, RESULTS, MANY = "Engine and memory", "Results", "Many scans"
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, nothing else.")]
 
 
@@ -66,67 +70,109 @@ def infer(
     ] = None,
     engine: Annotated[
         EngineOption,
-        typer.Option(help="It runs or fails. auto: the fastest that agrees with ONNX Runtime."),
+        typer.Option(
+            help="It runs or fails. auto: the fastest that agrees with ONNX Runtime.",
+            rich_help_panel=ENGINE,
+        ),
     ] = EngineOption.ORT_CPU,
     precision: Annotated[
-        InferencePrecision, typer.Option(help="bf16 is for openvino.")
+        InferencePrecision, typer.Option(help="bf16 is for openvino.", rich_help_panel=ENGINE)
     ] = InferencePrecision.AUTO,
-    frame: Annotated[
-        str | None, typer.Option(help="Which frame of a 4D scan, from 0, or all.")
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads. Default: all.", min=1, rich_help_panel=ENGINE)
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: all.", min=1)] = None,
     batch: Annotated[
         int | None,
-        typer.Option(help="Windows at a time. Default: what a short trial found.", min=1),
+        typer.Option(
+            help="Windows at a time. Default: what a short trial found.",
+            min=1,
+            rich_help_panel=ENGINE,
+        ),
     ] = None,
+    mirror: Annotated[
+        bool,
+        typer.Option(
+            "--mirror", help="Average over mirrored windows, slower.", rich_help_panel=ENGINE
+        ),
+    ] = False,
     max_memory: Annotated[
-        str | None, typer.Option(help="Peak that is never passed, e.g. 1.5G; refused beforehand.")
+        str | None,
+        typer.Option(
+            help="Peak that is never passed, e.g. 1.5G; refused beforehand.", rich_help_panel=ENGINE
+        ),
     ] = None,
-    max_gpu_memory: Annotated[str | None, typer.Option(help="The same on the GPU.")] = None,
+    max_gpu_memory: Annotated[
+        str | None, typer.Option(help="The same on the GPU.", rich_help_panel=ENGINE)
+    ] = None,
+    overlay: Annotated[
+        bool,
+        typer.Option(
+            "--overlay/--no-overlay",
+            help="Also write a PNG beside the labels.",
+            rich_help_panel=RESULTS,
+        ),
+    ] = True,
     uncertainty: Annotated[
-        Path | None, typer.Option(help="Also write an entropy map; a folder for a folder.")
+        Path | None,
+        typer.Option(
+            help="Also write an entropy map; a folder for a folder.", rich_help_panel=RESULTS
+        ),
     ] = None,
     dicom_seg: Annotated[
-        Path | None, typer.Option(help="Also write DICOM SEG, for a DICOM series.")
+        Path | None,
+        typer.Option(help="Also write DICOM SEG, for a DICOM series.", rich_help_panel=RESULTS),
     ] = None,
-    shard: Annotated[str, typer.Option(help="i/n: every n-th scan of the folder.")] = "1/1",
-    again: Annotated[bool, typer.Option("--again", help="Also scans that were done.")] = False,
-    overlay: Annotated[
-        bool, typer.Option("--overlay/--no-overlay", help="Also write a PNG beside the labels.")
-    ] = True,
     as_json: JsonOption = False,
+    frame: Annotated[
+        str | None,
+        typer.Option(help="Which frame of a 4D scan, from 0, or all.", rich_help_panel=MANY),
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option(help="Scans at a time, on the CPU.", min=1, rich_help_panel=MANY)
+    ] = 1,
+    shard: Annotated[
+        str, typer.Option(help="i/n: every n-th scan of the folder.", rich_help_panel=MANY)
+    ] = "1/1",
+    again: Annotated[
+        bool, typer.Option("--again", help="Also scans that were done.", rich_help_panel=MANY)
+    ] = False,
 ) -> None:
     """Label scans, each on its own grid.  [dim]Needs: nothing more.[/dim]"""
     from leuda_deploy.jobs import Job, find_jobs, holds_dicom, stem, with_frames
     from leuda_deploy.memory import parse_bytes
-    from leuda_deploy.scans import label_folder, label_scan
-    from leuda_deploy.segmenter import Segmenter
+    from leuda_deploy.parallel import Settings, spread
+    from leuda_deploy.scans import label_folder, label_scan, run_jobs
 
     if model is None:
         from leuda_deploy.shipped import default_model
 
         model = default_model()
         _say(f"no --model given: using {model}, trained on phantoms, not for patients")
-    segmenter = Segmenter(
-        model,
+    settings = Settings(
+        model=model,
         engine=engine.value,
         precision=precision.value,
         threads=threads,
         batch=batch,
         max_bytes=parse_bytes(max_memory) if max_memory else None,
         max_gpu_bytes=parse_bytes(max_gpu_memory) if max_gpu_memory else None,
-        say=_say,
+        mirror=mirror,
     )
     if scan.is_dir() and not holds_dicom(scan):
-        jobs = find_jobs(scan, output or Path(), shard=shard, uncertainty=uncertainty, frames=frame)
+        todo = find_jobs(scan, output or Path(), shard=shard, uncertainty=uncertainty, frames=frame)
     else:
         output = output or Path(f"{stem(scan)}_labels.nii.gz")
         job = Job(scan=scan, output=output, uncertainty=uncertainty, seg=dicom_seg)
-        jobs = with_frames(job, frame)
-        if len(jobs) == 1:
-            label_scan(jobs[0], segmenter, overlay, as_json=as_json, say=_say)
+        todo = with_frames(job, frame)
+        if len(todo) == 1:
+            label_scan(todo[0], settings.segmenter(_say), overlay, as_json=as_json, say=_say)
             return
-    if not label_folder(jobs, segmenter, overlay, again=again, as_json=as_json, say=_say):
+    if jobs > 1:
+        outcomes = spread(todo, settings, jobs, overlay=overlay, skip_done=not again)
+    else:
+        segmenter = settings.segmenter(_say)
+        outcomes = run_jobs(todo, segmenter, overlay=overlay, skip_done=not again, say=_say)
+    if not label_folder(outcomes, as_json=as_json, say=_say):
         sys.exit(1)
 
 
@@ -139,7 +185,9 @@ def bench(
     shape: Annotated[str, typer.Option(help="Voxels of the made scan.")] = "512x512x100",
     rounds: Annotated[int, typer.Option(help="Warm rounds.", min=1)] = 5,
     threads: Annotated[int | None, typer.Option(help="CPU threads. Default: all.", min=1)] = None,
-    save: Annotated[Path | None, typer.Option(help="Write the JSON there.")] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="Write the JSON there, and a PNG beside it.")
+    ] = None,
     against: Annotated[Path | None, typer.Option(help="An earlier JSON to compare with.")] = None,
     limit: Annotated[float, typer.Option(help="Allowed ratio to it.", min=1.0)] = 1.2,
     as_json: JsonOption = False,
@@ -155,7 +203,10 @@ def bench(
     result = run_bench(model or default_model(), engine, voxels, rounds=rounds, threads=threads)
     slower = regressions(result, against, limit) if against else []
     if save:
+        from leuda_deploy.bench_picture import draw_bench
+
         save.write_text(json.dumps(result, indent=1) + "\n")
+        draw_bench(save.with_suffix(".png"), result)
     if as_json:
         typer.echo(json.dumps(result, indent=1))
     else:

@@ -6,6 +6,7 @@ Every engine may be called from several threads, and what it returns is the call
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from collections import Counter
 from contextlib import redirect_stdout
@@ -23,12 +24,24 @@ from leuda_deploy.model_file import find_model, read_model
 
 Float32 = NDArray[np.float32]
 Provider = Literal["cpu", "cuda"]
-EngineName = Literal["ort-cpu", "ort-cuda", "openvino"]
+EngineName = Literal["ort-cpu", "ort-cuda", "openvino", "tensorrt", "tensorrt-rtx"]
 Precision = Literal["auto", "fp32", "bf16"]
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+# engine name -> the builder family of its passport, and the module that runs it
+TENSORRT: dict[EngineName, Literal["tensorrt", "tensorrt_rtx"]] = {
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt_rtx",
+}
 CUDA_NEEDS = "CUDA needs an NVIDIA GPU, its driver, and: pip install 'leuda[gpu]'"
 COMPUTING_LAYERS = {"Convolution", "Deconvolution", "MatMul", "FullyConnected"}
+# Of OpenVINO: each holds the activations of its windows, and all together so many bytes of scores
+MAX_STREAMS, MAX_SCORE_BYTES = 8, 64 << 20
 OPENVINO_PRECISIONS = {"f32": "fp32", "f16": "fp16", "i8": "int8", "u8": "int8"}
+
+
+def score_bytes(card: ModelCard) -> int:
+    """What the scores of one window take."""
+    return 4 * (1 + len(card.structures)) * card.recipe.window[0] * card.recipe.window[1]
 
 
 class ModelEngine(Protocol):
@@ -60,6 +73,10 @@ def open_engine(
         return OpenVinoEngine(path, precision=precision, threads=threads)
     if precision == "bf16":
         raise InputError(f"{name} computes in what the model file holds; bf16 is for openvino")
+    if name in TENSORRT:
+        from leuda_deploy.tensorrt_engine import open_tensorrt
+
+        return open_tensorrt(find_model(path), TENSORRT[name], max_gpu_bytes=max_gpu_bytes)
     provider: Provider = "cuda" if name == "ort-cuda" else "cpu"
     return OnnxEngine(path, provider=provider, threads=threads, max_gpu_bytes=max_gpu_bytes)
 
@@ -172,12 +189,14 @@ class OpenVinoEngine:
         if precision == "bf16" and not has_bf16:
             raise LeudaError("this processor has no bf16; use --precision fp32 or auto")
         hint = "bf16" if precision == "bf16" or (precision == "auto" and has_bf16) else "f32"
+        threads = threads or os.cpu_count() or 1
         settings: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": hint,
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": max(
+                1, min(threads, MAX_STREAMS, MAX_SCORE_BYTES // score_bytes(self.card))
+            ),
         }
-        if threads is not None:
-            settings["INFERENCE_NUM_THREADS"] = threads
         try:
             graph = core.read_model(content)
             _check_shapes(
@@ -194,14 +213,26 @@ class OpenVinoEngine:
         version = openvino.__version__.split("-")[0]
         self.description = f"OpenVINO {version} CPU {ran or self.card.precision}"
         self.sha256 = hashlib.sha256(content).hexdigest()
-        self._request = self._compiled.create_infer_request()
+        self.streams = int(self._compiled.get_property("NUM_STREAMS"))
+        self._requests = [self._compiled.create_infer_request() for _ in range(self.streams)]
         self._lock = threading.Lock()
 
     def __call__(self, windows: Float32) -> Float32:
-        """Logits (B, K, h, w) of normalised windows (B, 1, h, w)."""
+        """Logits (B, K, h, w) of normalised windows (B, 1, h, w), a share of them in each stream.
+
+        Cores that work on windows of their own do not wait for each other at every layer; with
+        fewer windows than `streams`, some are idle.
+        """
         with self._lock:  # a request runs one thing at a time
-            found = self._request.infer([windows], share_inputs=True, share_outputs=False)
-            return np.asarray(found[0], dtype=np.float32)
+            count = min(len(windows), len(self._requests))
+            parts = np.array_split(windows, count)
+            requests = self._requests[:count]
+            for request, part in zip(requests, parts, strict=True):
+                request.start_async([part], share_inputs=True)
+            for request in requests:
+                request.wait()
+            found = [request.get_output_tensor(0).data for request in requests]
+            return np.concatenate(found, dtype=np.float32)  # a copy: the caller's own
 
 
 def _openvino_shape(part: Any) -> list[int | None]:

@@ -10,11 +10,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from leuda_deploy.errors import InputError
+
 
 def file_sha256(path: Path | str) -> str:
     """SHA-256 of a file's bytes, read piece by piece."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_writable(target: Path) -> None:
+    """Make the target's folder and prove that files can be made in it. Raises InputError."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"cannot write {target}: {error.strerror or error}; choose another --output"
+        ) from error
 
 
 @contextmanager

@@ -22,7 +22,15 @@ from leuda_deploy.errors import ModelError
 from leuda_deploy.labels import Doubts, label_plane
 from leuda_deploy.overlap import ahead
 from leuda_deploy.recipe import Intensity, Recipe, Stack
-from leuda_deploy.sliding_window import Engine, score_slices, windows_per_slice
+from leuda_deploy.sliding_window import (
+    DEFAULT_TILING,
+    Engine,
+    Tiling,
+    mirrored,
+    score_slices,
+    scoring_floor_once,
+    windows_per_slice,
+)
 from leuda_deploy.timing import Clock
 from leuda_deploy.volume import Volume
 
@@ -72,6 +80,8 @@ def segment_stack(
     *,
     slab: int | None = None,
     batch: int = 8,
+    tiling: Tiling = DEFAULT_TILING,
+    mirror: bool = False,
     uncertainty: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Segmentation:
@@ -80,12 +90,18 @@ def segment_stack(
     engine    (B, 1, h, w) float32 normalised windows -> (B, K, h, w) scores, background first
     slab      slices held at a time, by default as many as fill a batch
     batch     windows given to the engine at a time
+    tiling    how windows are laid and blended, and which are left out
+    mirror    average over mirrored windows, along the axes that `tiling` allows
     progress  called with (slices done, slices in all)
     """
     clock, window = Clock(), stack.recipe.window
     with clock("normalise"):
         fill = stack.intensity.floor
-    slab = slab or max(1, batch // windows_per_slice(stack.grid_shape, window))
+    if mirror:
+        engine = mirrored(engine, tiling.mirror)
+    if tiling.skip_floor:
+        engine = scoring_floor_once(engine, fill)
+    slab = slab or max(1, batch // windows_per_slice(stack.grid_shape, window, tiling.overlap))
 
     def images() -> Iterator[tuple[int, int, Float32]]:
         for start in range(0, stack.depth, slab):
@@ -97,7 +113,9 @@ def segment_stack(
     def scores() -> Iterator[tuple[int, int, Float32]]:
         for start, stop, slices in ahead(images()):
             with clock("network"):
-                found = score_slices(engine, slices, window=window, fill=fill, batch=batch)
+                found = score_slices(
+                    engine, slices, window=window, fill=fill, tiling=tiling, batch=batch
+                )
                 if not np.isfinite(found).all():
                     raise ModelError(
                         f"the model gives scores that are not finite on {stack.volume.name}, "

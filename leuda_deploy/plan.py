@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from leuda_deploy.errors import InputError
 from leuda_deploy.memory import in_megabytes
 from leuda_deploy.recipe import Stack
-from leuda_deploy.sliding_window import windows_per_slice
+from leuda_deploy.sliding_window import DEFAULT_TILING, Tiling, windows_per_slice
 
 # What Python, its allocator and the threads take on top of what can be counted: measured up to
 # 60 MB (benchmarks/results/runtime.json).
@@ -51,6 +51,8 @@ def make_plan(
     scans: int = 1,
     results: int = 1,
     uncertainty: bool = False,
+    tiling: Tiling = DEFAULT_TILING,
+    mirror: bool = False,
     max_bytes: int | None = None,
 ) -> Plan:
     """The plan with the batch asked for, or the largest smaller one that keeps to the budget.
@@ -63,9 +65,12 @@ def make_plan(
     Raises InputError, naming the least that would do, if no batch fits.
     """
     plans = [
-        _plan_for(size, stack, classes, loaded_bytes, growth_bytes, (scans, results), uncertainty)
+        _plan_for(
+            size, stack, classes, loaded_bytes, growth_bytes, (scans, results), uncertainty, tiling,
+            mirror,
+        )
         for size in sorted({1, batch, *(b for b in growth_bytes if b < batch)}, reverse=True)
-    ]
+    ]  # fmt: skip
     for plan in plans:
         if max_bytes is None or plan.peak_bytes <= max_bytes:
             return plan
@@ -84,9 +89,11 @@ def _plan_for(
     growth_bytes: Mapping[int, int],
     held: tuple[int, int],
     uncertainty: bool,
+    tiling: Tiling,
+    mirror: bool,
 ) -> Plan:
     window = stack.recipe.window
-    per_slice = windows_per_slice(stack.grid_shape, window)
+    per_slice = windows_per_slice(stack.grid_shape, window, tiling.overlap)
     slab = min(stack.depth, max(1, batch // per_slice))
     plane = stack.plane_shape[0] * stack.plane_shape[1]
     grid = max(stack.grid_shape[0], window[0]) * max(stack.grid_shape[1], window[1])
@@ -94,7 +101,9 @@ def _plan_for(
     images = slab * (4 * grid + itemsize * plane)
     # blended scores besides the engine's own, where windows overlap
     scores = 4 * classes * grid * slab
-    blending = 4 * classes * window[0] * window[1] * batch if per_slice > 1 else 0
+    # and a second set of a batch's, blended, mirrored or put together
+    copies = (per_slice > 1) + mirror + tiling.skip_floor
+    blending = 4 * classes * window[0] * window[1] * batch * copies
     voxels = stack.volume.raw.size
     return Plan(
         slab=slab,

@@ -38,10 +38,11 @@ def _bar(name: str) -> Iterator[Report]:
         TextColumn("  {task.description}"),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TextColumn("gone,"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task(name, total=None, note="")
@@ -65,7 +66,8 @@ def _lines(name: str, began: float) -> Iterator[Report]:
         if now - spoken >= LOG_SECONDS and 0 < done < total:
             spoken = now
             left = (now - began) / done * (total - done)
-            line = f"  {name}: {done}/{total}, about {left:.0f} s left {note}"
-            print(line.rstrip(), file=sys.stderr, flush=True)  # noqa: T201
+            parts = (f"{done}/{total}", note, f"about {left:.0f} s left")
+            line = f"  {name}: {', '.join(part for part in parts if part)}"
+            print(line, file=sys.stderr, flush=True)  # noqa: T201
 
     yield report

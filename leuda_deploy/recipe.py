@@ -67,12 +67,16 @@ class Recipe(BaseModel):
 
 @dataclass(frozen=True)
 class Intensity:
-    """Clip to [low, high], then (value - shift) / scale."""
+    """Clip to [low, high], then (value - shift) / scale.
+
+    quartiles  of the scan's values, in scanner units; they say what a scan looks like
+    """
 
     low: float
     high: float
     shift: float
     scale: float
+    quartiles: tuple[float, ...] = ()
 
     def __call__(self, values: Float32) -> Float32:
         """Scanner units -> normalised, any shape, in place; NaN becomes the floor."""
@@ -107,12 +111,13 @@ def fit_intensity(volume: Volume, recipe: Recipe) -> Intensity:
         low, high = float(values[0]), float(values[-1])
     if not high > low:
         raise InputError(f"every voxel of {volume.name} is {low:g}; there is nothing to segment")
+    quartiles = _percentiles(values, counts, (25.0, 50.0, 75.0))
     if recipe.normalisation == "minmax":
-        return Intensity(low, high, (low + high) / 2, (high - low) / 2)
+        return Intensity(low, high, (low + high) / 2, (high - low) / 2, quartiles)
     clipped = np.clip(values, low, high)
     mean = float(np.average(clipped, weights=counts))
     deviation = float(np.sqrt(np.average((clipped - mean) ** 2, weights=counts)))
-    return Intensity(low, high, mean, deviation)
+    return Intensity(low, high, mean, deviation, quartiles)
 
 
 def _histogram(volume: Volume) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -137,15 +142,14 @@ def _histogram(volume: Volume) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
 
 
 def _percentiles(
-    values: NDArray[np.float64], counts: NDArray[np.int64], percent: tuple[float, float]
-) -> tuple[float, float]:
+    values: NDArray[np.float64], counts: NDArray[np.int64], percent: tuple[float, ...]
+) -> tuple[float, ...]:
     """numpy.percentile's linear rule, from a histogram."""
     last_rank = np.cumsum(counts) - 1
     rank = np.asarray(percent) / 100.0 * last_rank[-1]
     below = values[np.searchsorted(last_rank, np.floor(rank))]
     above = values[np.searchsorted(last_rank, np.ceil(rank))]
-    low, high = (below + (above - below) * (rank - np.floor(rank))).tolist()
-    return low, high
+    return tuple((below + (above - below) * (rank - np.floor(rank))).tolist())
 
 
 class Stack:

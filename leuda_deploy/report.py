@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from leuda_deploy.domain import likeness
 from leuda_deploy.engines import ModelEngine
 from leuda_deploy.files import atomic_path
 from leuda_deploy.infer import Segmentation, segment_stack, volumes_ml
@@ -18,7 +19,7 @@ from leuda_deploy.memory import peak_bytes
 from leuda_deploy.overlay import draw_overlay
 from leuda_deploy.plan import Plan
 from leuda_deploy.progress import stage
-from leuda_deploy.recipe import Stack
+from leuda_deploy.recipe import Intensity, Stack
 from leuda_deploy.timing import Clock
 from leuda_deploy.volume import (
     Volume,
@@ -53,7 +54,10 @@ class Report:
     uncertainty: str | None = None
     scan_sha256: str | None = None
     low_confidence: float | None = None
-    intensity: dict[str, float] | None = None  # clip limits, shift and scale of this scan
+    # clip limits, shift, scale and quartiles of this scan
+    intensity: dict[str, float | tuple[float, ...]] | None = None
+    # whether it looks like the target scans of training; None where the card does not know them
+    domain: dict[str, bool | float | str] | None = None
     total_seconds: float | None = None
     predicted_peak_mb: float | None = None
     slab: int | None = None
@@ -88,6 +92,7 @@ def segment_shown(
     *,
     batch: int,
     slab: int | None = None,
+    mirror: bool = False,
     uncertainty: bool = False,
 ) -> Segmentation:
     """`segment_stack`, with its progress on stderr."""
@@ -97,6 +102,8 @@ def segment_shown(
             engine,
             slab=slab,
             batch=batch,
+            tiling=engine.card.tiling,
+            mirror=mirror,
             uncertainty=uncertainty,
             progress=lambda done, total: progress(done, total, ""),
         )
@@ -148,7 +155,8 @@ def write_found(
             for name, millilitres in volumes_ml(found.labels, volume, names).items()
         },
         low_confidence=round(found.low_confidence, 4),
-        intensity={name: round(value, 4) for name, value in asdict(found.intensity).items()},
+        intensity=_rounded(found.intensity),
+        domain=None if card.domain is None else asdict(likeness(found.intensity, card.domain)),
         seconds={name: round(s, 4) for name, s in {**found.seconds, **clock.seconds}.items()},
         total_seconds=round(time.perf_counter() - began, 4),
         peak_memory_mb=None if peak is None else round(peak / 1e6, 1),
@@ -159,6 +167,12 @@ def write_found(
     with atomic_path(output.with_name(stem + ".json")) as temporary:
         temporary.write_text(json.dumps(report.as_dict(), indent=1))
     return report
+
+
+def _rounded(intensity: Intensity) -> dict[str, float | tuple[float, ...]]:
+    quartiles = tuple(round(value, 4) for value in intensity.quartiles)
+    limits = ("low", "high", "shift", "scale")
+    return {name: round(getattr(intensity, name), 4) for name in limits} | {"quartiles": quartiles}
 
 
 def show_report(report: Report, console: Console) -> None:
@@ -182,6 +196,9 @@ def show_report(report: Report, console: Console) -> None:
         lines.append(f"memory   {report.peak_memory_mb:.0f} MB at its peak{foretold}")
     if report.low_confidence is not None:
         lines.append(f"doubts   {report.low_confidence:.1%} of the structures' voxels")
+    if report.domain is not None:
+        looks = "like" if report.domain["fits"] else "NOT like"
+        lines.append(f"domain   {looks} the scans of training (z = {report.domain['z']})")
     if report.overlay:
         lines.append(f"look at  {report.overlay}")
     # markup off: rich would read "[x]" in a path or a name as its own

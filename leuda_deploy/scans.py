@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from leuda_deploy.domain import likeness
 from leuda_deploy.errors import InputError, LeudaError
+from leuda_deploy.files import check_writable
 from leuda_deploy.infer import Segmentation
 from leuda_deploy.jobs import Job, is_done, scan_sha256
 from leuda_deploy.overlap import ahead
@@ -113,6 +115,9 @@ def _guarded(case: _Case, work: Callable[[_Case], None]) -> _Case:
 def _read(case: _Case, segmenter: Segmenter, skip_done: bool) -> None:
     job = case.job
     check_label_path(job.output, job.scan)
+    for target in (job.output, job.uncertainty, job.seg):
+        if target is not None:
+            check_writable(target)  # before hours of work, not after
     with case.clock("read"):
         case.sha256 = scan_sha256(job.scan)
         if skip_done and is_done(job, case.sha256, segmenter.sha256):
@@ -148,10 +153,14 @@ def _label(case: _Case, segmenter: Segmenter, overlapped: bool, say: Callable[[s
         case.stack, uncertainty=wanted, scans=3 if overlapped else 1, results=2 if overlapped else 1
     )
     say(f"plan     {plan}")
+    domain = segmenter.card.domain
+    if domain is not None and not (like := likeness(case.stack.intensity, domain)).fits:
+        say(f"warning: {case.job.scan} does not look like the scans of training: {like}")
     engine = segmenter.engine_for(case.stack)
     case.found = segment_shown(
-        case.stack, engine, slab=plan.slab, batch=plan.batch, uncertainty=wanted
-    )
+        case.stack, engine, slab=plan.slab, batch=plan.batch, mirror=segmenter.mirror,
+        uncertainty=wanted,
+    )  # fmt: skip
 
 
 def _write(case: _Case, segmenter: Segmenter, overlay: bool) -> None:
@@ -191,18 +200,10 @@ def label_scan(
         show_report(outcome.report, Console())
 
 
-def label_folder(
-    jobs: Sequence[Job],
-    segmenter: Segmenter,
-    overlay: bool,
-    *,
-    again: bool,
-    as_json: bool,
-    say: Callable[[str], None],
-) -> bool:
+def label_folder(coming: Iterable[Outcome], *, as_json: bool, say: Callable[[str], None]) -> bool:
     """`leuda infer FOLDER`: all scans, a summary on stdout; whether every one of them is done."""
     outcomes = []
-    for outcome in run_jobs(jobs, segmenter, overlay=overlay, skip_done=not again, say=say):
+    for outcome in coming:
         outcomes.append(outcome)
         if outcome.error is not None:
             say(f"error: {outcome.error}")

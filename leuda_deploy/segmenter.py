@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leuda_deploy.engines import (
+    TENSORRT,
     EngineName,
     ModelEngine,
     Precision,
@@ -26,6 +27,7 @@ from leuda_deploy.memory import resident_bytes
 from leuda_deploy.model_file import find_model, read_model
 from leuda_deploy.plan import Plan, make_plan
 from leuda_deploy.recipe import Stack, fit_to_window
+from leuda_deploy.tensorrt_engine import fitting_engine
 from leuda_deploy.trial import Trial, kept_trial, try_engine
 from leuda_deploy.volume import Volume, read_volume, volume_of
 
@@ -47,7 +49,9 @@ class Segmenter:
     threads          of the engine; None for all
     batch            windows at a time; None for what a short trial on this machine found
     max_bytes        peak memory that is never passed: a scan that needs more is refused first
-    max_gpu_bytes    the same for the GPU's memory, held by ONNX Runtime's allocator
+    max_gpu_bytes    the same for the GPU's memory, held by ONNX Runtime's allocator; a TensorRT
+                     engine that takes more is refused
+    mirror           average over mirrored windows; InputError unless the card allows it
     say              is told, in one line each, which engine runs and why
     """
 
@@ -61,6 +65,7 @@ class Segmenter:
         batch: int | None = None,
         max_bytes: int | None = None,
         max_gpu_bytes: int | None = None,
+        mirror: bool = False,
         say: Callable[[str], None] | None = None,
     ) -> None:
         if model is None:
@@ -70,12 +75,16 @@ class Segmenter:
         if engine not in ("auto", *get_args(EngineName)):
             names = ", ".join(("auto", *get_args(EngineName)))
             raise InputError(f"no engine is called {engine!r}; there are {names}")
-        if max_gpu_bytes is not None and engine not in ("auto", "ort-cuda"):
+        if max_gpu_bytes is not None and engine in ("ort-cpu", "openvino"):
             raise InputError(f"{engine} uses no GPU memory; leave out --max-gpu-memory")
         self.path = find_model(model)
         _, self.card = read_model(self.path)
         self.sha256 = file_sha256(self.path)
-        self.precision, self.threads, self.batch = precision, threads, batch
+        if mirror and not self.card.tiling.mirror:
+            raise InputError(
+                f"{self.path} does not say that a mirrored window means the same; without --mirror"
+            )
+        self.precision, self.threads, self.batch, self.mirror = precision, threads, batch, mirror
         self.max_bytes, self.max_gpu_bytes = max_bytes, max_gpu_bytes
         self._say = say or (lambda line: None)
         self._lock = threading.Lock()
@@ -108,6 +117,8 @@ class Segmenter:
             self.engine_for(stack),
             slab=plan.slab,
             batch=plan.batch,
+            tiling=self.card.tiling,
+            mirror=self.mirror,
             uncertainty=uncertainty,
         )
 
@@ -141,7 +152,7 @@ class Segmenter:
         with self._lock:
             if self._trial is not None:
                 return True
-        names = [self._name] if self._name != "auto" else installed_engines(self.precision)
+        names = [self._name] if self._name != "auto" else self._installed()
         return all(self._kept(name) is not None for name in names)
 
     def plan(
@@ -162,6 +173,8 @@ class Segmenter:
             scans=scans,
             results=results,
             uncertainty=uncertainty,
+            tiling=self.card.tiling,
+            mirror=self.mirror,
             max_bytes=self.max_bytes,
         )
 
@@ -182,7 +195,7 @@ class Segmenter:
         return self._engine
 
     def _choose(self, stack: Stack) -> None:
-        trials = [self._try(name, stack) for name in installed_engines(self.precision)]
+        trials = [self._try(name, stack) for name in self._installed()]
         for trial in trials:
             if trial.failure is not None:
                 self._say(f"passed over {trial.engine}: {trial.failure}")
@@ -204,7 +217,7 @@ class Segmenter:
             self.path,
             precision=self.precision,
             threads=self.threads,
-            max_gpu_bytes=self.max_gpu_bytes if name == "ort-cuda" else None,
+            max_gpu_bytes=None if name in ("ort-cpu", "openvino") else self.max_gpu_bytes,
         )
         # the growth alone: a scan that was read before is none of the program's own
         self._loaded_bytes += (resident_bytes() or 0) - before
@@ -215,18 +228,28 @@ class Segmenter:
             return kept
         windows = sample_windows(stack)
         self._say(f"trying {name} on this machine, once")
-        return try_engine(name, self.path, self.sha256, windows, **self._settings(name))
+        return try_engine(name, self.path, self._code(name), windows, **self._settings(name))
 
     def _kept(self, name: EngineName) -> Trial | None:
-        return kept_trial(name, self.sha256, **self._settings(name))
+        return kept_trial(name, self._code(name), **self._settings(name))
+
+    def _code(self, name: EngineName) -> str:
+        """The hash of what runs: of the model file, or of the engine that was built from it."""
+        if name not in TENSORRT:
+            return self.sha256
+        engine = fitting_engine(self.path, TENSORRT[name])
+        return file_sha256(self.path.parent / engine) if engine else self.sha256
+
+    def _installed(self) -> list[EngineName]:
+        return installed_engines(self.precision, self.path)
 
     def _settings(self, name: EngineName) -> dict[str, Any]:
         precision = self.precision if name == "openvino" else "auto"
         return {"precision": precision, "threads": self.threads}
 
 
-def installed_engines(precision: Precision) -> list[EngineName]:
-    """Engines that can be tried on this machine at this precision."""
+def installed_engines(precision: Precision, model: Path) -> list[EngineName]:
+    """Engines that can be tried on this machine with this model file at this precision."""
     names: list[EngineName] = []
     if find_spec("openvino") is not None and sys.platform != "darwin":
         names.append("openvino")
@@ -234,6 +257,7 @@ def installed_engines(precision: Precision) -> list[EngineName]:
         names.append("ort-cpu")
         if shutil.which("nvidia-smi") or Path("/proc/driver/nvidia").exists():
             names.append("ort-cuda")
+        names += [name for name, family in TENSORRT.items() if fitting_engine(model, family)]
     return names
 
 

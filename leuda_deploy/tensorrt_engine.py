@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import threading
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leuda_deploy.card import ModelCard
-from leuda_deploy.errors import LeudaError, MissingExtraError, ModelError
+from leuda_deploy.errors import InputError, LeudaError, MissingExtraError, ModelError
 from leuda_deploy.gpu import Gpu, find_gpu
-from leuda_deploy.manifest import Manifest, file_sha256, read_manifest
+from leuda_deploy.manifest import MANIFEST_FILE, Manifest, file_sha256, read_manifest
 from leuda_deploy.model_file import MODEL_FILE, read_model
-from leuda_deploy.passport import Passport
+from leuda_deploy.passport import Family, Passport
 
 Float32 = NDArray[np.float32]
 
@@ -100,6 +101,57 @@ def check_engine(folder: Path, name: str) -> tuple[Path, Passport, ModelCard]:
     return path, passport, card
 
 
+def fitting_engine(model: Path, family: Family) -> str | None:
+    """The engine beside a model file that was proven and may run here, by its passport; or None."""
+    folder, version = model.parent, installed_version(family)
+    if version is None or model.name != MODEL_FILE or not (folder / MANIFEST_FILE).is_file():
+        return None
+    gpu, onnx_sha256 = find_gpu(), file_sha256(model)
+    for name, passport in read_manifest(folder).engines.items():
+        if (
+            passport.family == family
+            and passport.proven
+            and not misfits(passport, onnx_sha256=onnx_sha256, gpu=gpu, version=version)
+        ):
+            return name
+    return None
+
+
+def open_tensorrt(
+    model: Path, family: Family, *, max_gpu_bytes: int | None = None
+) -> TensorRTEngine:
+    """The engine of this family beside a model file that runs here, or why there is none.
+
+    Raises ModelError with the command that builds or proves one, InputError if it takes more than
+    max_gpu_bytes.
+    """
+    folder = model.parent
+    if model.name != MODEL_FILE:
+        raise ModelError(f"{model} is no export folder's {MODEL_FILE}; engines lie beside that")
+    engines = read_manifest(folder).engines
+    name = fitting_engine(model, family)
+    # none fits: the first says why not
+    name = name or next((n for n, passport in engines.items() if passport.family == family), None)
+    if name is None:
+        raise ModelError(f"{folder} has no {family} engine; build it: leuda export {model} --trt")
+    if max_gpu_bytes is not None:
+        _, passport, card = check_engine(folder, name)
+        needed = _gpu_bytes(passport, card)
+        if needed > max_gpu_bytes:
+            raise InputError(
+                f"{folder / name} takes {needed // 10**6} MB of the GPU's memory; "
+                f"the least that would do is --max-gpu-memory {-(-needed // 10**6)}M"
+            )
+    return TensorRTEngine(folder, name)
+
+
+def _gpu_bytes(passport: Passport, card: ModelCard) -> int:
+    """Code and weights, activations, and one window and its scores for each of the batch."""
+    pixels = passport.batch[2] * passport.window[0] * passport.window[1]
+    buffers = 4 * pixels * (2 + len(card.structures))
+    return int(1e6 * (passport.engine_mb + (passport.memory_mb or 0.0))) + buffers
+
+
 class TensorRTEngine:
     """A proven engine on the GPU that it was built for; anything else is an error.
 
@@ -129,7 +181,8 @@ class TensorRTEngine:
         inputs = [n for n in names if self._engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
         self._input, (self._output,) = inputs[0], [n for n in names if n not in inputs]
         self._cuda = _Cuda()
-        self.sha256 = self.passport.sha256
+        self._lock = threading.Lock()
+        self.path, self.sha256 = folder / MODEL_FILE, self.passport.onnx_sha256
         self.provider = self.passport.family
         self.description = (
             f"{self.passport.family} {self.passport.version} on {find_gpu()} {self.card.precision}"
@@ -139,7 +192,8 @@ class TensorRTEngine:
         """Scores (B, K, h, w) of windows (B, 1, h, w), in groups that the profile holds."""
         largest = self.passport.batch[2]
         groups = (windows[i : i + largest] for i in range(0, len(windows), largest))
-        return np.concatenate([self._run(np.ascontiguousarray(group)) for group in groups])
+        with self._lock:  # context, stream and buffers are this engine's own
+            return np.concatenate([self._run(np.ascontiguousarray(group)) for group in groups])
 
     @property
     def memory_mb(self) -> float:

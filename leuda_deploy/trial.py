@@ -23,24 +23,30 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from leuda_deploy.engines import EngineName, ModelEngine, OnnxEngine, Precision, open_engine
-from leuda_deploy.errors import LeudaError
+from leuda_deploy.engines import (
+    MAX_SCORE_BYTES,
+    EngineName,
+    ModelEngine,
+    OnnxEngine,
+    OpenVinoEngine,
+    Precision,
+    open_engine,
+    score_bytes,
+)
+from leuda_deploy.errors import LeudaError, ParityError
 from leuda_deploy.files import atomic_path
 from leuda_deploy.memory import resident_bytes
+from leuda_deploy.parity import LIMITS, Limits, check_parity, class_names, run_windows
+from leuda_deploy.probes import FLAT, Probes
 
 Float32 = NDArray[np.float32]
 BATCHES = (1, 2, 4, 8, 16)
 WORTH_IT = 0.95  # a larger batch has to bring at least this ratio in time
 LONG_SECONDS = 0.5  # a batch that takes this long gains nothing from being larger
-MAX_SCORE_BYTES = 64 << 20  # of one batch: scores of many classes outgrow everything else
 TRIAL_SECONDS = 900.0
-REDUCED = ("bf16", "fp16", "int8")
-# Largest difference of a score in units of the scores' standard deviation, and share of pixels with
-# another label. fp32: another order of summation, measured 1e-4; a wrong weight is at 1e-2 and far
-# above. bf16 keeps 8 bits of mantissa and is held to the labels; a wrong layer is above 1.
-EXACT_LIMITS = (2e-3, 1e-4)
-REDUCED_LIMITS = (0.5, 5e-3)
-RUNTIME_PACKAGES = ("leuda", "onnxruntime", "onnxruntime-gpu", "openvino")
+RUNTIME_PACKAGES = (
+    "leuda", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt_rtx",
+)  # fmt: skip
 
 
 class Trial(BaseModel):
@@ -153,7 +159,7 @@ def run_trial(
     if engine.card.precision == "bf16":  # ONNX Runtime runs no bf16 on the CPU
         agreement = "it was proven by its export"
     elif name != "ort-cpu":
-        agreement, failure = compare(OnnxEngine(model, threads=threads), engine, windows)
+        agreement, failure = agrees(OnnxEngine(model, threads=threads), engine, windows)
     return Trial(
         engine=name,
         description=engine.description,
@@ -164,24 +170,41 @@ def run_trial(
     )
 
 
-def compare(
+def agrees(
     reference: ModelEngine, candidate: ModelEngine, windows: Float32
 ) -> tuple[str, str | None]:
-    """How well two engines agree on windows of a scan, and why that will not do, or None."""
-    expected, found = reference(windows), candidate(windows)
-    if expected.shape != found.shape or not np.isfinite(found).all():
-        return "", f"its scores are {found.shape}, not all finite, instead of {expected.shape}"
-    gap = float(np.abs(found - expected).max() / max(float(expected.std()), 1e-6))
-    differing = float((found.argmax(axis=1) != expected.argmax(axis=1)).mean())
-    reduced = any(name in candidate.description for name in REDUCED)
-    max_gap, max_differing = REDUCED_LIMITS if reduced else EXACT_LIMITS
-    agreement = f"{differing:.3%} of pixels differ from ONNX Runtime fp32"
-    if gap <= max_gap and differing <= max_differing:
-        return agreement, None
-    return agreement, (
-        f"{agreement}, allowed {max_differing:.2%}; largest difference of a score "
-        f"{gap:.2g} of their spread, allowed {max_gap:g}"
+    """How well two engines agree on windows of a scan, and why that will not do, or None.
+
+    The limits are those of exports, by the precision in which the candidate's layers run.
+    """
+    real = windows.std(axis=(1, 2, 3)) > FLAT
+    order = np.flatnonzero(real) if real.any() else np.arange(len(windows))
+    probes = Probes(
+        windows=windows[order],
+        names=tuple(f"window {k} of the scan" for k in order),
+        real=len(order),
+        flat=len(order),
     )
+    try:
+        parity = check_parity(
+            run_windows(reference, probes.windows),
+            candidate,
+            probes,
+            stage=candidate.description,
+            classes=class_names(reference.card),
+            limits=limits_of(candidate.description),
+        )
+    except ParityError as error:
+        return "", f"it does not agree with ONNX Runtime: {error}"
+    return f"{parity.disagreement:.3%} of pixels differ from ONNX Runtime", None
+
+
+def limits_of(description: str) -> Limits:
+    """What an engine is held to. bf16 keeps 8 bits, as int8 does, and is held to the labels."""
+    for precision in ("int8", "bf16"):
+        if precision in description:
+            return LIMITS["int8"]
+    return LIMITS["fp16"] if "fp16" in description else LIMITS["fp32"]
 
 
 def _sweep(engine: ModelEngine, windows: Float32) -> tuple[dict[int, float], dict[int, int]]:
@@ -189,9 +212,10 @@ def _sweep(engine: ModelEngine, windows: Float32) -> tuple[dict[int, float], dic
     loaded = resident_bytes() or 0
     window_ms: dict[int, float] = {}
     growth: dict[int, int] = {}
-    score_bytes = 4 * (1 + len(engine.card.structures)) * int(np.prod(engine.card.recipe.window))
+    streams = engine.streams if isinstance(engine, OpenVinoEngine) else 1
     for batch in BATCHES:
-        if batch > 1 and batch * score_bytes > MAX_SCORE_BYTES:
+        # scores of many classes outgrow everything else
+        if batch > 1 and batch * score_bytes(engine.card) > MAX_SCORE_BYTES:
             break
         group = np.ascontiguousarray(np.resize(windows, (batch, *windows.shape[1:])))
         seconds = []
@@ -201,7 +225,9 @@ def _sweep(engine: ModelEngine, windows: Float32) -> tuple[dict[int, float], dic
             seconds.append(time.perf_counter() - began)
         window_ms[batch] = round(1e3 * min(seconds[1:]) / batch, 4)
         growth[batch] = max(0, (resident_bytes() or 0) - loaded)
-        if min(seconds) > LONG_SECONDS:  # large windows fill the processor one by one
+        if (
+            min(seconds) > LONG_SECONDS and batch >= streams
+        ):  # large windows fill the processor one by one
             break
     return window_ms, growth
 

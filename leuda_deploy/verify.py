@@ -45,8 +45,8 @@ class Verified:
     window: tuple[int, int]
     structures: list[str]
     licence: str
-    file_sha256: str
-    content_sha256: str
+    model_sha256: str  # of the model file, as `leuda infer` reports it
+    content_sha256: str  # of graph, weights and card, as the card states it
     gpu: str | None
     files: int
     engines: list[EngineFinding] = field(default_factory=list)
@@ -85,7 +85,7 @@ def verify(path: Path | str) -> Verified:
         window=card.recipe.window,
         structures=[structure.name for structure in card.structures],
         licence=card.licence,
-        file_sha256=onnx_sha256,
+        model_sha256=onnx_sha256,
         content_sha256=card.sha256,
         gpu=f"{gpu.name} (SM {gpu.capability})" if gpu else None,
         files=len(manifest.files),

@@ -6,12 +6,15 @@ import json
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from leuda_deploy.cli import JsonOption, app, run
 from leuda_deploy.errors import InputError, MissingExtraError
+
+if TYPE_CHECKING:
+    from leuda_deploy.sliding_window import Tiling
 
 
 class DeviceOption(StrEnum):
@@ -29,6 +32,20 @@ class ExportPrecision(StrEnum):
     FP16 = "fp16"
     BF16 = "bf16"
     INT8 = "int8"
+
+
+class BlendingOption(StrEnum):
+    """Weights of the scores where windows overlap."""
+
+    GAUSSIAN = "gaussian"
+    CONSTANT = "constant"
+
+
+class MirrorOption(StrEnum):
+    """An axis of the window along which `infer --mirror` may mirror it."""
+
+    ROWS = "rows"
+    COLUMNS = "columns"
 
 
 class PrecisionOption(StrEnum):
@@ -244,6 +261,16 @@ def export(
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="The softmax is inside the graph.")
     ] = False,
+    overlap: Annotated[
+        float, typer.Option(min=0.0, max=0.9, help="Of windows, where a slice has several.")
+    ] = 0.5,
+    blending: Annotated[
+        BlendingOption, typer.Option(help="Of their scores.")
+    ] = BlendingOption.GAUSSIAN,
+    mirror: Annotated[
+        list[MirrorOption] | None,
+        typer.Option(help="A mirrored window means the same (no left and right): allow --mirror."),
+    ] = None,
     trt: Annotated[bool, typer.Option("--trt", help="Also build a TensorRT engine.")] = False,
     trt_target: Annotated[
         str,
@@ -269,7 +296,14 @@ def export(
     plans = plan_engines(trt_target.split(",")) if trt else []  # refused before the long work
     from_run = source.suffix != ".onnx"
     if from_run:
-        folder = _export_run(source, output, precision, dynamic_window, probabilities, licence)
+        from leuda_deploy.sliding_window import Tiling
+
+        tiling = Tiling(
+            overlap=overlap, blending=blending.value, mirror=tuple(m.value for m in mirror or ())
+        )
+        folder = _export_run(
+            source, output, precision, dynamic_window, probabilities, licence, tiling
+        )
     else:
         if precision != "fp32" or dynamic_window or probabilities:
             raise InputError("--precision, --dynamic-window and --probabilities need a run")
@@ -311,6 +345,7 @@ def _export_run(
     dynamic_window: bool,
     probabilities: bool,
     licence: str,
+    tiling: Tiling,
 ) -> Path:
     _need_torch("leuda export")
     from leuda_deploy.card import GraphOptions
@@ -329,6 +364,7 @@ def _export_run(
             licence=licence,
             precision=precision.value,
             options=options,
+            tiling=tiling,
             progress=progress,
         )
     return output

@@ -19,6 +19,7 @@ from leuda_deploy.manifest import write_manifest
 from leuda_deploy.model_file import MODEL_FILE
 from leuda_deploy.parity import Parity, run_windows
 from leuda_deploy.probes import Probes, make_probes
+from leuda_deploy.sliding_window import DEFAULT_TILING, Engine, Tiling
 from leuda_deploy.to_onnx import OPSET, WithSoftmax, to_onnx
 from leuda_deploy.volume import atomic_folder
 from leuda_train.hardware import Hardware
@@ -33,6 +34,7 @@ def export(
     licence: str = "not stated",
     precision: Precision = "fp32",
     options: GraphOptions | None = None,
+    tiling: Tiling = DEFAULT_TILING,
     progress: Progress = lambda done, total, note: None,
 ) -> tuple[ModelCard, Parity]:
     """Write model.onnx, card.json (the same card, to read), parity.json and manifest.json in `out`.
@@ -45,13 +47,14 @@ def export(
     """
     _check_target(out)
     product, facts, families = load_product(run)
-    card = make_card(facts, out.name, licence, _test_dice(run), options or GraphOptions())
+    card = make_card(facts, out.name, licence, _test_dice(run), options or GraphOptions(), tiling)
     module = WithSoftmax(product) if card.options.output == "probabilities" else product
     probes = make_probes(families)
     # the yardstick is float32 on the CPU, wherever and however the run was trained
-    expected = run_windows(
-        TorchEngine(module, Hardware(torch.device("cpu"), "fp32")), probes.windows
-    )
+    engine = TorchEngine(module, Hardware(torch.device("cpu"), "fp32"))
+    expected = run_windows(engine, probes.windows)
+    alone = scores_windows_alone(engine, probes.windows)
+    card = card.model_copy(update={"tiling": tiling.model_copy(update={"skip_floor": alone})})
     with atomic_folder(out) as folder:
         path = folder / MODEL_FILE
         card = to_onnx(module, card, path)
@@ -88,6 +91,18 @@ def _check_target(out: Path) -> None:
         raise InputError(f"{out} is a file; an export is a folder: -o exports/NAME")
 
 
+def scores_windows_alone(engine: Engine, windows: NDArray[np.float32]) -> bool:
+    """Whether an empty window is scored alike by itself and among others (N, 1, h, w).
+
+    If so, the scores of one empty window stand for all of a scan: they differ by rounding alone, by
+    less than a tenth of what the winning class is ahead anywhere in it.
+    """
+    empty = np.full_like(windows[:1], windows.min())
+    alone, among = engine(empty), engine(np.concatenate([windows[:3], empty]))[3:]
+    ranked = np.sort(alone, axis=1)
+    return bool(np.abs(alone - among).max() < (ranked[:, -1] - ranked[:, -2]).min() / 10)
+
+
 def run_probes(run: Path) -> Probes:
     """The windows that this run's exports are proven on."""
     return make_probes(load_product(run)[2])
@@ -115,6 +130,7 @@ def make_card(
     licence: str,
     test_dice: dict[str, float] | None,
     options: GraphOptions,
+    tiling: Tiling = DEFAULT_TILING,
 ) -> ModelCard:
     """The card of a run's product; the exporter fills in the checksum."""
     structures = tuple(
@@ -140,6 +156,8 @@ def make_card(
         structures=structures,
         feed=facts.feed,
         options=_with_multiple(options, facts),
+        domain=facts.domain,
+        tiling=tiling,
         opset=OPSET,
         licence=licence,
         provenance=provenance,

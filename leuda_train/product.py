@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from leuda_deploy.domain import Domain
 from leuda_deploy.errors import TrainingError
 from leuda_deploy.recipe import Recipe
 from leuda_train import checkpoint
@@ -62,6 +63,7 @@ class ProductFacts(BaseModel):
     seed: int
     steps: int
     hardware: str
+    domain: Domain | None = None  # a run from before it was kept has none
 
 
 def build_product(facts: ProductFacts) -> Product:

@@ -32,9 +32,10 @@ import numpy as np
 import tomli_w
 from numpy.typing import NDArray
 
+from leuda_deploy.domain import domain_of
 from leuda_deploy.errors import InputError
 from leuda_deploy.infer import segment
-from leuda_deploy.recipe import Recipe, Stack
+from leuda_deploy.recipe import Recipe, Stack, fit_intensity
 from leuda_deploy.volume import atomic_path, read_volume, write_labels
 from leuda_train.adapt import Adapted, adapt
 from leuda_train.batches import AlignedSets
@@ -277,6 +278,7 @@ def _facts(
 ) -> ProductFacts:
     """What has to be known of the product besides its weights."""
     schedule, widths = config.schedule, config.unet.widths
+    targets = cohort.role("target unlabelled")
     if config.distil is not None:
         widths = config.distil.widths(widths)
     return ProductFacts(
@@ -295,6 +297,7 @@ def _facts(
         seed=config.seed,
         steps=schedule.epochs * schedule.steps_per_epoch,
         hardware=str(hardware),
+        domain=domain_of([fit_intensity(read_volume(scan.image), recipe) for scan in targets]),
     )
 
 

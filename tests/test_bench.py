@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from leuda_deploy.bench import parse_shape, regressions
 from leuda_deploy.cli import main
@@ -33,6 +34,11 @@ def test_bench_measures_and_compares(
     (row,) = result["engines"]
     assert row["p50_seconds"] <= row["p99_seconds"]
     assert {"read", "network", "labels", "write"} <= set(row["stage_seconds"])
+    assert set(row["least_seconds"]) == {"read", "normalise", "resample", "labels", "write"}
+    assert all(0 < seconds < 1 for seconds in row["least_seconds"].values())
+    with Image.open(saved.with_suffix(".png")) as picture:
+        assert picture.size[0] == 900
+        assert len(picture.getcolors(1 << 20) or []) > 5
     assert regressions(result, saved, 1.2) == []
     row["p50_seconds"] *= 1.5
     (line,) = regressions(result, saved, 1.2)

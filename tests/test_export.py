@@ -21,8 +21,9 @@ from leuda_deploy.engines import OnnxEngine
 from leuda_deploy.errors import ParityError
 from leuda_deploy.manifest import file_sha256, read_manifest
 from leuda_deploy.model_file import read_model, write_model
+from leuda_deploy.sliding_window import Tiling
 from leuda_train import export as export_module
-from leuda_train.export import export
+from leuda_train.export import export, scores_windows_alone
 from leuda_train.product import ProductFacts, TorchEngine, build_product, load_product, save_product
 
 pytestmark = pytest.mark.slow
@@ -126,6 +127,25 @@ def test_dynamic_window_and_probabilities_are_said_and_done(run: Path, tmp_path:
     product, _, _ = load_product(run)
     expected = torch.from_numpy(TorchEngine(product, tiny.CPU)(windows)).softmax(1).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_tiling_is_in_the_card_and_empty_windows_are_left_out_where_that_is_proven(
+    run: Path, tmp_path: Path
+) -> None:
+    asked = Tiling(overlap=0.25, blending="constant", mirror=("rows",))
+    card, _ = export(run, tmp_path / "tiled", tiling=asked)
+    assert card.tiling == asked.model_copy(update={"skip_floor": True})
+    windows = np.random.default_rng(0).normal(size=(4, 1, 8, 8)).astype(np.float32)
+
+    def alone(windows: np.ndarray) -> np.ndarray:
+        return np.concatenate([windows, 2 * windows], axis=1)
+
+    def by_the_batch(windows: np.ndarray) -> np.ndarray:  # as batch norm in training does
+        return alone(windows - windows.mean())
+
+    assert scores_windows_alone(alone, windows)
+    assert not scores_windows_alone(by_the_batch, windows)
+    assert not scores_windows_alone(lambda w: np.concatenate([w, w], axis=1), windows)  # a tie
 
 
 class Swapped(torch.nn.Module):

@@ -21,11 +21,13 @@ from leuda_deploy.errors import InputError, LeudaError
 from leuda_deploy.gpu import find_gpu
 from leuda_deploy.jobs import find_jobs
 from leuda_deploy.memory import parse_bytes, peak_bytes, resident_bytes
+from leuda_deploy.parity import LIMITS
 from leuda_deploy.plan import make_plan
 from leuda_deploy.recipe import Recipe, Stack
 from leuda_deploy.scans import run_jobs
 from leuda_deploy.segmenter import Segmenter
-from leuda_deploy.trial import Trial, cache_folder, run_trial
+from leuda_deploy.sliding_window import Tiling
+from leuda_deploy.trial import Trial, cache_folder, limits_of, run_trial
 from leuda_deploy.volume import Volume, read_volume
 
 MakeModel = Callable[..., Path]
@@ -237,11 +239,14 @@ def test_memory_is_measured() -> None:
 
 def openvino_engine(model: Path, **settings: Any) -> OpenVinoEngine:
     pytest.importorskip("openvino", reason="the openvino extra is not installed")
-    return OpenVinoEngine(model, threads=1, **settings)
+    return OpenVinoEngine(model, **({"threads": 1} | settings))
 
 
-def test_openvino_fp32_agrees_with_onnx_runtime_for_any_batch(model: Path) -> None:
-    engine, reference = openvino_engine(model, precision="fp32"), OnnxEngine(model, threads=1)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_openvino_fp32_agrees_with_onnx_runtime_for_any_batch(model: Path, threads: int) -> None:
+    engine = openvino_engine(model, precision="fp32", threads=threads)
+    reference = OnnxEngine(model, threads=1)
+    assert 1 <= engine.streams <= threads
     assert "fp32" in engine.description
     assert engine.sha256 == reference.sha256
     for batch in (3, 1, 8):
@@ -295,8 +300,16 @@ def test_trial_that_disagrees_is_a_failure(model: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("leuda_deploy.trial.open_engine", lambda name, path, **other: Wrong(path))
     trial = run_trial("openvino", model, windows, "fp32", 1)
     assert trial.failure is not None
-    assert "allowed 0.01%" in trial.failure
+    assert "does not agree with ONNX Runtime" in trial.failure
+    assert "allowed 0.001" in trial.failure  # the limit of fp32 in parity.py
     assert run_trial("ort-cpu", model, windows, "auto", 1).failure is None
+
+
+def test_an_engine_is_held_to_the_limits_of_the_precision_it_runs_in() -> None:
+    assert limits_of("OpenVINO 2026 CPU fp32 (9 layers)") == LIMITS["fp32"]
+    assert limits_of("OpenVINO 2026 CPU bf16 (9 layers)") == LIMITS["int8"]
+    assert limits_of("OpenVINO 2026 CPU int8 (9 layers) + fp32 (2 layers)") == LIMITS["int8"]
+    assert limits_of("tensorrt 10.13 on GPU fp16") == LIMITS["fp16"]
 
 
 def test_auto_takes_the_fastest_that_passed_and_says_why(
@@ -313,7 +326,7 @@ def test_auto_takes_the_fastest_that_passed_and_says_why(
 
     said: list[str] = []
     names = ["openvino", "ort-cpu"]
-    monkeypatch.setattr("leuda_deploy.segmenter.installed_engines", lambda precision: names)
+    monkeypatch.setattr("leuda_deploy.segmenter.installed_engines", lambda *asked: names)
     monkeypatch.setattr("leuda_deploy.segmenter.try_engine", tried)
     segmenter = Segmenter(model, engine="auto", threads=3, say=said.append)
     volume = make_volume(values(0), AFFINE)
@@ -361,6 +374,24 @@ def test_trials_run_in_a_process_of_their_own_and_are_kept(
     segmenter = Segmenter(model, engine="ort-cpu", say=said.append)
     segmenter.plan(segmenter.stack(volume))
     assert sum("trying" in line for line in said) == 2
+
+
+# --- windows
+
+
+def test_card_says_how_windows_are_laid_and_whether_they_may_be_mirrored(
+    make_model: MakeModel, tmp_path: Path, threshold_labels: ThresholdLabels
+) -> None:
+    tiling = Tiling(overlap=0.25, blending="constant", mirror=("rows",), skip_floor=True)
+    model = make_model(tmp_path / "free", tiling=tiling)
+    scan = values(3)
+    scan[:, :, 0] = scan.min()  # a slice of air
+    segmenter = Segmenter(model, threads=1, batch=4, mirror=True)
+    found = segmenter(scan, affine=AFFINE).labels
+    np.testing.assert_array_equal(found, threshold_labels(scan))
+    strict = make_model(tmp_path / "strict")
+    with pytest.raises(InputError, match="a mirrored window means the same; without --mirror"):
+        Segmenter(strict, mirror=True)
 
 
 # --- the library

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from leuda_deploy.sliding_window import blend_weights, score_slices, window_starts
+from leuda_deploy.sliding_window import (
+    Tiling,
+    blend_weights,
+    mirrored,
+    score_slices,
+    scoring_floor_once,
+    window_starts,
+)
 
 Float32 = NDArray[np.float32]
 WINDOW = (12, 16)
@@ -50,10 +57,14 @@ def test_pixelwise_engine_gives_its_function_of_the_image(
     field: tuple[int, int], overlap: float
 ) -> None:
     pixels = images(field)
-    scores = score_slices(functions_of_the_pixel, pixels, window=WINDOW, fill=-9.0, overlap=overlap)
-    np.testing.assert_allclose(
-        scores, functions_of_the_pixel(pixels[:, None]), rtol=1e-5, atol=1e-6
-    )
+    for blending in ("gaussian", "constant"):
+        tiling = Tiling(overlap=overlap, blending=blending)
+        scores = score_slices(
+            functions_of_the_pixel, pixels, window=WINDOW, fill=-9.0, tiling=tiling
+        )
+        np.testing.assert_allclose(
+            scores, functions_of_the_pixel(pixels[:, None]), rtol=1e-5, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("window", [8, 13, 16])
@@ -120,3 +131,53 @@ def test_blend_weights_are_positive_symmetric_and_largest_at_the_centre() -> Non
     assert weights.min() > 0
     np.testing.assert_allclose(weights, weights[::-1, ::-1], rtol=1e-6)
     assert np.unravel_index(weights.argmax(), weights.shape) in {(5, 8), (6, 8)}
+
+
+def test_constant_blending_is_the_plain_mean_of_the_windows() -> None:
+    tiling = Tiling(overlap=0.5, blending="constant")
+    pixels = np.zeros((1, 12, 24), dtype=np.float32)  # windows begin at columns 0 and 8
+    scores = score_slices(near_the_rim, pixels, window=WINDOW, fill=0.0, tiling=tiling)
+    column = np.arange(24, dtype=np.float32)
+    expected = np.where(column < 8, column, np.where(column < 16, column - 4, column - 8))
+    np.testing.assert_allclose(scores[0, 0, 0], expected)
+
+
+def test_mirroring_averages_over_the_mirror_images_and_undoes_them() -> None:
+    windows = images(WINDOW, depth=3)[:, None]
+    np.testing.assert_allclose(
+        mirrored(functions_of_the_pixel, ("rows", "columns"))(windows),
+        functions_of_the_pixel(windows),
+        rtol=1e-5,
+    )
+    flipped = near_the_rim(windows[..., ::-1])[..., ::-1]
+    found = mirrored(near_the_rim, ("columns",))(windows)
+    np.testing.assert_allclose(found, (near_the_rim(windows) + flipped) / 2, rtol=1e-5)
+    seen: list[float] = []
+
+    def first_pixel(windows: Float32) -> Float32:
+        seen.append(float(windows[0, 0, 0, 0]))
+        return windows.copy()
+
+    window = np.arange(12 * 16, dtype=np.float32).reshape(1, 1, *WINDOW)
+    mirrored(first_pixel, ("rows", "columns"))(window)
+    assert sorted(seen) == [0, 15, 11 * 16, 12 * 16 - 1]
+
+
+def test_windows_of_the_floor_are_scored_once_and_nothing_changes() -> None:
+    pixels = images((31, 50), depth=3)
+    pixels[1:] = -1.0
+    pixels[2, 30, 49] = -0.999  # one pixel that is not the floor: scored like any other
+    seen: list[int] = []
+
+    def engine(windows: Float32) -> Float32:
+        seen.append(int((windows == -1.0).all(axis=(1, 2, 3)).sum()))
+        return near_the_rim(windows)
+
+    expected = score_slices(engine, pixels, window=WINDOW, fill=-1.0, batch=5)
+    assert sum(seen) > 30
+    seen.clear()
+    found = score_slices(
+        scoring_floor_once(engine, -1.0), pixels, window=WINDOW, fill=-1.0, batch=5
+    )
+    assert sum(seen) == 1
+    np.testing.assert_array_equal(found, expected)

@@ -1,0 +1,180 @@
+"""a made CT with four structures -> scans for the benchmarks, and a U-Net trained to label them.
+
+The structures are discs of wavy outline in a body, blurred as a scanner blurs (Gaussian, 0.8
+pixels) before white noise is added; they swell and turn along z.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+WINDOW, SPACING_MM, PIXEL_MM, SIZE = 256, 1.5, 0.75, 512
+WIDTHS = (32, 64, 128, 256, 512)
+STRUCTURES = ("liver", "spleen", "kidney", "vertebra")
+# centre (x, y) and radius as shares of the plane, and Hounsfield units, of body and structures
+DISCS = (
+    (0.50, 0.50, 0.42, 20.0),
+    (0.36, 0.42, 0.14, 110.0),
+    (0.68, 0.40, 0.09, 160.0),
+    (0.60, 0.64, 0.06, 220.0),
+    (0.46, 0.76, 0.08, 400.0),  # above a hundredth of every slice: the clip limit lies in it
+)
+BLUR_PIXELS, NOISE_HU = 0.8, 20.0
+# training: slices, crops a step and their side, steps, Adam's largest step
+SLICES, BATCH, CROP, STEPS, RATE = 48, 4, 128, 300, 3e-3
+
+
+def anatomy(z: float, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """One axial slice (size, size) in Hounsfield units, unblurred, and its labels; z's period is 1.
+
+    The same field of view at any size: pixel centres lie at (i + 0.5) / size.
+    """
+    y, x = (np.mgrid[:size, :size] + 0.5) / size
+    image, labels = np.full((size, size), -1000.0, np.float32), np.zeros((size, size), np.uint8)
+    for k, (cx, cy, radius, value) in enumerate(DISCS):
+        swell = 1 + 0.25 * np.sin(2 * np.pi * (z + 0.17 * k)) * (k > 0)
+        wave = 1 + 0.12 * np.sin(5 * np.arctan2(y - cy, x - cx) + 6.3 * z + k)
+        inside = np.hypot(x - cx, y - cy) < radius * swell * wave
+        image[inside], labels[inside] = value, k
+    return image, labels
+
+
+def ct_slice(z: float, rng: np.random.Generator) -> np.ndarray:
+    """One slice as scanned: (512, 512) Hounsfield units, blurred, with noise."""
+    return gaussian_filter(anatomy(z, SIZE)[0], BLUR_PIXELS) + rng.normal(0, NOISE_HU, (SIZE, SIZE))
+
+
+def write_scan(path: Path, slices: int) -> None:
+    """A CT of 512 x 512 x slices int16, axial, as scanners store it (LPS)."""
+    rng = np.random.default_rng(0)
+    voxels = np.empty((SIZE, SIZE, slices), np.int16, order="F")
+    for k in range(slices):
+        voxels[:, :, k] = ct_slice(place(k), rng).T.round()
+    nib.save(nib.Nifti1Image(voxels, affine(slices)), path)
+
+
+def affine(slices: int) -> np.ndarray:
+    """Axial, the patient in the middle, as it comes from a scanner."""
+    made = np.diag([-PIXEL_MM, -PIXEL_MM, 1.0, 1.0])
+    made[:3, 3] = PIXEL_MM * SIZE / 2, PIXEL_MM * SIZE / 2, -slices / 2
+    return made
+
+
+def place(k: int) -> float:
+    """The z of slice k of a scan."""
+    return k / 150
+
+
+def recipe() -> Any:
+    """In-plane resampling to 1.5 mm, windows of 256."""
+    from leuda_deploy.recipe import Recipe
+
+    return Recipe(
+        slice_axis="superior",
+        spacing_mm=(SPACING_MM, SPACING_MM),
+        window=(WINDOW, WINDOW),
+        clip_percentiles=(0.5, 99.5),
+        normalisation="minmax",
+    )
+
+
+def train_network(classes: int, widths: tuple[int, ...], steps: int) -> Any:
+    """A U-Net trained on crops of made slices (steps = 0: left as it was born).
+
+    Half of the slices are resampled as leuda does it, half are means of 2 x 2 pixels as MONAI's
+    linear interpolation between pixels gives them: the network is made for neither way alone.
+    """
+    import torch
+
+    from leuda_train.unet import UNet
+
+    torch.manual_seed(0)
+    network = UNet(classes, widths, (0.0,) * len(widths))
+    if steps == 0:
+        return network.eval()
+    network, rng = network.to(memory_format=torch.channels_last), np.random.default_rng(1)
+    images, labels = training_slices(rng)
+    optimiser = torch.optim.Adam(network.parameters(), lr=RATE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps)
+    began = time.perf_counter()
+    for step in range(steps):
+        index = rng.integers(len(images), size=BATCH)
+        corners = rng.integers(0, WINDOW - CROP + 1, size=(BATCH, 2))
+        part = [
+            (i, slice(y, y + CROP), slice(x, x + CROP))
+            for i, (y, x) in zip(index, corners, strict=True)
+        ]
+        batch = torch.from_numpy(np.stack([images[p] for p in part])[:, None])
+        truth = torch.from_numpy(np.stack([labels[p] for p in part]).astype(np.int64))
+        with torch.autocast("cpu", torch.bfloat16):
+            logits, _ = network(batch.to(memory_format=torch.channels_last))
+        loss = torch.nn.functional.cross_entropy(logits.float(), truth)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        if step % 20 == 19:
+            spent = time.perf_counter() - began
+            print(f"step {step + 1}/{steps} loss {loss:.4f}, {spent:.0f} s", file=sys.stderr)
+    return network.to(memory_format=torch.contiguous_format).eval()
+
+
+def training_slices(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Normalised slices (N, 256, 256) float32 at places between those of the scans, and labels."""
+    from leuda_deploy.recipe import Stack
+    from leuda_deploy.volume import volume_of
+
+    places = [(2 * k + 1) / SLICES for k in range(SLICES)]
+    voxels = np.stack([ct_slice(z, rng).T for z in places], axis=-1).round().astype(np.int16)
+    stack = Stack(volume_of(voxels, affine(SLICES)), recipe())
+    images = stack.images(0, SLICES)
+    for k in range(0, SLICES, 2):
+        whole = stack.intensity(voxels[:, :, k].T.astype(np.float32))
+        images[k] = whole.reshape(WINDOW, 2, WINDOW, 2).mean(axis=(1, 3))
+    return images, np.stack([anatomy(z, WINDOW)[1] for z in places])
+
+
+def write_model(folder: Path, classes: int, widths: tuple[int, ...], steps: int) -> None:
+    """The same weights as a leuda model file and as torch.save writes them."""
+    import torch
+
+    from leuda_deploy.card import PALETTE, ModelCard, Provenance, Structure
+    from leuda_deploy.model_file import MODEL_FILE
+    from leuda_deploy.to_onnx import to_onnx
+    from leuda_train.product import Product
+
+    network = train_network(classes, widths, steps)
+    names = STRUCTURES if classes == 5 else tuple(f"structure {k}" for k in range(1, classes))
+    card = ModelCard(
+        name=folder.name,
+        modality="CT",
+        recipe=recipe(),
+        structures=tuple(
+            Structure(name=name, value=k, colour=PALETTE[k % len(PALETTE)])
+            for k, name in enumerate(names, start=1)
+        ),
+        feed="target",
+        opset=20,
+        licence="MIT",
+        sha256="",
+        provenance=Provenance(
+            method="benchmark",
+            network="unet",
+            cohort="made",
+            cohort_sha256="",
+            config={},
+            seed=0,
+            steps=steps,
+            created="",
+            versions={},
+        ),
+    )
+    to_onnx(Product(network, None), card, folder / MODEL_FILE)
+    torch.save(network.state_dict(), folder / "network.pt")
