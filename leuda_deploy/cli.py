@@ -248,7 +248,7 @@ def verify(
     typer.echo(f"whole    {found.model}, {found.files} files as their manifest says")
     typer.echo(f"model    {found.name}: {found.precision}, feed {found.feed}, {found.licence}")
     typer.echo(f"labels   {', '.join(found.structures)}; window {found.window}")
-    typer.echo(f"sha256   {found.file_sha256} (the file)")
+    typer.echo(f"sha256   {found.model_sha256} (the file)")
     typer.echo(f"         {found.content_sha256} (graph, weights and card)")
     typer.echo(f"machine  {found.gpu or 'no NVIDIA GPU'}")
     for engine in found.engines:

@@ -34,7 +34,7 @@ class EngineFinding:
 class Verified:
     """An export that is whole: every file is what its manifest says.
 
-    file_sha256     of the model file, as `sha256sum` prints it
+    model_sha256    of the model file, as `sha256sum` prints it and `leuda infer` reports it
     content_sha256  over graph, weights and card: the seal inside the file
     """
 
@@ -45,8 +45,8 @@ class Verified:
     window: tuple[int, int]
     structures: list[str]
     licence: str
-    model_sha256: str  # of the model file, as `leuda infer` reports it
-    content_sha256: str  # of graph, weights and card, as the card states it
+    model_sha256: str
+    content_sha256: str
     gpu: str | None
     files: int
     engines: list[EngineFinding] = field(default_factory=list)

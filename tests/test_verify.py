@@ -44,7 +44,7 @@ def test_a_whole_export_says_what_it_is(export: Path) -> None:
     assert (found["name"], found["precision"]) == ("phantom-heart", "fp32")
     assert found["structures"] == ["MYO", "LAC", "LVC", "AA"]
     assert found["engines"] == []
-    assert found["file_sha256"] == file_sha256(export / "model.onnx")
+    assert found["model_sha256"] == file_sha256(export / "model.onnx")
     assert found["content_sha256"] == json.loads((export / "card.json").read_text())["sha256"]
     done = leuda("verify", export / "model.onnx")
     assert done.returncode == 0
