@@ -86,6 +86,7 @@ def test_le_uda_trains_and_evaluates_where_no_target_label_exists(finished):
         "predictions",
         "evaluation.json",
         "run.png",
+        "predictions.png",
     }
     rows = read_metrics(finished / "metrics.jsonl")
     assert [row["step"] for row in rows if row["stage"] == "translation"] == [6]
