@@ -36,9 +36,10 @@ class Limits:
 
 LIMITS: dict[Precision, Limits] = {
     # Another order of summation: measured 1e-4 of the spread at most, 7e-7 in the mean. A wrong
-    # weight, a dropped layer or swapped classes are at 1e-2 and far above.
+    # weight, a dropped layer or swapped classes are at 1e-2 and far above. A translator's instance
+    # normalisation enlarges it on a checkerboard: 1.4e-2 in OpenVINO, 2e-4 in ONNX Runtime.
     "fp32": Limits(
-        max_abs=1e-3, mean_abs=2e-5, made_up_max_abs=1e-2, disagreement=1e-4, dice=0.9995
+        max_abs=1e-3, mean_abs=2e-5, made_up_max_abs=5e-2, disagreement=1e-4, dice=0.9995
     ),
     # 11 bits of mantissa: 5e-4 relative a layer, some fifty layers deep, adding up like noise;
     # measured 4e-3 of the spread at most, 2e-4 in the mean. Engines that also accumulate in half
