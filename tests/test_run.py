@@ -143,7 +143,7 @@ def test_the_export_agrees_with_pytorch_and_segments(finished, tmp_path):
     card, parity = export(finished, out, licence="MIT")
     assert parity.max_abs < 1e-3
     stages = json.loads((out / "parity.json").read_text())["stages"]
-    assert stages == [json.loads(json.dumps(parity.as_dict()))]
+    assert stages[-1] == json.loads(json.dumps(parity.as_dict()))
     assert {path.name for path in out.iterdir()} == {
         "model.onnx",
         "card.json",
