@@ -196,6 +196,8 @@ def test_the_product_contains_the_generator_and_the_chosen_network(finished):
     assert set(families) == {"target", "source_as_target", "target_cycled"}
     samples = families["target"]
     assert facts.feed == "target_as_source"
+    assert facts.domain is not None
+    assert facts.domain.scans == 1  # the unlabelled target scan; that of the test is not read
     assert samples.shape[1:] == (32, 32)
     windows = samples[:2, None]
     with torch.no_grad():

@@ -338,8 +338,9 @@ def test_auto_takes_the_fastest_that_passed_and_says_why(
 
 
 def test_named_engine_that_disagrees_runs_with_a_warning_and_a_broken_one_not_at_all(
-    model: Path, make_volume: MakeVolume, monkeypatch: pytest.MonkeyPatch
+    model: Path, make_volume: MakeVolume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("LEUDA_CACHE", str(tmp_path / "cache"))
     window_ms: dict[int, float] = {1: 1.0}
 
     def tried(name: Any, *args: Any, **other: Any) -> Trial:

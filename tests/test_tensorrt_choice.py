@@ -64,7 +64,8 @@ def with_engine(folder: Path, **changes: Any) -> Path:
 
 @pytest.fixture
 def folder(make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An export folder on a machine with a GPU and TensorRT."""
+    """An export folder on a machine with a GPU and TensorRT, where nothing was tried before."""
+    monkeypatch.setenv("LEUDA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(tensorrt_engine, "find_gpu", lambda: HERE)
     monkeypatch.setattr(
         tensorrt_engine,
