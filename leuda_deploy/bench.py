@@ -120,7 +120,7 @@ def measure(
         **{f"p{p}_seconds": round(float(np.percentile(warm, p)), 4) for p in PERCENTILES},
         "voxels_per_second": round(volume.raw.size / median),
         "stage_seconds": {n: round(float(np.median(s[1:])), 4) for n, s in stages.items()},
-        "least_seconds": {stage: round(seconds, 5) for stage, seconds in least.items()},
+        "least_seconds": {stage: float(f"{seconds:.3g}") for stage, seconds in least.items()},
         "peak_mb": None if peak is None else round(peak / 1e6, 1),
         "batch": segmenter.plan(stack).batch,
     }
