@@ -277,11 +277,11 @@ def follow_losses(device: str, steps: int) -> dict[str, Any]:
 
 
 def matmul_peak(hardware: Hardware) -> float:
-    """Floating point operations a second of a large product, the best of a few."""
+    """Floating point operations a second of a large product, the best of many."""
     size = 8192 if hardware.device.type == "cuda" else 2048
     a, b = torch.randn(2, size, size, device=hardware.device).to(DTYPES[hardware.precision])
     best = float("inf")
-    for _ in range(8):
+    for _ in range(50):
         wait_for(hardware.device)
         began = time.perf_counter()
         torch.mm(a, b)
@@ -292,7 +292,7 @@ def matmul_peak(hardware: Hardware) -> float:
 
 def utilisation(setting: Setting, speed: dict[str, Any]) -> dict[str, Any]:
     """Operations of one step (counted in convolutions and products) over the machine's peak."""
-    found = {}
+    found, peaks = {}, {}
     for name in ("ours fp32", "ours", "CycleGAN"):
         kind, precision = VARIANTS[name]
         config = setting.config(precision)
@@ -300,7 +300,9 @@ def utilisation(setting: Setting, speed: dict[str, Any]) -> dict[str, Any]:
         trainer = make_trainer(kind, config, hardware)
         with FlopCounterMode(display=False) as counter:
             trainer.step(0)
-        peak = matmul_peak(hardware)
+        if hardware.precision not in peaks:
+            peaks[hardware.precision] = matmul_peak(hardware)
+        peak = peaks[hardware.precision]
         achieved = counter.get_total_flops() / (speed[name]["step_ms"]["median"] / 1000)
         found[name] = {
             "precision": hardware.precision,
