@@ -13,6 +13,7 @@ from leuda_deploy.sliding_window import DEFAULT_TILING, Tiling, windows_per_slic
 # What Python, its allocator and the threads take on top of what can be counted: measured up to
 # 60 MB (benchmarks/results/runtime.json).
 SLACK_BYTES = 96 << 20
+SPARE_BYTES = 16 << 20  # that the budget advised is more than the least
 # of one slice while it is labelled: index, weight and score of each pixel's taps, all of it open
 LABEL_BYTES_PER_PIXEL = 100
 # slabs that exist at once in each stage: one in the making, one ready, one in use
@@ -74,7 +75,8 @@ def make_plan(
     for plan in plans:
         if max_bytes is None or plan.peak_bytes <= max_bytes:
             return plan
-    least = min(plan.peak_bytes for plan in plans)
+    # the next process may be a little larger than this one when it plans
+    least = min(plan.peak_bytes for plan in plans) + SPARE_BYTES
     raise InputError(
         f"{stack.volume.name} cannot be done in {in_megabytes(max_bytes or 0)}: "
         f"the least that would do is --max-memory {-(-least // 10**6)}M ({plans[-1]})"

@@ -297,7 +297,7 @@ def test_a_profile_shares_out_the_wall_time(tmp_path):
     assert found["images_per_s"] == pytest.approx(3 * 16 / found["seconds"], rel=0.01)
     assert sum(found["share"].values()) == pytest.approx(1.0, abs=1e-3)
     for name in ("data", "forward", "backward", "optimizer", "EMA"):
-        assert found["share"][name] > 0.001, name
+        assert found["share"][name] > 0, name
 
 
 def test_the_progress_line_says_images_a_second(tmp_path):

@@ -109,6 +109,7 @@ def test_two_processes_make_one_run_folder(tmp_path):
     del content["name"], content["method"]
     (tmp_path / "mine.toml").write_text(tomli_w.dumps(content))
     options = ["--out", tmp_path / "run", "--config", tmp_path / "mine.toml", "--profile"]
+    options += ["--method", "le-uda"]
     done = torchrun("-m", "leuda_train", "train", cohort, *options)
     assert done.stdout.count("look at ") == 1
     assert "batch = 1 cannot be shared by 2 processes: one trains, the others wait" in done.stderr
