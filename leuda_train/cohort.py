@@ -177,6 +177,7 @@ def _glob(pattern: str, key: str, root: Path) -> list[Path]:
     base, relative = (Path("/"), pattern[1:]) if pattern.startswith("/") else (root, pattern)
     try:
         found = sorted(path for path in base.glob(relative) if path.name.endswith(EXTENSIONS))
+    # pathlib's: "**" within a name, nothing at all; a pattern that begins with two slashes
     except (ValueError, NotImplementedError) as error:
         raise InputError(f"{key} = {pattern!r} is not a glob: {error}") from error
     if not found:

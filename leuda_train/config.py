@@ -71,6 +71,11 @@ class TranslationConfig(_Part):
     lambda_identity: Weight
     pool: Count
 
+    @property
+    def title(self) -> str:
+        """The translator's name, for people."""
+        return {"cyclegan": "CycleGAN", "fourier": "Fourier"}[self.kind]
+
 
 class UNetConfig(_Part):
     """Channels and encoder dropout by level, finest first."""

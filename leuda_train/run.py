@@ -34,20 +34,19 @@ from numpy.typing import NDArray
 
 from leuda_deploy.domain import domain_of
 from leuda_deploy.errors import InputError
-from leuda_deploy.infer import segment
-from leuda_deploy.recipe import Recipe, Stack, fit_intensity
-from leuda_deploy.volume import atomic_path, read_volume, write_labels
+from leuda_deploy.recipe import Recipe, fit_intensity
+from leuda_deploy.volume import atomic_path, read_volume
 from leuda_train.adapt import Adapted, adapt
 from leuda_train.batches import AlignedSets
 from leuda_train.cohort import Cohort, read_cohort
 from leuda_train.config import Stream, TrainConfig, make_recipe, parse_config
 from leuda_train.distil import distil
-from leuda_train.evaluate import evaluate_pairs
 from leuda_train.hardware import Hardware, choose_hardware
+from leuda_train.held_out import evaluate_product, oracle
 from leuda_train.loop import Progress, Watch
 from leuda_train.metrics import Metrics
 from leuda_train.pictures import draw_predictions, draw_run
-from leuda_train.product import Product, ProductFacts, TorchEngine, save_product
+from leuda_train.product import ProductFacts, save_product
 from leuda_train.ranks import Ranks, joined
 from leuda_train.slices import Slices, load_slices
 from leuda_train.translate import Translation, load_translation
@@ -127,7 +126,7 @@ def _train(
         )
     translation = None
     if config.uses_translation:
-        with stage("translation (CycleGAN)") as progress:
+        with stage(f"translation ({config.translation.title})") as progress:
             translation = load_translation(
                 slices,
                 config.translation,
@@ -164,10 +163,10 @@ def _train(
     evaluation: dict[str, Any] = {}
     if cohort.role("target test"):
         with stage("test scans") as progress:
-            evaluation = _evaluate(adapted.chosen, cohort, recipe, hardware, out, progress)
+            evaluation = evaluate_product(adapted.chosen, cohort, recipe, hardware, out, progress)
             if config.reports_oracle:
-                evaluation["oracle"] = _oracle(
-                    adapted, evaluation, cohort, recipe, hardware, out, progress
+                evaluation["oracle"] = oracle(
+                    adapted.products, evaluation, cohort, recipe, hardware, out, progress
                 )
         draw_predictions(out / "predictions.png", evaluation, cohort, recipe, out / "predictions")
     draw_run(out / "run.png", slices, translation, adapted.history)
@@ -299,55 +298,3 @@ def _facts(
         hardware=str(hardware),
         domain=domain_of([fit_intensity(read_volume(scan.image), recipe) for scan in targets]),
     )
-
-
-def _evaluate(
-    product: Product,
-    cohort: Cohort,
-    recipe: Recipe,
-    hardware: Hardware,
-    out: Path,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Every test scan through the runtime's own pipeline, with the module as its engine."""
-    engine = TorchEngine(product, hardware)
-    names = {number: name for name, number in cohort.structures.items()}
-    scans = cohort.role("target test")
-    pairs, spacing_mm = {}, {}
-    for done, scan in enumerate(scans, start=1):
-        assert scan.label is not None
-        volume = read_volume(scan.image)
-        found = segment(volume, engine, recipe, pixel_spacing_mm=scan.pixel_spacing_mm).labels
-        path = out / "predictions" / f"{scan.subject}_label.nii.gz"
-        write_labels(path, found, volume, names)
-        stack = Stack(volume, recipe, pixel_spacing_mm=scan.pixel_spacing_mm)
-        pairs[scan.subject], spacing_mm[scan.subject] = (path, scan.label), stack.voxel_spacing_mm
-        progress(done, len(scans), scan.subject)
-    return evaluate_pairs(
-        pairs,
-        structures=cohort.structures,
-        map_true=cohort.spec.class_of_raw("target"),
-        spacing_mm=spacing_mm,
-    )
-
-
-def _oracle(
-    adapted: Adapted,
-    evaluation: dict[str, Any],
-    cohort: Cohort,
-    recipe: Recipe,
-    hardware: Hardware,
-    out: Path,
-    progress: Progress,
-) -> dict[str, Any]:
-    """What a choice by test labels would have been: the price of choosing without them.
-
-    Among what was chosen and every candidate after the last epoch. Only ever reported.
-    """
-    dice = {"chosen": evaluation["summary"]["as_predicted"]["mean"]["dice"]}
-    for name, product in adapted.products.items():
-        found = _evaluate(product, cohort, recipe, hardware, out / "oracle" / name, progress)
-        dice[name] = found["summary"]["as_predicted"]["mean"]["dice"]
-    shutil.rmtree(out / "oracle")
-    best = max(dice, key=lambda name: dice[name])
-    return {"network": best, "dice": dice[best], "all": dice}

@@ -79,6 +79,31 @@ def take_labelled(order: Sequence[int], labelled: str | None) -> tuple[int, ...]
     return tuple(order[: int(labelled)])
 
 
+def unpaired_sides(
+    scans: Mapping[str, Mapping[int, Pair]],
+    test: Mapping[str, Sequence[int]],
+    few: Sequence[int],
+    source: str,
+    target: str,
+) -> tuple[Side, Side]:
+    """Source and target of two modalities of different patients; scans and test by modality.
+
+    The papers' test subjects of the source take no part. Labelled volumes stay in the order of
+    `few`: see Cohort.with_labelled.
+    """
+    train = {m: [s for s in scans[m] if s not in test[m]] for m in (source, target)}
+    return Side(
+        modality=source.upper(),
+        labelled=[scans[source][s] for s in few],
+        unlabelled=[scans[source][s].image for s in train[source] if s not in few],
+    ), Side(
+        modality=target.upper(),
+        labelled=[scans[target][s] for s in test[target]],
+        unlabelled=[scans[target][s].image for s in train[target]],
+        upper_bound=[scans[target][s].label for s in train[target]],
+    )
+
+
 def cohort_toml(benchmark: Benchmark, folder: Path) -> str:
     """The text of a cohort.toml that lies in `folder`, with comments."""
     source, target = benchmark.source, benchmark.target

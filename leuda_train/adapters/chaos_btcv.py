@@ -11,7 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from leuda_train.adapters.anatomy import Rule, check_anatomy
-from leuda_train.adapters.benchmark import Benchmark, Pair, Side, need, take_labelled
+from leuda_train.adapters.benchmark import (
+    Benchmark,
+    Pair,
+    need,
+    take_labelled,
+    unpaired_sides,
+)
 from leuda_train.adapters.chaos import convert
 
 LAYOUT = (
@@ -70,7 +76,7 @@ def plan(
             check_anatomy(pair.label, ORGANS[modality], RULES)
             done += 1
             progress(done, total, pair.label.name)
-    train = {m: [s for s in SUBJECTS[m] if s not in TEST[m]] for m in scans}
+    sides = unpaired_sides(scans, TEST, few, source, target)
     return Benchmark(
         name=f"chaos-btcv-{direction}-{len(few)}-labelled",
         about=(
@@ -86,19 +92,8 @@ def plan(
         background={"source": OTHERS[source], "target": OTHERS[target]},
         axis="superior",
         spacing_mm=SPACING_MM,
-        source=Side(
-            modality=source.upper(),
-            labelled=[
-                scans[source][s] for s in few
-            ],  # in the published order: see Cohort.with_labelled
-            unlabelled=[scans[source][s].image for s in train[source] if s not in few],
-        ),
-        target=Side(
-            modality=target.upper(),
-            labelled=[scans[target][s] for s in TEST[target]],
-            unlabelled=[scans[target][s].image for s in train[target]],
-            upper_bound=[scans[target][s].label for s in train[target]],
-        ),
+        source=sides[0],
+        target=sides[1],
         subject=r"(chaos_\d+|\d{4})",  # number 1 of CHAOS is not number 1 of BTCV
     )
 

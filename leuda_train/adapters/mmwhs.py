@@ -10,7 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from leuda_train.adapters.anatomy import Rule, check_anatomy
-from leuda_train.adapters.benchmark import Benchmark, Pair, Side, need, take_labelled
+from leuda_train.adapters.benchmark import (
+    Benchmark,
+    Pair,
+    need,
+    take_labelled,
+    unpaired_sides,
+)
 
 LAYOUT = (
     "MM-WHS 2017: mr_train/mr_train_1001_image.nii.gz, mr_train/mr_train_1001_label.nii.gz, "
@@ -60,7 +66,7 @@ def plan(
     for done, label in enumerate(every, start=1):
         check_anatomy(label, VALUES, RULES)
         progress(done, len(every), label.name)
-    train = {m: [s for s in SUBJECTS if s not in TEST[m]] for m in scans}
+    sides = unpaired_sides(scans, TEST, few, source, target)
     return Benchmark(
         name=f"mmwhs-{direction}-{len(few)}-shot",
         about=(
@@ -74,19 +80,8 @@ def plan(
         background=BACKGROUND,
         axis="anterior",
         spacing_mm=SPACING_MM,
-        source=Side(
-            modality=source.upper(),
-            labelled=[
-                scans[source][s] for s in few
-            ],  # in the published order: see Cohort.with_labelled
-            unlabelled=[scans[source][s].image for s in train[source] if s not in few],
-        ),
-        target=Side(
-            modality=target.upper(),
-            labelled=[scans[target][s] for s in TEST[target]],
-            unlabelled=[scans[target][s].image for s in train[target]],
-            upper_bound=[scans[target][s].label for s in train[target]],
-        ),
+        source=sides[0],
+        target=sides[1],
     )
 
 
