@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from leuda_deploy.domain import Domain
 from leuda_deploy.errors import ModelError
-from leuda_deploy.recipe import Recipe
+from leuda_deploy.recipe import Depth, Recipe
 from leuda_deploy.sliding_window import Tiling
 
 SCHEMA_VERSION = 1
@@ -22,7 +22,7 @@ MAX_CARD_BYTES = 1 << 20
 
 # Fields that came after the first model files: left out where they say nothing, so that the text,
 # and with it the checksum, of an earlier file stays what it was.
-ADDED = ("domain", "tiling")
+ADDED = ("domain", "tiling", "depth")
 
 Text = Annotated[str, Field(max_length=500)]
 Channel = Annotated[int, Field(ge=0, le=255)]
@@ -69,7 +69,7 @@ class Provenance(_Part):
 
 
 class GraphOptions(_Part):
-    """What the graph does beyond (B, 1, h, w) -> logits with a fixed window.
+    """What the graph does beyond (B, 1, *window) -> logits with a fixed window.
 
     dynamic_window    it takes any window whose sides are multiples of window_multiple
     output            its scores: logits, or after a softmax over the classes
@@ -88,6 +88,7 @@ class ModelCard(_Part):
     precision  what most of the network computes in; inputs and scores are always fp32
     domain  intensities of the target scans of training; None: not known
     tiling  how windows are laid, blended, mirrored and left out
+    depth   of a 3D graph's windows; None: the graph is 2D
     sha256  over graph, weights and card; see `model_file`
     """
 
@@ -101,10 +102,16 @@ class ModelCard(_Part):
     options: GraphOptions = GraphOptions()
     domain: Domain | None = None
     tiling: Tiling = Tiling()
+    depth: Depth | None = None
     opset: Annotated[int, Field(ge=1)]
     licence: Text
     provenance: Provenance
     sha256: Text
+
+    @property
+    def window(self) -> tuple[int, ...]:
+        """What the graph reads at once: (h, w), or (d, h, w) of a 3D graph."""
+        return (self.depth.slices, *self.recipe.window) if self.depth else self.recipe.window
 
     @property
     def label_names(self) -> dict[int, str]:

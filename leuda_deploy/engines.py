@@ -1,5 +1,6 @@
 """model file -> engine, (B, 1, h, w) float32 -> (B, K, h, w) float32, on exactly what was asked.
 
+A 3D graph reads and gives (d, h, w) in place of (h, w).
 Every engine may be called from several threads, and what it returns is the caller's own.
 """
 
@@ -12,6 +13,7 @@ from collections import Counter
 from contextlib import redirect_stdout
 from importlib.util import find_spec
 from io import StringIO
+from math import prod
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -41,7 +43,7 @@ OPENVINO_PRECISIONS = {"f32": "fp32", "f16": "fp16", "i8": "int8", "u8": "int8"}
 
 def score_bytes(card: ModelCard) -> int:
     """What the scores of one window take."""
-    return 4 * (1 + len(card.structures)) * card.recipe.window[0] * card.recipe.window[1]
+    return 4 * (1 + len(card.structures)) * prod(card.window)
 
 
 class ModelEngine(Protocol):
@@ -252,9 +254,9 @@ def _precisions_that_run(compiled: Any) -> Counter[str]:
 
 def _check_shapes(shapes: list[list[Any]], card: ModelCard, path: Path) -> None:
     """Refuse a graph that does not do what its card says: one input, one output, K classes."""
-    wanted = [[None, 1, *card.recipe.window], [None, 1 + len(card.structures), *card.recipe.window]]
+    wanted = [[None, 1, *card.window], [None, 1 + len(card.structures), *card.window]]
     # a dimension that the graph leaves open is a name, not a number
-    fits = [len(shape) for shape in shapes] == [4, 4] and all(
+    fits = [len(shape) for shape in shapes] == [len(shape) for shape in wanted] and all(
         not isinstance(have, int) or want in (None, have)
         for shape, want_shape in zip(shapes, wanted, strict=True)
         for have, want in zip(shape, want_shape, strict=True)

@@ -1,19 +1,20 @@
 """scan -> labels on the scan's own grid, the whole way on one page.
 
-Slices do not interact (in-plane resampling, a 2D network), so the scan goes through in slabs of a
-few slices and no score volume of the whole scan ever exists:
+The scan goes through in slabs of a few slices, and no score volume of the whole scan ever exists:
 
     images  (d, h, w) float32     thread 1   normalise, resample
     scores  (d, K, h, w) float32  thread 2   windows, network, blend
     labels  (d, H, W) uint8       caller     winning class on the scan's own pixels
 
-The three work at once on successive slabs; each waits when it is one slab ahead.
+The three work at once on successive slabs; each waits when it is one slab ahead. A 2D network
+scores each slab by itself; for a 3D one, each slab completes a window (`Blocks`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,15 +22,14 @@ from numpy.typing import NDArray
 from leuda_deploy.errors import ModelError
 from leuda_deploy.labels import Doubts, label_plane
 from leuda_deploy.overlap import ahead
-from leuda_deploy.recipe import Intensity, Recipe, Stack
+from leuda_deploy.recipe import Depth, Intensity, Recipe, Stack
+from leuda_deploy.slabs import Blocks, ScanSlices, Slabs
 from leuda_deploy.sliding_window import (
     DEFAULT_TILING,
     Engine,
     Tiling,
     mirrored,
-    score_slices,
     scoring_floor_once,
-    windows_per_slice,
 )
 from leuda_deploy.timing import Clock
 from leuda_deploy.volume import Volume
@@ -61,6 +61,7 @@ def segment(
     engine: Engine,
     recipe: Recipe,
     *,
+    depth: Depth | None = None,
     pixel_spacing_mm: tuple[float, float] | None = None,
     slab: int | None = None,
     batch: int = 8,
@@ -68,7 +69,7 @@ def segment(
     progress: Callable[[int, int], None] | None = None,
 ) -> Segmentation:
     """`segment_stack` for a scan as it was read."""
-    stack = Stack(volume, recipe, pixel_spacing_mm=pixel_spacing_mm)
+    stack = Stack(volume, recipe, depth=depth, pixel_spacing_mm=pixel_spacing_mm)
     return segment_stack(
         stack, engine, slab=slab, batch=batch, uncertainty=uncertainty, progress=progress
     )
@@ -87,53 +88,57 @@ def segment_stack(
 ) -> Segmentation:
     """Label every voxel of a scan.
 
-    engine    (B, 1, h, w) float32 normalised windows -> (B, K, h, w) scores, background first
-    slab      slices held at a time, by default as many as fill a batch
+    engine    (B, 1, h, w) float32 normalised windows -> (B, K, h, w) scores, background first;
+              where the stack has a depth, (d, h, w) in place of (h, w)
+    slab      slices held at a time, by default as many as fill a batch; a 3D window has its own
     batch     windows given to the engine at a time
     tiling    how windows are laid and blended, and which are left out
     mirror    average over mirrored windows, along the axes that `tiling` allows
     progress  called with (slices done, slices in all)
     """
-    clock, window = Clock(), stack.recipe.window
+    clock = Clock()
     with clock("normalise"):
         fill = stack.intensity.floor
     if mirror:
         engine = mirrored(engine, tiling.mirror)
     if tiling.skip_floor:
         engine = scoring_floor_once(engine, fill)
-    slab = slab or max(1, batch // windows_per_slice(stack.grid_shape, window, tiling.overlap))
+    score = (
+        Blocks(engine, stack, fill=fill, tiling=tiling, batch=batch)
+        if stack.window_slices > 1
+        else Slabs(engine, stack, fill=fill, tiling=tiling, batch=batch, slab=slab)
+    )
 
-    def images() -> Iterator[tuple[int, int, Float32]]:
-        for start in range(0, stack.depth, slab):
-            stop = min(start + slab, stack.depth)
+    def images() -> Iterator[Float32]:
+        for start, stop in pairwise([0, *score.cuts]):
             with clock("resample"):
                 slices = stack.images(start, stop)
-            yield start, stop, slices
+            yield slices
 
-    def scores() -> Iterator[tuple[int, int, Float32]]:
-        for start, stop, slices in ahead(images()):
+    def scores() -> Iterator[tuple[int, Float32]]:
+        for slices in ahead(images()):
             with clock("network"):
-                found = score_slices(
-                    engine, slices, window=window, fill=fill, tiling=tiling, batch=batch
-                )
+                start, found = score(slices)
                 if not np.isfinite(found).all():
                     raise ModelError(
                         f"the model gives scores that are not finite on {stack.volume.name}, "
-                        f"slices {start} to {stop - 1}; nothing was written"
+                        f"slices {start} to {start + len(found) - 1}; nothing was written"
                     )
-            yield start, stop, found
+            yield start, found
 
     labels = np.empty(stack.volume.raw.shape, dtype=np.uint8, order="F")
     label_stack = stack.of_scan(labels)
     doubts = Doubts(stack, wanted=uncertainty)
-    for start, stop, found in ahead(scores()):
-        with clock("labels"):
-            for index, plane in enumerate(found, start=start):
-                label_stack[index] = label_plane(plane, stack.plane_shape)
-        with clock("doubts"):
-            doubts.add(start, found)
+    on_scan = ScanSlices(stack.depth, stack.scan_depth)
+    for grid_start, on_grid in ahead(scores()):
+        for start, found in on_scan(grid_start, on_grid):
+            with clock("labels"):
+                for index, plane in enumerate(found, start=start):
+                    label_stack[index] = label_plane(plane, stack.plane_shape)
+            with clock("doubts"):
+                doubts.add(start, found)
         if progress is not None:
-            progress(stop, stack.depth)
+            progress(grid_start + len(on_grid), stack.depth)
     return Segmentation(
         labels=labels,
         uncertainty=doubts.entropy,

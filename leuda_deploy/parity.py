@@ -170,7 +170,7 @@ def _judge(
             window=window,
         )
 
-    by_window = gap.max(axis=(2, 3))
+    by_window = gap.reshape(*gap.shape[:2], -1).max(axis=2)
     for name, value, limit, part in (
         ("largest |Δlogit|", parity.max_abs, limits.max_abs, slice(0, real)),
         ("mean |Δlogit|", parity.mean_abs, limits.mean_abs, slice(0, real)),
@@ -181,7 +181,7 @@ def _judge(
             window, channel = divmod(int(by_window[part].argmax()), by_window.shape[1])
             what = f"{name} is {value:.3g} of the logits' spread, allowed {limit:g}"
             raise refuse(what, window + (part.start or 0), channel)
-    worst = int(differ.mean(axis=(1, 2)).argmax())
+    worst = int(differ.reshape(len(differ), -1).mean(axis=1).argmax())
     dice = {k: d for k, d in enumerate(parity.class_dice.values()) if d is not None}
     lowest = min(dice, key=lambda k: dice[k])
     if not parity.disagreement <= limits.disagreement:

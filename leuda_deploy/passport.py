@@ -42,7 +42,7 @@ class Passport(BaseModel):
     layers: dict[Text, Text]
     layer_kinds: dict[Text, int]
     batch: tuple[int, int, int]
-    window: tuple[int, int]
+    window: tuple[int, ...]
     workspace_mb: int
     build_seconds: float
     engine_mb: float

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 
 from leuda_deploy.errors import InputError
 from leuda_deploy.memory import in_megabytes
@@ -89,23 +90,28 @@ def _plan_for(
     classes: int,
     loaded_bytes: int,
     growth_bytes: Mapping[int, int],
-    held: tuple[int, int],
+    kept: tuple[int, int],
     uncertainty: bool,
     tiling: Tiling,
     mirror: bool,
 ) -> Plan:
+    per_slice = windows_per_slice(stack.grid_shape, stack.window, tiling.overlap)
+    blocks = stack.window_slices > 1
+    slab = min(stack.depth, stack.window_slices if blocks else max(1, batch // per_slice))
     window = stack.recipe.window
-    per_slice = windows_per_slice(stack.grid_shape, window, tiling.overlap)
-    slab = min(stack.depth, max(1, batch // per_slice))
     plane = stack.plane_shape[0] * stack.plane_shape[1]
     grid = max(stack.grid_shape[0], window[0]) * max(stack.grid_shape[1], window[1])
     itemsize = stack.volume.raw.dtype.itemsize
-    images = slab * (4 * grid + itemsize * plane)
+    # of the scan's own slices, those that a slab of the model grid is made of
+    read = slab if stack.depth == stack.scan_depth else 2 + slab * stack.scan_depth // stack.depth
+    images = 4 * slab * grid + read * (4 * grid * (read != slab) + itemsize * plane)
     # blended scores besides the engine's own, where windows overlap
     scores = 4 * classes * grid * slab
     # and a second set of a batch's, blended, mirrored or put together
     copies = (per_slice > 1) + mirror + tiling.skip_floor
-    blending = 4 * classes * window[0] * window[1] * batch * copies
+    blending = 4 * classes * prod(stack.window) * batch * copies
+    # blocks of slices that overlap: images and sums held, a block's scores in the making
+    held = blocks * (4 * slab * grid + 3 * scores)
     voxels = stack.volume.raw.size
     return Plan(
         slab=slab,
@@ -113,9 +119,12 @@ def _plan_for(
         parts={
             "program": loaded_bytes + SLACK_BYTES,
             "network": _growth(growth_bytes, batch),
-            "scan": held[0] * voxels * itemsize,
-            "labels": held[1] * (2 if uncertainty else 1) * voxels,
-            "slabs": SLABS_ALIVE * (images + scores) + blending + LABEL_BYTES_PER_PIXEL * plane,
+            "scan": kept[0] * voxels * itemsize,
+            "labels": kept[1] * (2 if uncertainty else 1) * voxels,
+            "slabs": SLABS_ALIVE * (images + scores)
+            + blending
+            + held
+            + LABEL_BYTES_PER_PIXEL * plane,
         },
     )
 

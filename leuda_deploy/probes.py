@@ -28,7 +28,7 @@ SHIFTS = {"top left": (-1, -1), "bottom right": (1, 1), "top": (-1, 0), "right":
 class Probes:
     """Windows to compare engines on.
 
-    windows  (N, 1, h, w) float32; names[i] says where window i is from
+    windows  (N, 1, *window) float32; names[i] says where window i is from
     real     how many of them, the first ones, hold real slices; the rest is made up
     flat     where the windows of one single value begin, among them slices of air. Instance
              normalisation divides their rounding noise by the root of its epsilon, so engines that
@@ -44,6 +44,8 @@ class Probes:
 
 def make_probes(families: Mapping[str, Float32], *, seed: int = 0) -> Probes:
     """Slices (n, h, w) by image family -> windows: real, at the border, noise, constants, extremes.
+
+    Of a 3D graph, blocks (n, d, h, w) in place of slices.
 
     Raises ModelError if there is no slice at all: nothing can be proven on noise alone.
     """
@@ -82,14 +84,14 @@ def make_probes(families: Mapping[str, Float32], *, seed: int = 0) -> Probes:
 
 def _moved(image: Float32, shift: tuple[int, int], fill: float) -> Float32:
     """The image moved by half its size, the rest filled: what lies beyond the border of a scan."""
-    height, width = image.shape
+    height, width = image.shape[-2:]
     down, right = shift[0] * (height // 2), shift[1] * (width // 2)
     moved = np.full_like(image, fill)
     rows = slice(max(down, 0), height + min(down, 0))
     columns = slice(max(right, 0), width + min(right, 0))
     rows_from = slice(max(-down, 0), height + min(-down, 0))
     columns_from = slice(max(-right, 0), width + min(-right, 0))
-    moved[rows, columns] = image[rows_from, columns_from]
+    moved[..., rows, columns] = image[..., rows_from, columns_from]
     return moved
 
 
@@ -98,7 +100,7 @@ def _made_up(values: Float32, rng: np.random.Generator) -> list[tuple[str, Float
     low, high = float(values.min()), float(values.max())
     noise = rng.normal(values.mean(), values.std(), size=(NOISE_WINDOWS, *shape))
     spike = np.full(shape, low)
-    spike[shape[0] // 2, shape[1] // 2] = high
+    spike[tuple(size // 2 for size in shape)] = high
     extremes = {
         "a checkerboard of floor and ceiling": np.where(np.indices(shape).sum(0) % 2, low, high),
         "floor and ceiling at random": rng.choice([low, high], size=shape),

@@ -5,6 +5,8 @@ file, so the two cannot drift apart.
 
     scan (X, Y, Z)  --orient-->  stack (D, H, W)  --clip, normalise-->
                                                   --resample in plane-->  grid (D, h, w)
+
+For a 3D graph, whose card has a `Depth`, slices are resampled along the third axis, too.
 """
 
 from __future__ import annotations
@@ -63,6 +65,18 @@ class Recipe(BaseModel):
         if low >= high:
             raise ValueError(f"clip_percentiles must rise, got {low} and {high}")
         return self
+
+
+class Depth(BaseModel):
+    """What a 3D graph reads at once along the slice axis: windows are (slices, h, w).
+
+    spacing_mm  from slice to slice of the model grid, or "native": the scan's own slices
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    slices: Annotated[int, Field(ge=2, le=1024)]
+    spacing_mm: Annotated[float, Field(gt=0, le=100)] | Literal["native"] = "native"
 
 
 @dataclass(frozen=True)
@@ -155,7 +169,9 @@ def _percentiles(
 class Stack:
     """A scan as the network sees it, read slab by slab: D slices, native (H, W), grid (h, w).
 
-    pixel_spacing_mm overrides the header's in-plane pixel size, for data whose header is wrong.
+    depth             of a 3D graph's window; with a spacing of its own, `depth` slices of the grid
+                      lie where the scan has `scan_depth`
+    pixel_spacing_mm  overrides the header's in-plane pixel size, for data whose header is wrong
     """
 
     def __init__(
@@ -163,14 +179,17 @@ class Stack:
         volume: Volume,
         recipe: Recipe,
         *,
+        depth: Depth | None = None,
         pixel_spacing_mm: tuple[float, float] | None = None,
     ) -> None:
         self.volume, self.recipe = volume, recipe
+        self.window = (depth.slices, *recipe.window) if depth else recipe.window
+        self.window_slices = depth.slices if depth else 1
         self._orientation = _stack_orientation(volume.affine, recipe.slice_axis)
         # a view: nothing is copied until a slab is read
         self._raw = orientations.apply_orientation(volume.raw, self._orientation)
-        self.depth, *plane = self._raw.shape
-        self.plane_shape = (int(plane[0]), int(plane[1]))
+        self.scan_depth, *plane = map(int, self._raw.shape)
+        self.plane_shape = (plane[0], plane[1])
         spacing = np.empty(3)
         spacing[self._orientation[:, 0].astype(int)] = volume.spacing_mm
         self.slice_spacing_mm = float(spacing[0])
@@ -178,24 +197,27 @@ class Stack:
         true_spacing = np.array([self.slice_spacing_mm, *self.plane_spacing_mm])
         x, y, z = true_spacing[self._orientation[:, 0].astype(int)].tolist()
         self.voxel_spacing_mm: tuple[float, float, float] = (x, y, z)  # along the scan's own axes
-        self.grid_shape = self._grid_shape()
+        self.depth, *grid = self._grid(depth)
+        self.grid_shape = (grid[0], grid[1])
         self._intensity: Intensity | None = None
 
-    def _grid_shape(self) -> tuple[int, int]:
-        if self.recipe.spacing_mm == "native":
-            return self.plane_shape
-        h, w = (
-            max(1, round(size * have / want))
-            for size, have, want in zip(
-                self.plane_shape, self.plane_spacing_mm, self.recipe.spacing_mm, strict=True
-            )
-        )
-        if max(h, w) > MAX_GRID:
+    def _grid(self, depth: Depth | None) -> list[int]:
+        """(D, h, w) of the model grid, which covers the scan's field of view."""
+        have = (self.slice_spacing_mm, *self.plane_spacing_mm)
+        want = list(have)
+        if self.recipe.spacing_mm != "native":
+            want[1:] = self.recipe.spacing_mm
+        if depth is not None and depth.spacing_mm != "native":
+            want[0] = depth.spacing_mm
+        shape = (self.scan_depth, *self.plane_shape)
+        grid = [max(1, round(n * a / b)) for n, a, b in zip(shape, have, want, strict=True)]
+        if max(grid) > max(MAX_GRID, *shape):
             raise InputError(
-                f"{self.volume.name}: its {self.plane_spacing_mm} mm pixels on a grid of "
-                f"{self.recipe.spacing_mm} mm make {h} x {w}; at most {MAX_GRID} a side"
+                f"{self.volume.name}: its voxels of {' x '.join(f'{a:g}' for a in have)} mm on a "
+                f"grid of {' x '.join(f'{b:g}' for b in want)} mm make "
+                f"{' x '.join(map(str, grid))}; at most {MAX_GRID} a side"
             )
-        return h, w
+        return grid
 
     @property
     def intensity(self) -> Intensity:
@@ -206,6 +228,18 @@ class Stack:
 
     def images(self, start: int, stop: int) -> Float32:
         """Slices start..stop as the network reads them: (d, h, w) float32, normalised."""
+        if self.depth == self.scan_depth:
+            return self._scan_slices(start, stop)
+        index, weight = (part[:, start:stop] for part in taps(self.scan_depth, self.depth))
+        first = int(index.min())
+        slices = self._scan_slices(first, int(index.max()) + 1)
+        images = np.zeros((stop - start, *self.grid_shape), dtype=np.float32)
+        for places, shares in zip(index - first, weight, strict=True):
+            for image, place, share in zip(images, places, shares, strict=True):
+                image += share * slices[place]
+        return images
+
+    def _scan_slices(self, start: int, stop: int) -> Float32:
         images = np.empty((stop - start, *self.grid_shape), dtype=np.float32)
         # slice by slice, so that what is worked on stays in the processor's cache
         for image, raw in zip(images, np.ascontiguousarray(self._raw[start:stop]), strict=True):
@@ -228,12 +262,12 @@ class Stack:
         return classes
 
     def of_scan(self, values: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """A view of values on the scan's own grid (X, Y, Z) as the stack (D, H, W).
+        """A view of values on the scan's own grid (X, Y, Z) as the stack (scan_depth, H, W).
 
         What is written into it slab by slab lies where it belongs: nothing is turned back later.
         """
         view: NDArray[np.uint8] = orientations.apply_orientation(values, self._orientation)
-        assert view.shape == (self.depth, *self.plane_shape)
+        assert view.shape == (self.scan_depth, *self.plane_shape)
         assert np.may_share_memory(view, values)
         return view
 
@@ -309,3 +343,17 @@ def fit_to_window(images: NDArray[Any], window: tuple[int, int], fill: float) ->
             pad[images.ndim + axis] = (before, -excess - before)
             images = np.pad(images, pad, constant_values=fill)
     return images
+
+
+def window_at(stack: Stack, start: int) -> Float32:
+    """The middle of the plane at grid slice `start`: (h, w); of a 3D graph the block from there on,
+    (d, h, w), or the last one of the scan.
+    """
+    size, floor = stack.window_slices, stack.intensity.floor
+    start = max(0, min(start, stack.depth - size))
+    images = stack.images(start, min(start + size, stack.depth))
+    missing = size - len(images)
+    padding = [(missing // 2, missing - missing // 2), (0, 0), (0, 0)]
+    images = np.pad(images, padding, constant_values=floor)
+    window = fit_to_window(images, stack.recipe.window, floor)
+    return np.ascontiguousarray(window.reshape(stack.window))

@@ -82,7 +82,9 @@ def infer_file(
     clock, began = Clock(), time.perf_counter()
     with clock("read"):
         volume = read_volume(scan, frame=frame)
-    found = segment_shown(Stack(volume, engine.card.recipe), engine, batch=batch)
+    found = segment_shown(
+        Stack(volume, engine.card.recipe, depth=engine.card.depth), engine, batch=batch
+    )
     return write_found(scan, volume, engine, found, output, clock, began=began, overlay=overlay)
 
 

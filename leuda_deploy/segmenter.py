@@ -26,7 +26,7 @@ from leuda_deploy.infer import Segmentation, segment_stack
 from leuda_deploy.memory import resident_bytes
 from leuda_deploy.model_file import find_model, read_model
 from leuda_deploy.plan import Plan, make_plan
-from leuda_deploy.recipe import Stack, fit_to_window
+from leuda_deploy.recipe import Stack, window_at
 from leuda_deploy.tensorrt_engine import fitting_engine
 from leuda_deploy.trial import Trial, kept_trial, try_engine
 from leuda_deploy.volume import Volume, read_volume, volume_of
@@ -144,7 +144,7 @@ class Segmenter:
 
     def stack(self, volume: Volume) -> Stack:
         """The scan as this model's recipe has it."""
-        return Stack(volume, self.card.recipe)
+        return Stack(volume, self.card.recipe, depth=self.card.depth)
 
     @property
     def settled(self) -> bool:
@@ -262,8 +262,8 @@ def installed_engines(precision: Precision, model: Path) -> list[EngineName]:
 
 
 def sample_windows(stack: Stack, count: int = TRIED_WINDOWS) -> Float32:
-    """Windows from the middle of evenly spread slices of a scan: (count, 1, h, w) float32."""
-    places = ((np.arange(count) + 0.5) / count * stack.depth).astype(int)
-    slices = np.concatenate([stack.images(place, place + 1) for place in places.tolist()])
-    windows = fit_to_window(slices, stack.recipe.window, stack.intensity.floor)
-    return np.ascontiguousarray(windows[:, None])
+    """Windows from the middle of evenly spread slices of a scan: (count, 1, *window) float32."""
+    starts = ((np.arange(count) + 0.5) / count * (stack.depth - stack.window_slices + 1)).astype(
+        int
+    )
+    return np.stack([window_at(stack, start)[None] for start in starts.tolist()])

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from leuda_deploy.builder_watch import Progress
 from leuda_deploy.engines import OnnxEngine, OpenVinoEngine
 from leuda_deploy.errors import InputError, ModelError, ParityError
@@ -29,7 +31,7 @@ from leuda_deploy.model_file import MODEL_FILE, find_model, read_model
 from leuda_deploy.parity import LIMITS, Parity, check_parity, class_names, run_windows
 from leuda_deploy.passport import Passport
 from leuda_deploy.probes import Probes, make_probes
-from leuda_deploy.recipe import Stack, fit_to_window
+from leuda_deploy.recipe import Stack, window_at
 from leuda_deploy.tensorrt_engine import TensorRTEngine
 from leuda_deploy.to_tensorrt import (
     BATCH,
@@ -138,13 +140,14 @@ def _passport_file(folder: Path, name: str) -> Path:
 
 def probes_of_scans(folder: Path, scans: list[Path]) -> Probes:
     """Windows of scans, prepared as the model's card says, to prove engines on."""
-    recipe = read_model(find_model(folder))[1].recipe
-    slices: dict[str, Float32] = {}
+    card = read_model(find_model(folder))[1]
+    windows: dict[str, Float32] = {}
     for path in scans:
-        stack = Stack(read_volume(path), recipe)
-        images = stack.images(0, stack.depth)
-        slices[path.name] = fit_to_window(images, recipe.window, stack.intensity.floor)
-    return make_probes(slices)
+        stack = Stack(read_volume(path), card.recipe, depth=card.depth)
+        # of a 3D graph, windows that lie beside each other
+        starts = range(0, stack.depth, stack.window_slices)
+        windows[path.name] = np.stack([window_at(stack, start) for start in starts])
+    return make_probes(windows)
 
 
 def adopt(source: Path, output: Path | None) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, reduce
 from itertools import product
 from typing import Annotated, Literal
 
@@ -45,17 +45,18 @@ def score_slices(
     engine: Engine,
     images: Float32,
     *,
-    window: tuple[int, int],
+    window: tuple[int, ...],
     fill: float,
     tiling: Tiling = DEFAULT_TILING,
     batch: int = 8,
 ) -> Float32:
-    """Scores for every pixel: images (d, h, w) -> (d, K, h, w) float32.
+    """Scores for every pixel: images (n, h, w) -> (n, K, h, w) float32.
 
     Slices smaller than the window are padded with `fill`; larger ones are covered by windows that
-    overlap and are blended in float32.
+    overlap and are blended in float32. Blocks (n, d, h, w) of a 3D engine's depth are done alike.
     """
-    depth, height, width = images.shape
+    depth, (height, width) = len(images), images.shape[-2:]
+    window = window[-2:]
     padded_shape = (max(height, window[0]), max(width, window[1]))
     padded: Float32 = fit_to_window(images, padded_shape, fill)
     places = list(
@@ -72,12 +73,14 @@ def score_slices(
     weights = blend_weights(window, tiling.blending)
     total = np.zeros(padded_shape, dtype=np.float32)
     for group in _groups(places, batch):
-        tiles = np.stack([padded[i, y : y + window[0], x : x + window[1]] for i, y, x in group])
+        tiles = np.stack(
+            [padded[i, ..., y : y + window[0], x : x + window[1]] for i, y, x in group]
+        )
         scores = engine(np.ascontiguousarray(tiles[:, None]))
         if blended is None:
-            blended = np.zeros((depth, scores.shape[1], *padded_shape), dtype=np.float32)
+            blended = np.zeros((depth, *scores.shape[1:-2], *padded_shape), dtype=np.float32)
         for (i, y, x), score in zip(group, scores, strict=True):
-            blended[i, :, y : y + window[0], x : x + window[1]] += score * weights
+            blended[i, ..., y : y + window[0], x : x + window[1]] += score * weights
             if i == 0:  # every slice has the same windows
                 total[y : y + window[0], x : x + window[1]] += weights
     assert blended is not None
@@ -86,16 +89,17 @@ def score_slices(
 
 
 def _score_whole(engine: Engine, windows: Float32, batch: int) -> Float32:
-    """Windows (d, h, w) -> scores (d, K, h, w), a batch at a time."""
+    """Windows (n, ...) -> scores (n, K, ...), a batch at a time."""
     groups = [windows[i : i + batch, None] for i in range(0, len(windows), batch)]
     scores = [engine(np.ascontiguousarray(group)) for group in groups]
     return scores[0] if len(scores) == 1 else np.concatenate(scores)
 
 
-def windows_per_slice(shape: tuple[int, int], window: tuple[int, int], overlap: float = 0.5) -> int:
-    """How many windows cover a slice of (h, w) pixels."""
+def windows_per_slice(shape: tuple[int, int], window: tuple[int, ...], overlap: float = 0.5) -> int:
+    """How many windows cover a slice of (h, w) pixels, or a block of such slices."""
     rows, columns = (
-        len(window_starts(size, part, overlap)) for size, part in zip(shape, window, strict=True)
+        len(window_starts(size, part, overlap))
+        for size, part in zip(shape, window[-2:], strict=True)
     )
     return rows * columns
 
@@ -111,15 +115,15 @@ def window_starts(size: int, window: int, overlap: float) -> list[int]:
 
 @lru_cache(maxsize=8)
 def blend_weights(
-    window: tuple[int, int], blending: Literal["gaussian", "constant"] = "gaussian"
+    window: tuple[int, ...], blending: Literal["gaussian", "constant"] = "gaussian"
 ) -> Float32:
-    """(h, w): 1 throughout, or Gaussian about the centre, an eighth of the window wide, above 0."""
+    """1 throughout, or Gaussian about the centre, an eighth of the window wide, above 0."""
     if blending == "constant":
         return np.ones(window, dtype=np.float32)
-    rows, columns = (
+    bells = (
         np.exp(-0.5 * ((np.arange(size) - (size - 1) / 2) / (size / 8)) ** 2) for size in window
     )
-    weights: Float32 = np.maximum(np.outer(rows, columns), 1e-3).astype(np.float32)
+    weights: Float32 = np.maximum(reduce(np.multiply.outer, bells), 1e-3).astype(np.float32)
     return weights
 
 
@@ -148,7 +152,7 @@ def scoring_floor_once(engine: Engine, floor: float) -> Engine:
     kept: list[Float32] = []
 
     def score(windows: Float32) -> Float32:
-        empty = (windows == np.float32(floor)).all(axis=(1, 2, 3))
+        empty = (windows == np.float32(floor)).reshape(len(windows), -1).all(axis=1)
         if not empty.any():
             return engine(windows)
         if not kept:

@@ -153,7 +153,7 @@ def to_tensorrt(
         layers=layers,
         layer_kinds=kinds,
         batch=(1, batch, batch),
-        window=card.recipe.window,
+        window=card.window,
         workspace_mb=workspace_mb,
         build_seconds=round(seconds, 2),
         engine_mb=round(len(code) / 1e6, 2),
@@ -174,7 +174,7 @@ def _configure(
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mb << 20)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the engine inspector
-    config.add_optimization_profile(_profile(builder, network, batch, card.recipe.window, card))
+    config.add_optimization_profile(_profile(builder, network, batch, card))
     if plan.family == "tensorrt_rtx":
         _aim(trt, config, plan)
     return config
@@ -230,18 +230,15 @@ def _parse(trt: Any, builder: Any, log: Any, content: bytes, model: Path) -> Any
     return network
 
 
-def _profile(
-    builder: Any, network: Any, batch: int, window: tuple[int, int], card: ModelCard
-) -> Any:
+def _profile(builder: Any, network: Any, batch: int, card: ModelCard) -> Any:
     """1 to `batch` windows of the recipe's size; with an open graph, of other sizes, too."""
     entry = network.get_input(0)
     profile = builder.create_optimization_profile()
-    least, most = window, window
+    least, most = card.window, card.window
     if card.options.dynamic_window:
-        multiple = card.options.window_multiple
-        least = (2 * multiple, 2 * multiple)
-        most = (LARGEST_WINDOW * window[0], LARGEST_WINDOW * window[1])
-    shapes = [(1, 1, *least), (batch, 1, *window), (batch, 1, *most)]
+        least = (2 * card.options.window_multiple,) * len(card.window)
+        most = tuple(LARGEST_WINDOW * size for size in card.window)
+    shapes = [(1, 1, *least), (batch, 1, *card.window), (batch, 1, *most)]
     profile.set_shape(entry.name, *shapes)
     return profile
 

@@ -48,7 +48,7 @@ def to_triton(export: Path, repository: Path, *, batch: int = 8) -> Path:
 def server_config(model: onnx.ModelProto, card: ModelCard, batch: int) -> str:
     """The text of config.pbtxt; dimensions are given without the batch, -1 is open."""
     open_window = card.options.dynamic_window
-    window = "-1, -1" if open_window else ", ".join(str(size) for size in card.recipe.window)
+    window = ", ".join("-1" if open_window else str(size) for size in card.window)
     (entry,), (scores,) = model.graph.input, model.graph.output
     classes = 1 + len(card.structures)
     text = CEscape(card.to_json(), as_utf8=True)

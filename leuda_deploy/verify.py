@@ -42,7 +42,7 @@ class Verified:
     name: str
     precision: str
     feed: str
-    window: tuple[int, int]
+    window: tuple[int, ...]
     structures: list[str]
     licence: str
     model_sha256: str
@@ -82,7 +82,7 @@ def verify(path: Path | str) -> Verified:
         name=card.name,
         precision=card.precision,
         feed=card.feed,
-        window=card.recipe.window,
+        window=card.window,
         structures=[structure.name for structure in card.structures],
         licence=card.licence,
         model_sha256=onnx_sha256,

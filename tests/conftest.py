@@ -99,18 +99,22 @@ def make_card() -> MakeCard:
 
 @pytest.fixture(scope="session")
 def make_model(make_card: MakeCard) -> MakeModel:
-    """Write the threshold model with its card into a folder; returns the model file."""
+    """Write the threshold model with its card into a folder; returns the model file.
+
+    With a `depth` in the card it is a 3D graph.
+    """
 
     def make(folder: Path, recipe: Recipe | None = None, **card_fields: Any) -> Path:
         card = make_card(**({"recipe": recipe} if recipe else {}), **card_fields)
         low, high = THRESHOLDS
-        weight = np.array([0, 1, 2], dtype=np.float32).reshape(3, 1, 1, 1)
+        sides = [None] * len(card.window)
+        weight = np.array([0, 1, 2], dtype=np.float32).reshape(3, 1, *(1 for _ in sides))
         bias = np.array([0, -low, -low - high], dtype=np.float32)
         graph = helper.make_graph(
             [helper.make_node("Conv", ["windows", "weight", "bias"], ["logits"])],
             "thresholds",
-            [helper.make_tensor_value_info("windows", TensorProto.FLOAT, ["batch", 1, None, None])],
-            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3, None, None])],
+            [helper.make_tensor_value_info("windows", TensorProto.FLOAT, ["batch", 1, *sides])],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3, *sides])],
             [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(bias, "bias")],
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
