@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
 
 from leuda_deploy.builder_watch import Progress
+from leuda_deploy.card import parse_card
 from leuda_deploy.engines import OnnxEngine, OpenVinoEngine
 from leuda_deploy.errors import InputError, ModelError, ParityError
 from leuda_deploy.layers import Float32
@@ -27,7 +30,7 @@ from leuda_deploy.manifest import (
     read_manifest,
     write_manifest,
 )
-from leuda_deploy.model_file import MODEL_FILE, find_model, read_model
+from leuda_deploy.model_file import MODEL_FILE, find_model, read_model, write_model
 from leuda_deploy.parity import LIMITS, Parity, check_parity, class_names, run_windows
 from leuda_deploy.passport import Passport
 from leuda_deploy.probes import Probes, make_probes
@@ -170,6 +173,32 @@ def adopt(source: Path, output: Path | None) -> Path:
             _verify_whole(source.parent)  # then the proof beside it is of this very model
             if proof.is_file():
                 shutil.copyfile(proof, folder / PARITY_FILE)
+        write_manifest(folder)
+    return output
+
+
+def seal(source: Path, card_file: Path, output: Path) -> Path:
+    """A graph from elsewhere, 2D or 3D, and its card -> an export folder, if they fit each other.
+
+    Raises ModelError in one line if the graph is not ONNX, or not what its card says.
+    """
+    try:
+        model = onnx.load(source)
+    except (OSError, DecodeError) as error:
+        raise ModelError(f"{source} is not an ONNX model: {error}") from error
+    try:
+        card = parse_card(card_file.read_text(encoding="utf-8"), str(card_file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"the card {card_file} cannot be read: {error}") from error
+    opset = next((entry.version for entry in model.opset_import if not entry.domain), card.opset)
+    with atomic_folder(output) as folder:
+        path = folder / MODEL_FILE
+        card = write_model(model, card.model_copy(update={"opset": opset}), path)
+        (folder / CARD_FILE).write_text(card.model_dump_json(indent=1))
+        scores = OnnxEngine(path)(np.zeros((2, 1, *card.window), np.float32))
+        wanted = (2, 1 + len(card.structures), *card.window)
+        if scores.shape != wanted:
+            raise ModelError(f"{source} gives scores {scores.shape}, its card says {wanted}")
         write_manifest(folder)
     return output
 

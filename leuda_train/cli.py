@@ -252,6 +252,12 @@ def export(
         Path | None,
         typer.Option("--output", "-o", help="exports/NAME. Default: the *.onnx file's own folder."),
     ] = None,
+    card: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of an *.onnx from elsewhere: its model card, as exports/NAME/card.json."
+        ),
+    ] = None,
     precision: Annotated[
         ExportPrecision, typer.Option(help="Written into the graph, and proven.")
     ] = ExportPrecision.FP32,
@@ -289,12 +295,14 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a model and prove it, or refuse.  [dim]A run needs: leuda\\[train].[/dim]"""
-    from leuda_deploy.ship import add_engines, adopt, probes_of_scans, summary
+    from leuda_deploy.ship import add_engines, adopt, probes_of_scans, seal, summary
     from leuda_deploy.to_tensorrt import plan_engines
     from leuda_deploy.to_triton import to_triton
 
     plans = plan_engines(trt_target.split(",")) if trt else []  # refused before the long work
     from_run = source.suffix != ".onnx"
+    if card is not None and (from_run or output is None):
+        raise InputError("--card is for an *.onnx file from elsewhere, and needs -o exports/NAME")
     if from_run:
         from leuda_deploy.sliding_window import Tiling
 
@@ -311,7 +319,7 @@ def export(
             raise InputError(
                 f"{source} is an export already: ask for --trt or --triton, or -o exports/NAME"
             )
-        folder = adopt(source, output)
+        folder = seal(source, card, output) if card and output else adopt(source, output)
     probes = probes_of_scans(folder, prove) if prove else None
     if plans and probes is None and from_run:
         from leuda_train.export import run_probes

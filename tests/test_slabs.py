@@ -25,10 +25,11 @@ from leuda_deploy.model_file import read_model, write_model
 from leuda_deploy.plan import make_plan
 from leuda_deploy.recipe import Depth, Recipe, Stack, fit_to_window, taps, window_at
 from leuda_deploy.segmenter import Segmenter, sample_windows
-from leuda_deploy.ship import probes_of_scans
+from leuda_deploy.ship import probes_of_scans, seal
 from leuda_deploy.slabs import Blocks, ScanSlices
 from leuda_deploy.sliding_window import Engine, Tiling, blend_weights, window_starts
 from leuda_deploy.volume import Volume, read_volume
+from leuda_train.cli import app as whole_app
 
 MakeVolume = Callable[..., Volume]
 MakeModel = Callable[..., Path]
@@ -296,3 +297,37 @@ def test_plan_holds_what_is_used_and_keeps_to_the_budget(make_volume: MakeVolume
     assert used < plan.parts["slabs"] + plan.parts["labels"] + (8 << 20)
     with pytest.raises(InputError, match="the least that would do is --max-memory"):
         make_plan(stack, classes=3, loaded_bytes=0, growth_bytes={}, batch=4, max_bytes=1 << 20)
+
+
+def test_a_graph_from_elsewhere_gets_its_card_and_is_run(
+    tmp_path: Path, make_model: MakeModel, scan_file: Path, threshold_labels: ThresholdLabels
+) -> None:
+    model = make_model(tmp_path / "made", depth=Depth(slices=4))
+    card = tmp_path / "card.json"
+    card.write_text(read_model(model)[1].model_dump_json())
+    graph = onnx.load(model)
+    del graph.metadata_props[:]
+    onnx.save(graph, tmp_path / "net.onnx")
+    order = ["export", str(tmp_path / "net.onnx"), "--card", str(card), "-o", str(tmp_path / "e")]
+    done = CliRunner().invoke(whole_app, order)
+    assert done.exit_code == 0, done.output
+    labels = Segmenter(tmp_path / "e", threads=1)(scan_file).labels
+    expected = threshold_labels(np.asarray(nib.load(scan_file).dataobj))
+    np.testing.assert_array_equal(labels, expected)
+
+    def refused(changes: dict[str, Any]) -> str:
+        card.write_text(json.dumps(json.loads(read_model(model)[1].to_json()) | changes))
+        with pytest.raises(ModelError) as caught:
+            seal(tmp_path / "net.onnx", card, tmp_path / "other")
+        assert not (tmp_path / "other").exists()
+        return str(caught.value)
+
+    assert "its card says" in refused({"depth": None})
+    one = json.loads(read_model(model)[1].to_json())["structures"][:1]
+    assert "its card says" in refused({"structures": one})
+    card.write_text("{")
+    with pytest.raises(ModelError, match="is not JSON"):
+        seal(tmp_path / "net.onnx", card, tmp_path / "other")
+    (tmp_path / "net.onnx").write_bytes(b"not a graph")
+    with pytest.raises(ModelError, match="is not an ONNX model"):
+        seal(tmp_path / "net.onnx", card, tmp_path / "other")
