@@ -49,13 +49,17 @@ def score_bytes(card: ModelCard) -> int:
 class ModelEngine(Protocol):
     """What the runtime needs of an engine besides calling it.
 
-    sha256       of the model file; description names runtime, device and the precision that runs
+    sha256  of the model file
     """
 
     path: Path
     card: ModelCard
     sha256: str
-    description: str
+
+    @property
+    def description(self) -> str:
+        """One line: runtime, device, precision."""
+        ...
 
     def __call__(self, windows: Float32) -> Float32:
         """Logits (B, K, h, w) float32 of normalised windows (B, 1, h, w) float32."""

@@ -17,12 +17,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from leuda_deploy import cuda
 from leuda_deploy.card import ModelCard
-from leuda_deploy.errors import InputError, LeudaError, MissingExtraError, ModelError
+from leuda_deploy.errors import InputError, MissingExtraError, ModelError
 from leuda_deploy.gpu import Gpu, find_gpu
 from leuda_deploy.manifest import MANIFEST_FILE, Manifest, file_sha256, read_manifest
 from leuda_deploy.model_file import MODEL_FILE, read_model
 from leuda_deploy.passport import Family, Passport
+from leuda_deploy.tensorrt_slots import (
+    SLOTS,
+    Buffers,
+    Network,
+    buffer_bytes,
+    groups_of,
+    take_turns,
+)
+from leuda_deploy.to_tensorrt import LARGEST_WINDOW
 
 Float32 = NDArray[np.float32]
 
@@ -145,127 +155,90 @@ def open_tensorrt(
     return TensorRTEngine(folder, name)
 
 
+def _largest_group(passport: Passport, card: ModelCard) -> tuple[int, int, int, int]:
+    """Shape (b, 1, h, w) of the most windows, and the largest, that the engine's profile holds."""
+    times = LARGEST_WINDOW if card.options.dynamic_window else 1
+    return passport.batch[2], 1, times * passport.window[0], times * passport.window[1]
+
+
 def _gpu_bytes(passport: Passport, card: ModelCard) -> int:
-    """Code and weights, activations, and one window and its scores for each of the batch."""
-    pixels = passport.batch[2] * passport.window[0] * passport.window[1]
-    buffers = 4 * pixels * (2 + len(card.structures))
+    """Code and weights, activations, and the windows and scores of the group in each slot."""
+    buffers = buffer_bytes(_largest_group(passport, card), 1 + len(card.structures))
     return int(1e6 * (passport.engine_mb + (passport.memory_mb or 0.0))) + buffers
 
 
 class TensorRTEngine:
     """A proven engine on the GPU that it was built for; anything else is an error.
 
-    unproven  load an engine that was not yet compared with ONNX Runtime, to compare it
+    unproven    load an engine that was not yet compared with ONNX Runtime, to compare it
+    cuda_graph  launch runs as CUDA graphs where they can be captured; `description` tells
     """
 
-    def __init__(self, folder: Path | str, name: str, *, unproven: bool = False) -> None:
+    def __init__(
+        self, folder: Path | str, name: str, *, unproven: bool = False, cuda_graph: bool = True
+    ) -> None:
         folder = Path(folder)
         path, self.passport, self.card = check_engine(folder, name)
+        gpu = find_gpu()
+        assert gpu is not None  # or the engine would not fit
         if not self.passport.proven and not unproven:
             raise ModelError(
                 f"{path} was never compared with ONNX Runtime on a GPU; prove it here: "
                 f"leuda verify {folder} --prove SCAN"
             )
-        if find_spec("cuda") is None:
+        if not cuda.installed():
             raise MissingExtraError("running a TensorRT engine", "cuda-python", "trt")
         trt: Any = importlib.import_module(self.passport.family)
         self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
-        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
-        if self._engine is None:
+        engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if engine is None:
             raise ModelError(
-                f"{path} cannot be loaded; {remedy(folder, self.passport, find_gpu(), ['code'])}"
+                f"{path} cannot be loaded; {remedy(folder, self.passport, gpu, ['code'])}"
             )
         self._trt = trt
-        self._context = self._engine.create_execution_context()
-        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
-        inputs = [n for n in names if self._engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
-        self._input, (self._output,) = inputs[0], [n for n in names if n not in inputs]
-        self._cuda = _Cuda()
+        classes = 1 + len(self.card.structures)
+        self._network = Network(
+            trt, engine, self.passport.family, classes=classes, cuda_graph=cuda_graph
+        )
+        largest = _largest_group(self.passport, self.card)
+        self._slots = [Buffers(self._network, largest) for _ in range(SLOTS)]
+        # now, so that what keeps the engine from running, or from a CUDA graph, is known
+        self._slots[0].run((self.passport.batch[1], 1, *self.passport.window))
         self._lock = threading.Lock()
         self.path, self.sha256 = folder / MODEL_FILE, self.passport.onnx_sha256
-        self.provider = self.passport.family
-        self.description = (
-            f"{self.passport.family} {self.passport.version} on {find_gpu()} {self.card.precision}"
-        )
+        self.provider, self._gpu = self.passport.family, gpu
 
     def __call__(self, windows: Float32) -> Float32:
         """Scores (B, K, h, w) of windows (B, 1, h, w), in groups that the profile holds."""
-        largest = self.passport.batch[2]
-        groups = (windows[i : i + largest] for i in range(0, len(windows), largest))
-        with self._lock:  # context, stream and buffers are this engine's own
-            return np.concatenate([self._run(np.ascontiguousarray(group)) for group in groups])
+        scores = np.empty((len(windows), self._network.classes, *windows.shape[2:]), np.float32)
+        with self._lock:  # the slots are this engine's own
+            try:
+                take_turns(
+                    groups_of(len(windows), self.passport.batch[2]),
+                    self._slots,
+                    start=lambda slot, part: slot.start(windows[part]),
+                    finish=lambda slot, part: slot.finish(scores[part]),
+                )
+            finally:  # also of an interrupt: the next call finds the buffers at rest
+                for slot in self._slots:
+                    slot.rest()
+        return scores
+
+    @property
+    def description(self) -> str:
+        """Runtime, GPU, precision, and whether runs are launched as CUDA graphs."""
+        runtime = f"{self.passport.family} {self.passport.version}"
+        return f"{runtime} on {self._gpu.name} {self.card.precision}, {self._network.launching}"
 
     @property
     def memory_mb(self) -> float:
         """What the engine's activations take on the device."""
-        size = getattr(self._engine, "device_memory_size_v2", None)  # its name from 10.x on
-        return round(float(size or self._engine.device_memory_size) / 1e6, 2)
+        return round(float(self._network.engine.device_memory_size_v2) / 1e6, 2)
 
     def inspect(self) -> dict[str, int]:
         """How many outputs of the built engine's layers have each format and data type."""
-        inspector = self._engine.create_engine_inspector()
+        inspector = self._network.engine.create_engine_inspector()
         text = inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
         layers = json.loads(text).get("Layers", [])
         outputs = [o for layer in layers if isinstance(layer, dict) for o in layer["Outputs"]]
         return dict(Counter(str(output.get("Format/Datatype", "?"))[:200] for output in outputs))
-
-    def _run(self, windows: Float32) -> Float32:
-        if not self._context.set_input_shape(self._input, windows.shape):
-            raise LeudaError(f"the engine's profile does not hold windows {windows.shape}")
-        scores = np.empty(tuple(self._context.get_tensor_shape(self._output)), dtype=np.float32)
-        cuda = self._cuda
-        source = cuda.buffer(self._input, windows.nbytes)
-        target = cuda.buffer(self._output, scores.nbytes)
-        self._context.set_tensor_address(self._input, source)
-        self._context.set_tensor_address(self._output, target)
-        cuda.to_device(source, windows)
-        if not self._context.execute_async_v3(cuda.stream):
-            raise LeudaError("TensorRT did not run the engine")
-        cuda.to_host(scores, target)
-        return scores
-
-
-class _Cuda:
-    """A stream and buffers that grow: the little of the CUDA runtime that is needed."""
-
-    def __init__(self) -> None:
-        self._runtime: Any = importlib.import_module("cuda.bindings.runtime")
-        (stream,) = self._checked(self._runtime.cudaStreamCreate())
-        self.stream = int(stream)
-        self._buffers: dict[str, tuple[int, int]] = {}
-
-    def _checked(self, answer: tuple[Any, ...]) -> tuple[Any, ...]:
-        status, *values = answer
-        if status != self._runtime.cudaError_t.cudaSuccess:
-            raise LeudaError(f"CUDA: {status}")
-        return tuple(values)
-
-    def buffer(self, name: str, size: int) -> int:
-        """Address of a device buffer of at least `size` bytes."""
-        address, have = self._buffers.get(name, (0, 0))
-        if have < size:
-            if address:
-                self._checked(self._runtime.cudaFree(address))
-            (pointer,) = self._checked(self._runtime.cudaMalloc(size))
-            address = int(pointer)
-            self._buffers[name] = (address, size)
-        return address
-
-    def to_device(self, target: int, values: Float32) -> None:
-        """Copy to the device, in the order of the stream."""
-        kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
-        self._checked(
-            self._runtime.cudaMemcpyAsync(
-                target, values.ctypes.data, values.nbytes, kind, self.stream
-            )
-        )
-
-    def to_host(self, values: Float32, source: int) -> None:
-        """Copy back, and wait for it."""
-        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        self._checked(
-            self._runtime.cudaMemcpyAsync(
-                values.ctypes.data, source, values.nbytes, kind, self.stream
-            )
-        )
-        self._checked(self._runtime.cudaStreamSynchronize(self.stream))
