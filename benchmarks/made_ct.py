@@ -178,3 +178,23 @@ def write_model(folder: Path, classes: int, widths: tuple[int, ...], steps: int)
     )
     to_onnx(Product(network, None), card, folder / MODEL_FILE)
     torch.save(network.state_dict(), folder / "network.pt")
+
+
+def write_int8(source: Path, folder: Path) -> None:
+    """A model of `write_model` in int8, as `leuda export --precision int8` does and proves it."""
+    import onnx
+
+    from leuda_deploy.engines import OnnxEngine
+    from leuda_deploy.lower import lower
+    from leuda_deploy.model_file import MODEL_FILE, read_model
+    from leuda_deploy.parity import run_windows
+    from leuda_deploy.probes import make_probes
+
+    content, card = read_model(source / MODEL_FILE)
+    images, _ = training_slices(np.random.default_rng(1))
+    probes = make_probes({"made CT": images[::3]})
+    expected = run_windows(OnnxEngine(source), probes.windows)
+    lower(
+        onnx.load_model_from_string(content), card, "int8", probes, images[1::3], expected,
+        folder / MODEL_FILE, lambda done, total, what: None,
+    )  # fmt: skip

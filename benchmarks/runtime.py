@@ -7,8 +7,8 @@ One U-Net (32 to 512 channels) is trained on slices of a made CT (made_ct.py, tw
 saved for both: as a leuda model file and as torch weights. On the same .nii.gz, each in a process
 of its own, in turn:
 
-speed      leuda with OpenVINO, MONAI (monai_way.py), leuda with OpenVINO, leuda with ONNX Runtime;
-           and how many times what memory or gzip alone would take each stage takes
+speed      leuda in int8 and in bf16 (OpenVINO), MONAI (monai_way.py), both again, leuda with ONNX
+           Runtime; and how many times what memory or gzip alone would take each stage takes
 memory     peak memory of leuda by length of the scan and number of classes, a narrow network
 agreement  24 slices; one thing is changed at a time, so that each cause has its share
 
@@ -39,6 +39,7 @@ from made_ct import (
     anatomy,
     place,
     recipe,
+    write_int8,
     write_model,
     write_scan,
 )
@@ -53,9 +54,16 @@ NARROW = (8, 16, 32, 64, 128)  # for the memory runs, where the network's time i
 MODELS = {"five": (5, WIDTHS, STEPS), "narrow_5": (5, NARROW, 0), "narrow_100": (100, NARROW, 0)}
 LENGTHS = (100, 300, 900)
 AGREEMENT_SLICES = 24
-WAYS = ("leuda openvino", "monai", "leuda openvino", "leuda ort-cpu")
+# the name of a way -> model and engine; MONAI runs the first model's weights
+WAYS = {
+    "leuda int8": ("five_int8", "openvino"),
+    "leuda bf16": ("five", "openvino"),
+    "leuda fp32": ("five", "ort-cpu"),
+}
+ORDER = ("leuda int8", "leuda bf16", "monai", "leuda int8", "leuda bf16", "leuda fp32")
 # what is changed -> the two results that differ in it alone
 CAUSES = {
+    "int8 instead of fp32": ("leuda int8", "leuda ort-cpu"),
     "bf16 instead of fp32": ("leuda openvino bf16", "leuda ort-cpu"),
     "OpenVINO instead of ONNX Runtime, fp32": ("leuda openvino fp32", "leuda ort-cpu"),
     "the way back from scores to labels": ("leuda ort-cpu", "monai on leuda's slices"),
@@ -103,10 +111,14 @@ def measured(command: list[Any]) -> dict[str, Any]:
 
 def model_of(folder: Path, name: str) -> Path:
     """A model, made once."""
-    if not (folder / name / "network.pt").is_file():
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        write_model(folder / name, *MODELS[name])
-    return folder / name
+    made = folder / name
+    if not (made / "model.onnx").is_file():
+        made.mkdir(parents=True, exist_ok=True)
+        if name.endswith("_int8"):
+            write_int8(model_of(folder, name.removesuffix("_int8")), made)
+        else:
+            write_model(made, *MODELS[name])
+    return made
 
 
 def scan_of(folder: Path, slices: int) -> Path:
@@ -130,35 +142,41 @@ def warm(folder: Path, model: str, *engines: str) -> None:
 
 def speed(folder: Path, slices: int) -> dict[str, Any]:
     """leuda and MONAI in turn, on the same scan with the same weights; the better of two rounds."""
-    model, scan = model_of(folder, "five"), scan_of(folder, slices)
-    warm(folder, "five", "openvino", "ort-cpu")
+    scan = scan_of(folder, slices)
+    for model, engine in WAYS.values():
+        warm(folder, model, engine)
     runs: dict[str, list[dict[str, Any]]] = {}
-    for name in WAYS:
+    for name in ORDER:
         out = folder / f"{name.replace(' ', '_')}.nii.gz"
-        done = (
-            run_monai(scan, model, out)
-            if name == "monai"
-            else run_leuda(scan, model, out, name.split()[1])
-        )
+        if name == "monai":
+            done = run_monai(scan, model_of(folder, "five"), out)
+        else:
+            done = run_leuda(scan, model_of(folder, WAYS[name][0]), out, WAYS[name][1])
         runs.setdefault(name, []).append(done)
         say(f"speed, {name}: {done}")
     best = {name: min(done, key=lambda run: run["total_seconds"]) for name, done in runs.items()}
-    ours, theirs = best["leuda openvino"], best["monai"]
+    theirs = best["monai"]
     labels = {name: read(folder / f"{name.replace(' ', '_')}.nii.gz") for name in best}
     stack = Stack(read_volume(scan), recipe())
-    least = least_seconds(scan, stack, labels["leuda openvino"], MODELS["five"][0])
+    least = least_seconds(scan, stack, labels["leuda bf16"], MODELS["five"][0])
     return {
         "scan": f"512 x 512 x {slices} int16, {PIXEL_MM} mm pixels, network at {SPACING_MM} mm",
-        "times_faster_than_monai": ratio(theirs, ours, "total_seconds"),
-        "times_faster_with_process_start": ratio(theirs, ours, "process_seconds"),
-        "peak_memory_ratio_to_monai": round(ours["peak_mb"] / theirs["peak_mb"], 3),
-        "share_not_network": round(1 - ours["seconds"]["network"] / ours["total_seconds"], 3),
-        "times_what_memory_or_gzip_alone_would_take": {
-            stage: round(ours["seconds"][stage] / seconds, 1) for stage, seconds in least.items()
-        },
-        "agreement": {
-            f"{a} / {b}": agreement(labels[a], labels[b])
-            for a, b in (("leuda openvino", "monai"), ("leuda ort-cpu", "monai"))
+        "beside_monai": {
+            name: {
+                "times_faster": ratio(theirs, ours, "total_seconds"),
+                "times_faster_with_process_start": ratio(theirs, ours, "process_seconds"),
+                "peak_memory_ratio": round(ours["peak_mb"] / theirs["peak_mb"], 3),
+                "labels": agreement(labels[name], labels["monai"]),
+                "share_not_network": round(
+                    1 - ours["seconds"]["network"] / ours["total_seconds"], 3
+                ),
+                "times_what_memory_or_gzip_alone_would_take": {
+                    stage: round(ours["seconds"][stage] / seconds, 1)
+                    for stage, seconds in least.items()
+                },
+            }
+            for name, ours in best.items()
+            if name != "monai"
         },
         "accuracy": {name: accuracy(found) for name, found in labels.items()},
         "runs": runs,
@@ -186,20 +204,23 @@ def memory(folder: Path, _: int) -> list[dict[str, Any]]:
 def agree(folder: Path, _: int) -> dict[str, Any]:
     """One thing changed at a time."""
     model, scan = model_of(folder, "five"), scan_of(folder, AGREEMENT_SLICES)
-    warm(folder, "five", "openvino", "ort-cpu")
+    for name, engine in WAYS.values():
+        warm(folder, name, engine)
     stack, slices = Stack(read_volume(scan), recipe()), folder / "slices.npy"
     np.save(slices, stack.images(0, stack.depth))
     ways: dict[str, tuple[Any, tuple[Any, ...]]] = {
         "leuda ort-cpu": (run_leuda, ("ort-cpu",)),
         "leuda openvino fp32": (run_leuda, ("openvino", "--precision", "fp32")),
         "leuda openvino bf16": (run_leuda, ("openvino",)),
+        "leuda int8": (run_leuda, ("openvino",)),
         "monai": (run_monai, ()),
         "monai on leuda's slices": (run_monai, ("--images", slices)),
         "monai, default grid": (run_monai, ("--default-grid",)),
     }
     labels = {}
     for name, (way, options) in ways.items():
-        way(scan, model, folder / "agree.nii.gz", *options)
+        given = model_of(folder, "five_int8") if name == "leuda int8" else model
+        way(scan, given, folder / "agree.nii.gz", *options)
         labels[name] = read(folder / "agree.nii.gz")
         say(f"agreement, {name}: done")
     pairs = {"all, fp32": ("leuda ort-cpu", "monai"), "all": ("leuda openvino bf16", "monai")}

@@ -35,6 +35,7 @@ from leuda_deploy.tensorrt_slots import (
 from leuda_deploy.to_tensorrt import LARGEST_WINDOW
 
 Float32 = NDArray[np.float32]
+EXTRAS: dict[Family, str] = {"tensorrt": "trt", "tensorrt_rtx": "rtx"}
 
 
 def misfits(
@@ -155,10 +156,10 @@ def open_tensorrt(
     return TensorRTEngine(folder, name)
 
 
-def _largest_group(passport: Passport, card: ModelCard) -> tuple[int, int, int, int]:
+def _largest_group(passport: Passport, card: ModelCard) -> tuple[int, ...]:
     """Shape (b, 1, h, w) of the most windows, and the largest, that the engine's profile holds."""
     times = LARGEST_WINDOW if card.options.dynamic_window else 1
-    return passport.batch[2], 1, times * passport.window[0], times * passport.window[1]
+    return passport.batch[2], 1, *(times * size for size in passport.window)
 
 
 def _gpu_bytes(passport: Passport, card: ModelCard) -> int:
@@ -187,7 +188,9 @@ class TensorRTEngine:
                 f"leuda verify {folder} --prove SCAN"
             )
         if not cuda.installed():
-            raise MissingExtraError("running a TensorRT engine", "cuda-python", "trt")
+            raise MissingExtraError(
+                "running a TensorRT engine", "cuda-python", EXTRAS[self.passport.family]
+            )
         trt: Any = importlib.import_module(self.passport.family)
         self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
         engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
