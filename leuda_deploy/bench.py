@@ -19,6 +19,7 @@ from typing import Any, get_args
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -31,6 +32,13 @@ from leuda_deploy.segmenter import EngineChoice, Segmenter, installed_engines
 from leuda_deploy.volume import read_volume, write_labels
 
 PERCENTILES = (50, 95, 99)
+# key of a row -> its heading in the terminal
+FIGURES = {
+    "cold_seconds": "cold s",
+    **{f"p{p}_seconds": f"p{p} s" for p in PERCENTILES},
+    "voxels_per_second": "Mvoxel/s",
+    "peak_mb": "peak MB",
+}
 
 
 def bench(
@@ -127,31 +135,40 @@ def measure(
 
 
 def show_bench(result: dict[str, Any], console: Console) -> None:
-    """For people: a row an engine."""
+    """For people, in 80 columns: a column an engine, and what each engine is."""
     shape = "x".join(map(str, result["shape"]))
-    table = Table(
-        "engine",
-        title=f"{shape}, {result['rounds']} rounds, {result['machine']}",
-        caption="(n x): n times what memory or gzip alone would take",
-    )
-    for name in ("cold s", "p50 s", "p95 s", "p99 s", "Mvoxel/s", "peak MB"):
-        table.add_column(name, justify="right")
-    table.add_column("busy seconds by stage, overlapping", overflow="fold")
-    for row in result["engines"]:
-        numbers = [row["cold_seconds"], *(row[f"p{p}_seconds"] for p in PERCENTILES)]
-        stages = ", ".join(
-            f"{name} {s:.2f}" + (f" ({s / least:.1f}x)" if least else "")
-            for name, s in row["stage_seconds"].items()
-            for least in [row["least_seconds"].get(name)]
-        )
-        table.add_row(
-            row["description"],
-            *(f"{number:.2f}" for number in numbers),
-            f"{row['voxels_per_second'] / 1e6:.1f}",
-            f"{row['peak_mb']:.0f}" if row["peak_mb"] else "",
-            stages,
-        )
+    console.print(f"{shape}, {result['rounds']} warm rounds, {result['machine']}\n")
+    rows = result["engines"]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
+    table.add_column(no_wrap=True)
+    for row in rows:
+        table.add_column(row["engine"], justify="right", no_wrap=True)
+    for key, heading in FIGURES.items():
+        table.add_row(heading, *(_figure(key, row[key]) for row in rows))
+    table.add_section()
+    for stage in dict.fromkeys(stage for row in rows for stage in row["stage_seconds"]):
+        table.add_row(stage, *(_stage(row, stage) for row in rows))
     console.print(table)
+    console.print("\nby stage: busy seconds, overlapping; (nx): n times what memory or gzip take")
+    for row in rows:
+        console.print(f"{row['engine']}: {row['description']}", soft_wrap=True)
+
+
+def _figure(key: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    if key == "voxels_per_second":
+        return f"{value / 1e6:.1f}"
+    return f"{value:.0f}" if key == "peak_mb" else f"{value:.2f}"
+
+
+def _stage(row: dict[str, Any], stage: str) -> str:
+    """Seconds of a stage, and how many times the least that they are."""
+    seconds, least = row["stage_seconds"].get(stage), row["least_seconds"].get(stage)
+    if seconds is None:
+        return "-"
+    times = f" ({seconds / least:.{1 if seconds < 10 * least else 0}f}x)" if least else ""
+    return f"{seconds:.2f}{times}"
 
 
 def regressions(now: dict[str, Any], before: Path, limit: float) -> list[str]:

@@ -156,19 +156,21 @@ def train(
         raise typer.Exit(launch(gpus, arguments_of_this_process()))
     from leuda_deploy.progress import stage
     from leuda_train.config import load_config
+    from leuda_train.ranks import one_voice
     from leuda_train.run import train as train_run
 
-    chosen = load_config(config, method, seed=seed, device=device, precision=precision)
-    evaluation = train_run(
-        cohort,
-        chosen,
-        out,
-        cache=cache,
-        stage=stage,
-        labelled=labelled,
-        profile=profile,
-        tensorboard=tensorboard,
-    )
+    with one_voice():
+        chosen = load_config(config, method, seed=seed, device=device, precision=precision)
+        evaluation = train_run(
+            cohort,
+            chosen,
+            out,
+            cache=cache,
+            stage=stage,
+            labelled=labelled,
+            profile=profile,
+            tensorboard=tensorboard,
+        )
     if int(os.environ.get("RANK", "0")) > 0:  # torchrun's: the first process prints
         return
     if as_json:

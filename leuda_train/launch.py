@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -9,13 +11,14 @@ import torch
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from leuda_deploy.errors import InputError
+from leuda_deploy.errors import InputError, TrainingError
 
 
 def launch(gpus: int, arguments: Sequence[str]) -> int:
     """Run `python -m leuda_train ARGUMENTS`, a process a GPU of this machine; the exit code.
 
-    Raises InputError if there are not so many. If a process fails, the others are ended.
+    If a process fails, the others are ended; it says what was wrong, the launcher adds nothing.
+    Raises InputError if there are not so many GPUs, TrainingError if a signal ended a process.
     """
     there = torch.cuda.device_count()
     if gpus > there:
@@ -24,11 +27,18 @@ def launch(gpus: int, arguments: Sequence[str]) -> int:
             f"on CPUs: torchrun --nproc-per-node {gpus} -m leuda_train {' '.join(arguments)}"
         )
     start = ["--standalone", "--nproc-per-node", str(gpus), "-m", "leuda_train", *arguments]
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun's own choice, without its warning
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     try:
         torchrun.main(start)
-    except ChildFailedError as error:  # which has said what was wrong
-        _, failure = error.get_first_failure()
-        return failure.exitcode if failure.exitcode > 0 else 1
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:  # it could not say anything
+            raise TrainingError(
+                f"process {rank} of {gpus} was ended by {failure.signal_name()} (SIGKILL is often "
+                "the system, out of memory); started again, the run resumes"
+            ) from None
+        return failure.exitcode
     return 0
 
 

@@ -1,4 +1,4 @@
-"""a run -> two PNGs: the six image sets and the training curves; predictions beside truth."""
+"""a run -> two PNGs: its image sets and the training curves; predictions beside truth."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -17,7 +18,7 @@ from leuda_deploy.card import PALETTE
 from leuda_deploy.recipe import Recipe, Stack
 from leuda_deploy.volume import atomic_path, read_volume
 from leuda_train.cohort import Cohort, Scan
-from leuda_train.config import SOURCE_STREAMS, TARGET_STREAMS
+from leuda_train.config import SOURCE_STREAMS, TARGET_STREAMS, Stream
 from leuda_train.loop import Row
 from leuda_train.slices import Slices, class_numbers
 from leuda_train.translate import Translation
@@ -31,52 +32,58 @@ TITLES = {
     "target_cycled": r"$x^{t \to s \to t}$",
 }
 
-
 SHOWN_SLICES = 5
+RUN_ROWS, RUN_COLUMNS = 4, 6  # of slices in run.png
 
 
 def draw_run(
     path: Path, slices: Slices, translation: Translation | None, history: list[Row]
 ) -> None:
-    """Write the picture. Rows are slices evenly spread over each domain."""
-    rows = 4
+    """Write the picture: the image sets that there are and the curves of the stages trained.
+
+    Slices are evenly spread over each domain, row by row, and the same for every set of it.
+    """
     figure = Figure(figsize=(13, 12), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=(2.2, 1))
-    images = (
+    images: Mapping[Stream, NDArray[np.float32]] = (
         translation.images
         if translation is not None
-        else {
-            "source": slices.source,
-            "target": slices.target,
-        }
+        else {"source": slices.source, "target": slices.target}
     )
-    axes = above.subplots(rows, 6)
-    for column, stream in enumerate((*SOURCE_STREAMS, *TARGET_STREAMS)):
-        axes[0, column].set_title(TITLES[stream])
-        for row in range(rows):
-            axis = axes[row, column]
+    streams = [stream for stream in (*SOURCE_STREAMS, *TARGET_STREAMS) if stream in images]
+    width = RUN_COLUMNS // len(streams)
+    blocks = above.subfigures(1, len(streams), squeeze=False)[0]
+    for stream, block in zip(streams, blocks, strict=True):
+        block.suptitle(TITLES[stream])
+        places = np.arange(RUN_ROWS * width) + 0.5
+        chosen = (places / len(places) * (len(images[stream]) - 1)).round().astype(int)
+        for axis, index in zip(block.subplots(RUN_ROWS, width).flat, chosen, strict=True):
             axis.set_axis_off()
-            if stream in images:
-                count = len(images[stream])
-                index = round((row + 0.5) / rows * (count - 1))
-                axis.imshow(images[stream][index], cmap="gray")
-    panels = below.subplots(1, 2)
-    _curves(panels[0], "stage 1: translation", translation.history if translation else [])
-    _curves(panels[1], "stage 2: adaptation", history)
+            axis.imshow(images[stream][index], cmap="gray")
+    histories = {
+        "stage 1: translation": translation.history if translation is not None else [],
+        "stage 2: adaptation": history,
+    }
+    trained = {title: rows for title, rows in histories.items() if rows}
+    panels = below.subplots(1, len(trained), squeeze=False)[0]
+    for axis, (title, rows) in zip(panels, trained.items(), strict=True):
+        draw_curves(axis, title, rows)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=80, format="png")
 
 
-def _curves(axis: object, title: str, history: list[Row]) -> None:
+def draw_curves(axis: Axes, title: str, history: list[Row]) -> None:
+    """A line for each term that is not zero throughout; the objective L lies broad beneath them."""
     axis.set_title(title)
     axis.set_xlabel("step")
-    if not history:
-        axis.text(0.5, 0.5, "not part of this method", ha="center", transform=axis.transAxes)
-        return
     steps = [row["step"] for row in history]
     for term in history[0]:
         values = np.array([row[term] for row in history])
-        if term != "step" and values.any():
+        if term == "step" or not values.any():
+            continue
+        if term == "L":  # without other terms it is L_seg, and would be hidden by it
+            axis.plot(steps, values, label=term, color="black", alpha=0.25, linewidth=6, zorder=1)
+        else:
             axis.plot(steps, values, label=term)
     axis.set_yscale("log")
     axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))

@@ -15,6 +15,7 @@ no gradient in half of them, which its hooks do not foresee.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ Rows = TypeVar("Rows", Tensor, NDArray[np.int64])
 # Others wait for the first process while it writes, loads or evaluates; the launcher ends them if
 # it fails.
 PATIENCE = timedelta(days=30)
+# How long the others keep an error to themselves, so that the first process can say it.
+ECHO_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,26 @@ def joined(device: str) -> Iterator[Ranks]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     dist.init_process_group(backend, timeout=PATIENCE)
+    ranks = Ranks(dist.get_rank(), size)
     try:
-        yield Ranks(dist.get_rank(), size)
-    finally:
-        dist.destroy_process_group()
+        yield ranks
+    except Exception:
+        if ranks.first:  # another that left before `one_voice` would fail the first one too soon
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
+
+
+@contextmanager
+def one_voice() -> Iterator[None]:
+    """Of the processes that torchrun started, let the first one say what went wrong.
+
+    What fails there fails in the others, too, or cuts them off from it. They wait to be ended by
+    the launcher; one that is still there after ECHO_SECONDS failed alone, and says so itself.
+    """
+    try:
+        yield
+    except Exception:
+        if int(os.environ.get("RANK", "0")) > 0:
+            time.sleep(ECHO_SECONDS)
+        raise

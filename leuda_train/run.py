@@ -6,7 +6,7 @@
     RUN/metrics.jsonl     loss terms of every stage, and images/s, as they come
     RUN/predictions/      labels of the test scans
     RUN/evaluation.json   Dice and distances on them
-    RUN/run.png           the six image sets and the curves
+    RUN/run.png           its image sets and the curves
     RUN/predictions.png   best, median and worst test scan: truth and prediction
     RUN/profile.json      on request: where the time went, by stage
     RUN/tensorboard/      on request: metrics.jsonl for TensorBoard

@@ -6,14 +6,19 @@ import nibabel as nib
 import numpy as np
 import pytest
 import tiny
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 
 from leuda_deploy.card import PALETTE
 from leuda_deploy.recipe import Recipe
 from leuda_deploy.volume import read_volume, write_labels
 from leuda_train.cohort import read_cohort
+from leuda_train.config import SOURCE_STREAMS, TARGET_STREAMS
 from leuda_train.evaluate import evaluate_pairs
-from leuda_train.pictures import _ranked, draw_predictions
+from leuda_train.pictures import _ranked, draw_curves, draw_predictions, draw_run
+from leuda_train.slices import Slices
+from leuda_train.translate import Translation
 
 RECIPE = Recipe(slice_axis="superior", spacing_mm="native", window=(16, 16))
 
@@ -64,3 +69,63 @@ def test_prediction_and_truth_are_drawn_in_the_palettes_colours(cohort, tmp_path
     assert truth_alone > 500
     assert both == pytest.approx(2 * truth_alone, abs=2 * legend)  # the legend is there once
     assert len(PALETTE) >= len(cohort.structures)
+
+
+def dark_slices(count=20):
+    """Slices that are nowhere white."""
+    dark = np.tile(np.linspace(0.0, 0.5, 16, dtype=np.float32), (count, 16, 1))
+    dark[:, 0, 0] = 1.0  # sets the grey scale
+    return Slices(
+        key="dark", source=dark, target=dark, source_labels=np.zeros(dark.shape, np.uint8),
+        labelled_rows=np.arange(4), target_labels=None,
+    )  # fmt: skip
+
+
+def widest_gap(path):
+    """The longest run of white pixel columns beside and between the images of the upper half."""
+    pixels = np.asarray(Image.open(path).convert("L"))
+    white = (pixels[40 : len(pixels) // 2] > 250).mean(axis=0) > 0.99
+    return max(len(run) for run in "".join("w" if w else " " for w in white).split(" "))
+
+
+def history_of(*terms, rows=20):
+    """Rows in which all terms fall alike."""
+    return [{"step": 10 * k + 10, **dict.fromkeys(terms, 0.9**k)} for k in range(rows)]
+
+
+@pytest.mark.parametrize("translated", [False, True])
+def test_the_picture_of_a_run_has_no_empty_columns(tmp_path, translated):
+    slices = dark_slices()
+    families = dict.fromkeys((*SOURCE_STREAMS, *TARGET_STREAMS), slices.source)
+    translation = Translation(images=families, to_source=None, history=history_of("gan"))
+    draw_run(
+        tmp_path / "run.png", slices, translation if translated else None, history_of("L", "L_seg")
+    )
+    assert widest_gap(tmp_path / "run.png") < 60
+
+
+def test_every_curve_of_the_legend_can_be_seen():
+    figure = Figure()
+    axis = figure.subplots()
+    draw_curves(axis, "curves", history_of("L", "L_seg"))
+    names = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert [line.get_label() for line in axis.lines] == names == ["L", "L_seg"]
+    axis.get_legend().remove()
+    canvas = FigureCanvasAgg(figure)
+
+    def drawn():
+        canvas.draw()
+        return np.asarray(canvas.buffer_rgba()).astype(int)
+
+    every = drawn()
+    for line in axis.lines:
+        line.set_visible(False)
+        change = np.abs(drawn() - every).max(axis=2)
+        assert (change > 60).sum() > 800, line.get_label()  # more than what smooths edges
+        line.set_visible(True)
+
+
+def test_terms_that_are_zero_throughout_have_no_curve():
+    axis = Figure().subplots()
+    draw_curves(axis, "curves", [row | {"L_D": 0.0} for row in history_of("L")])
+    assert [line.get_label() for line in axis.lines] == ["L"]

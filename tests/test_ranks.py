@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import joint_training
@@ -17,7 +18,8 @@ import tomli_w
 import torch
 from test_loop import flat
 
-from leuda_deploy.errors import InputError
+from leuda_deploy.errors import InputError, TrainingError
+from leuda_train import ranks
 from leuda_train.batchnorm import normalised_by, with_joint_batchnorm
 from leuda_train.launch import launch, without_gpus
 from leuda_train.metrics import read_metrics
@@ -100,6 +102,73 @@ def test_if_the_first_process_fails_those_that_wait_for_it_end(tmp_path):
     done = torchrun(TESTS / "joint_training.py", tmp_path, "the first fails", check=False)
     assert done.returncode == 1
     assert "as the test wants it" in done.stderr
+
+
+def by_our_launcher(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """`leuda ARGUMENTS` on a machine that claims to have two GPUs; its processes are real."""
+    code = (
+        "import sys, torch\nfrom leuda_train.cli import main\ntorch.cuda.device_count = lambda: 2\n"
+        f"sys.argv = {['leuda', *map(str, arguments)]!r}\nmain()"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={**environment, "PYTHONPATH": str(TESTS.parent)},
+    )
+
+
+def test_what_the_user_can_mend_is_said_by_the_first_process_alone(tmp_path):
+    (tmp_path / "bad.toml").write_text("nonsense = 3\n")
+    asked = ("train", tmp_path / "bad.toml", "--out", tmp_path / "run", "--config", "demo")
+    line = f"error: {tmp_path / 'bad.toml'}: unknown key 'nonsense'"
+    done = torchrun("-m", "leuda_train", *asked, check=False)
+    assert done.stderr.count("error:") == 1
+    assert line in done.stderr
+    assert done.stderr.count("Traceback") == 1  # torchrun's own
+    done = by_our_launcher(*asked, "--gpus", "2")
+    assert done.returncode == 2
+    assert done.stderr.startswith(line)
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_error_of_the_first_process_is_no_traceback_of_those_that_wait_for_it(tmp_path):
+    cohort = tiny.write_tiny_cohort(tmp_path / "data")
+    config = tmp_path / "mine.toml"
+    content = tiny.content()
+    del content["name"], content["method"]
+    config.write_text(tomli_w.dumps(content))
+    (tmp_path / "taken").write_text("no folder")
+    asked = ["train", cohort, "--out", tmp_path / "run", "--cache", tmp_path / "taken"]
+    done = by_our_launcher(*asked, "--config", config, "--gpus", "2")
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: .*taken.*\n", done.stderr)
+
+
+def test_a_process_that_fails_alone_says_so_in_the_end(monkeypatch):
+    monkeypatch.setattr(ranks, "ECHO_SECONDS", 0.5)
+    for rank, waits in (("0", False), ("1", True)):
+        monkeypatch.setenv("RANK", rank)
+        began = time.monotonic()
+        with pytest.raises(InputError, match="mine alone"), ranks.one_voice():
+            raise InputError("mine alone")
+        assert (time.monotonic() - began >= 0.5) == waits
+
+
+def test_a_process_that_a_signal_ended_is_one_clear_error(monkeypatch, tmp_path, capfd):
+    package = tmp_path / "leuda_train"  # what is run in the processes, instead of ours
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text("import os\nos.kill(os.getpid(), 9)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(TrainingError, match="of 2 was ended by SIGKILL"):
+        launch(2, [])
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.slow
