@@ -32,15 +32,16 @@ class Adapted:
 
     products  network name -> what would be shipped of it: the network, behind the generator if it
               reads x^{t→s}
-    chosen    the product of the run, and its network, epoch and label-free score
+    chosen    the product of the run, and its network, epoch and label-free score; None of the two
+              where it was distilled
     scores    label-free scores by epoch, a row each
     """
 
     products: dict[str, Product]
     chosen: Product
     network: str
-    epoch: int
-    score: float
+    epoch: int | None
+    score: float | None
     scores: list[Row]
     history: list[Row]
 
@@ -139,7 +140,7 @@ class _Trainer:
         for teacher in teachers:
             teacher_mode(teacher, config.objective.teacher_batchnorm)
         if config.compile:
-            compile_networks([student, *teachers], hardware)
+            compile_networks([student, *teachers])
         levels = config.adversarial.levels
         widths = [config.unet.widths[level - 1] for level in levels]
         critics = [

@@ -99,6 +99,8 @@ def normalised_by(net: nn.Module, sizes: Sequence[int] | None) -> Iterator[None]
     assert norms or sizes is None, "not a network of `with_joint_batchnorm`"
     for norm in norms:
         norm.sizes = sizes
-    yield
-    for norm in norms:
-        norm.sizes = None
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.sizes = None

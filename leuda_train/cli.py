@@ -92,7 +92,7 @@ def cohort(
     labelled: Annotated[
         str | None,
         typer.Option(
-            help="Source volumes that keep their labels: 1, 4, ... or all. Default: 25 %."
+            help="Source volumes that keep their labels: 1, 4, ... or all. Default: see the README."
         ),
     ] = None,
 ) -> None:

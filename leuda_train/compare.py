@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -21,9 +21,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.table import Table
 
+from leuda_deploy.errors import InputError
 from leuda_deploy.volume import atomic_path
-from leuda_train.cohort import read_spec
-from leuda_train.config import load_config
+from leuda_train.cohort import Cohort, read_cohort
+from leuda_train.config import TrainConfig, load_config
 from leuda_train.run import Stage, train
 
 NAME_WIDTH = 16  # of a method, so that the table has 80 columns
@@ -47,14 +48,16 @@ def compare(
     labelled  numbers of labelled source scans; None for all of them
     seeds     each method is run with seeds 0 .. seeds - 1
     """
-    # every config is read first, so that a misspelt method does not show up hours later
+    # all that can be wrong is looked at first, so that it does not show up hours later
     configs = {
         (method, seed): load_config(config, method, seed=seed, **overrides)
         for method in methods
         for seed in range(seeds)
     }
+    whole = read_cohort(cohort)
+    _check(whole, list(configs.values()), labelled)
     said = {
-        "cohort": read_spec(cohort).name,
+        "cohort": whole.spec.name,
         "config": Path(config).stem,
         "leuda": metadata.version("leuda"),
     }
@@ -80,6 +83,21 @@ def compare(
     return _write(out, said, rows)
 
 
+def _check(cohort: Cohort, configs: Sequence[TrainConfig], labelled: Sequence[int | None]) -> None:
+    """Raises InputError if a run could not be trained, or not be tested, on this cohort."""
+    if not cohort.role("target test"):
+        raise InputError(f"cohort {cohort.spec.name} has no [target] test scans to compare on")
+    for count in labelled:
+        if count is not None:
+            cohort.with_labelled(count)
+    for config in configs:
+        if config.uses_target_labels and cohort.spec.target.upper_bound is None:
+            raise InputError(
+                f"method {config.method} needs [target] upper_bound labels, which cohort "
+                f"{cohort.spec.name} does not have; leave it out of --methods"
+            )
+
+
 def _row(method: str, labelled: int | None, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Mean and standard deviation over seeds, by variant; distances only where they exist."""
     row: dict[str, Any] = {
@@ -90,20 +108,27 @@ def _row(method: str, labelled: int | None, found: Sequence[dict[str, Any]]) -> 
         "minutes": round(fmean(evaluation["seconds"] for evaluation in found) / 60, 1),
         "hardware": found[0]["hardware"],
     }
-    oracles = [evaluation["oracle"]["dice"] for evaluation in found if "oracle" in evaluation]
-    row["oracle_dice"] = round(fmean(oracles), 4) if oracles else None
+    row["oracle_dice"] = _mean([e["oracle"]["dice"] for e in found if "oracle" in e])
     for variant in VARIANTS:
         summaries = [evaluation["summary"][variant] for evaluation in found]
         for key in ("dice", "assd_mm"):
-            values = [s["mean"][key] for s in summaries if s["mean"][key] is not None]
-            row[f"{variant}.{key}"] = round(fmean(values), 4) if values else None
-            row[f"{variant}.{key}_std"] = round(pstdev(values), 4) if values else None
+            values = [summary["mean"][key] for summary in summaries]
+            row[f"{variant}.{key}"] = _mean(values)
+            row[f"{variant}.{key}_std"] = _mean(values, pstdev)
         row[f"{variant}.missing"] = sum(s["mean"]["n_missing_distance"] for s in summaries)
         row[f"{variant}.structures"] = {
-            name: round(fmean(s["structures"][name]["dice"] for s in summaries), 4)
+            name: _mean([s["structures"][name]["dice"] for s in summaries])
             for name in summaries[0]["structures"]
         }
     return row
+
+
+def _mean(
+    values: Sequence[float | None], of: Callable[[Sequence[float]], float] = fmean
+) -> float | None:
+    """Of those that exist; None if none does."""
+    known = [value for value in values if value is not None]
+    return round(of(known), 4) if known else None
 
 
 def _write(out: Path, said: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -135,7 +160,10 @@ def table(comparison: dict[str, Any]) -> Group:
 
 
 def _table(variant: str, rows: list[dict[str, Any]]) -> Table:
-    """labels: scans that have them; oracle: Dice of the network that test labels would choose."""
+    """labels: scans that have them; oracle: Dice of the network that test labels would choose.
+
+    min: minutes of the last session; a translation or slices that were in the cache took none.
+    """
     shown = Table(
         title=variant.replace("_", " "), title_justify="left", box=SIMPLE_HEAD, pad_edge=False,
         collapse_padding=True, show_edge=False,

@@ -310,6 +310,8 @@ class TrainConfig(_Part):
             )
         if self.distil is not None and not self.teachers:
             raise ValueError("distil needs a teacher, but no term of L asks one")
+        if self.distil is not None and self.uses_target_labels:
+            raise ValueError('distil is for runs without target labels: not supervised_on "target"')
         if not self.candidates:
             raise ValueError(f"test.network = {self.test.network}, but no term of L asks it")
         return self

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from leuda_train.config import Stream, TranslationConfig
 from leuda_train.slices import Slices
 
+BLOCK = 64  # images transformed at a time
+
 
 def swap_amplitude(
     images: NDArray[np.float32], references: NDArray[np.float32], radius: float
@@ -20,6 +22,16 @@ def swap_amplitude(
 
     radius  half the side of the swapped square, as a share of the spectrum's smaller side
     """
+    swapped = np.empty(images.shape, np.float32)
+    for start in range(0, len(images), BLOCK):  # spectra take many times what the images do
+        part = slice(start, start + BLOCK)
+        swapped[part] = _swapped(images[part], references[part], radius)
+    return swapped
+
+
+def _swapped(
+    images: NDArray[np.float32], references: NDArray[np.float32], radius: float
+) -> NDArray[np.float32]:
     height, width = images.shape[-2:]
     reach = int(radius * min(height, width))
     spectrum = np.fft.fftshift(np.fft.fft2(images), axes=(-2, -1))

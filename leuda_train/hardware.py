@@ -81,11 +81,17 @@ def choose_hardware(device: DeviceName, precision: PrecisionName, ranks: Ranks =
     return Hardware(torch.device(device), precision, ranks)
 
 
-def compile_networks(nets: Iterable[torch.nn.Module], hardware: Hardware) -> None:
-    """torch.compile, in place; the first passes then take minutes. Raises InputError if it cannot.
+def compile_networks(nets: Iterable[torch.nn.Module]) -> None:
+    """torch.compile, in place; the first passes then take minutes. See `check_compiler`.
 
     Dropout draws other masks than in networks that are not compiled, as reproducibly.
     """
+    for net in nets:
+        net.compile()
+
+
+def check_compiler(hardware: Hardware) -> None:
+    """Raises InputError if networks cannot be compiled here: before any long work."""
     if hardware.ranks.size > 1:
         raise InputError("compile = true is for one process; set it to false")
     if hardware.device.type == "cpu":
@@ -95,8 +101,6 @@ def compile_networks(nets: Iterable[torch.nn.Module], hardware: Hardware) -> Non
                 f"compile = true needs a C++ compiler, but there is no {compiler}: install one, "
                 "name it in $CXX, or set compile = false"
             )
-    for net in nets:
-        net.compile()
 
 
 def _cpu_has_bf16() -> bool:

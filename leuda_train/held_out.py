@@ -64,12 +64,13 @@ def oracle(
 ) -> dict[str, Any]:
     """What a choice by test labels would have been: the price of choosing without them.
 
-    Among what was chosen and every candidate after the last epoch. Only ever reported.
+    Among what was chosen and every network in use after the last epoch. Only ever reported.
     """
     dice = {"chosen": evaluation["summary"]["as_predicted"]["mean"]["dice"]}
     for name, product in products.items():
         found = evaluate_product(product, cohort, recipe, hardware, out / "oracle" / name, progress)
         dice[name] = found["summary"]["as_predicted"]["mean"]["dice"]
     shutil.rmtree(out / "oracle")
-    best = max(dice, key=lambda name: dice[name])
+    # no Dice at all where no test scan has a structure, nor a prediction
+    best = max(dice, key=lambda name: -1.0 if dice[name] is None else dice[name])
     return {"network": best, "dice": dice[best], "all": dice}

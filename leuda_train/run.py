@@ -9,7 +9,7 @@
     RUN/run.png           its image sets and the curves
     RUN/predictions.png   best, median and worst test scan: truth and prediction
     RUN/profile.json      on request: where the time went, by stage
-    RUN/tensorboard/      on request: metrics.jsonl for TensorBoard
+    RUN/tensorboard/      on request: metrics.jsonl for TensorBoard, a folder a stage
 
 Slices and translated sets are in the cache folder, shared by every run with the same settings.
 Of several processes (see `ranks.py`) all train; the first one writes, logs and evaluates.
@@ -41,7 +41,7 @@ from leuda_train.batches import AlignedSets
 from leuda_train.cohort import Cohort, read_cohort
 from leuda_train.config import Stream, TrainConfig, make_recipe, parse_config
 from leuda_train.distil import distil
-from leuda_train.hardware import Hardware, choose_hardware
+from leuda_train.hardware import Hardware, check_compiler, choose_hardware
 from leuda_train.held_out import evaluate_product, oracle
 from leuda_train.loop import Progress, Watch
 from leuda_train.metrics import Metrics
@@ -105,6 +105,8 @@ def _train(
         raise InputError(f"method {config.method} needs [target] upper_bound labels in the cohort")
     hardware = choose_hardware(config.device, config.precision, ranks)
     check_shares(config, ranks)
+    if config.compile:
+        check_compiler(hardware)
     cache = cache or out.parent / "cache"
     if ranks.first:
         with atomic_path(out / "config.toml") as temporary:
@@ -151,6 +153,8 @@ def _train(
         with stage("distillation") as progress:
             reports = watch(progress=progress)
             adapted = _distilled(adapted, sets, cohort, config, hardware, out, reports)
+    if metrics is not None:
+        metrics.close()
     if not ranks.first:
         told: dict[str, Any] = ranks.told()
         return told
@@ -269,14 +273,16 @@ def _distilled(
     folder = out / "checkpoints" / "distil"
     product = distil(teachers, sets, classes, config, hardware, folder, watch)
     products = {**adapted.products, "distilled": product}
-    return replace(adapted, chosen=product, network="distilled", products=products)
+    return replace(
+        adapted, chosen=product, network="distilled", products=products, epoch=None, score=None
+    )
 
 
 def _facts(
     adapted: Adapted, config: TrainConfig, cohort: Cohort, recipe: Recipe, hardware: Hardware
 ) -> ProductFacts:
     """What has to be known of the product besides its weights."""
-    schedule, widths = config.schedule, config.unet.widths
+    widths = config.unet.widths
     targets = cohort.role("target unlabelled")
     if config.distil is not None:
         widths = config.distil.widths(widths)
@@ -294,7 +300,13 @@ def _facts(
         cohort_sha256=cohort.sha256,
         config=config.model_dump(mode="json"),
         seed=config.seed,
-        steps=schedule.epochs * schedule.steps_per_epoch,
+        steps=_steps(adapted, config),
         hardware=str(hardware),
         domain=domain_of([fit_intensity(read_volume(scan.image), recipe) for scan in targets]),
     )
+
+
+def _steps(adapted: Adapted, config: TrainConfig) -> int:
+    """Steps of stages 2 and 3 that the product's weights have seen."""
+    epochs = config.schedule.epochs if adapted.epoch is None else adapted.epoch
+    return epochs * config.schedule.steps_per_epoch + (config.distil.steps if config.distil else 0)

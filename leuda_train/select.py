@@ -50,14 +50,15 @@ def make_probe(sets: AlignedSets, hardware: Hardware, seed: int) -> Probe:
 @torch.no_grad()
 def label_free_score(product: nn.Module, probe: Probe, hardware: Hardware) -> float:
     """Higher is better; product maps windows (B, 1, h, w) to logits (B, K, h, w)."""
-    training = product.training
+    modes = {module: module.training for module in product.modules()}
     product.eval()
     with hardware.autocast():
         like, target = (
             torch.cat([product(part).float() for part in images.split(16)])
             for images in (probe.target_like, probe.target)
         )
-    product.train(training)
+    for module, training in modes.items():  # each its own: a teacher may be in eval mode
+        module.training = training
     found = F.one_hot(like.argmax(dim=1), like.shape[1]).movedim(-1, 1)[:, 1:]
     true = F.one_hot(probe.labels, like.shape[1]).movedim(-1, 1)[:, 1:]
     over = (0, 2, 3)

@@ -13,7 +13,7 @@ import tomli_w
 import leuda_train
 from leuda_deploy.errors import InputError
 from leuda_train.cohort import read_cohort
-from leuda_train.compare import compare
+from leuda_train.compare import _row, compare
 from leuda_train.product import load_product
 from leuda_train.run import train
 
@@ -33,6 +33,8 @@ def test_a_distilled_network_is_narrow_reads_the_target_and_has_an_oracle(cohort
     found = train(cohort, config, tmp_path / "run", cache=None, stage=tiny.stage)
     product, facts, _ = load_product(tmp_path / "run")
     assert (facts.network, facts.feed, facts.widths) == ("distilled", "target", (4, 8))
+    assert facts.steps == 4 * 3 + 4  # of stage 2, of stage 3
+    assert found["epoch"] is found["label_free_score"] is None  # those of a teacher
     assert product.to_source is None
     assert found["network"] == "distilled"
     assert {"chosen", "distilled", "student", "intra_teacher", "inter_teacher"} == set(
@@ -90,16 +92,52 @@ def test_compare_runs_everything_once_and_writes_one_table(cohort, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in times} == times
 
 
-def test_a_misspelt_method_is_refused_before_anything_runs(cohort, tmp_path):
-    with pytest.raises(InputError, match="no method named 'le-uds'"):
+@pytest.mark.parametrize(
+    ("methods", "labelled", "missing", "message"),
+    [
+        (["source-only", "le-uds"], None, "", "no method named 'le-uds'"),
+        (["source-only"], 3, "", "3 labelled scans asked for; the cohort has 2"),
+        (["source-only"], None, "test =", r"has no \[target\] test scans"),
+        (["source-only", "supervised"], None, "upper_bound", "leave it out of --methods"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_anything_runs(
+    cohort, tmp_path, methods, labelled, missing, message
+):
+    lines = cohort.read_text().splitlines()
+    asked = cohort.with_name(f"{tmp_path.name}.toml")  # beside the scans
+    asked.write_text("\n".join(line for line in lines if not missing or missing not in line))
+    with pytest.raises(InputError, match=message):
         compare(
-            cohort,
+            asked,
             tmp_path / "out",
-            methods=["source-only", "le-uds"],
-            labelled=[None],
+            methods=methods,
+            labelled=[None, labelled],
             seeds=1,
             config="demo",
             cache=None,
             stage=tiny.stage,
         )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_structure_that_no_test_scan_has_is_left_out_of_the_means():
+    """Its Dice is None where no scan predicts it either."""
+
+    def evaluation(dice: float | None) -> dict[str, object]:
+        summary = {
+            "structures": {"a": {"dice": dice}, "b": {"dice": 0.5}},
+            "mean": {"dice": 0.5, "assd_mm": None, "n_missing_distance": 1},
+        }
+        return {
+            "network": "student",
+            "seconds": 60.0,
+            "hardware": "CPU",
+            "summary": {"as_predicted": summary, "largest_component": summary},
+        }
+
+    row = _row("mine", None, [evaluation(None), evaluation(0.8)])
+    assert row["as_predicted.structures"] == {"a": 0.8, "b": 0.5}
+    assert (row["as_predicted.dice"], row["as_predicted.assd_mm_std"]) == (0.5, None)
+    row = _row("mine", None, [evaluation(None)])
+    assert row["as_predicted.structures"] == {"a": None, "b": 0.5}

@@ -103,6 +103,13 @@ def test_only_methods_with_translated_images_need_a_translation():
             {"objective": tiny.NO_TERMS, "test": {"network": "inter_teacher"}},
             "test.network = inter_teacher, but no term of L asks it",
         ),
+        (
+            {
+                "objective": {"supervised_on": ["target"]},
+                "distil": {"width": 0.5, "steps": 4, "learning_rate": 0.002},
+            },
+            "distil is for runs without target labels",
+        ),
         ({"augment": {"scale": [1.1, 0.9]}}, "scale must not fall"),
         ({"augment": {"scale": [0.0, 1.0]}}, "'augment.scale.0' = 0.0"),
         ({"device": "tpu"}, "'device' = tpu"),

@@ -73,8 +73,9 @@ def run(trainer, folder, *, steps: int = STEPS, log_every: int = 1, seconds: flo
     )
 
 
-def adaptation():
-    return adapt._Trainer(tiny.aligned_sets(), 3, tiny.config(), tiny.CPU, tiny.generator())
+def adaptation(**changes):
+    config = tiny.config(**changes)
+    return adapt._Trainer(tiny.aligned_sets(), 3, config, tiny.CPU, tiny.generator())
 
 
 def translation():
@@ -103,7 +104,13 @@ def assert_bit_equal(a: object, b: object) -> None:
             assert value == b[place], place
 
 
-@pytest.mark.parametrize("make", [adaptation, translation])
+def scored_adaptation():
+    """With scores on the way, and teachers that run in eval mode."""
+    test = {"network": "auto", "select": "label-free", "select_epochs": 1}
+    return adaptation(test=test, objective={"teacher_batchnorm": "ema"})
+
+
+@pytest.mark.parametrize("make", [adaptation, scored_adaptation, translation])
 def test_a_killed_and_resumed_run_is_bit_equal_to_an_uninterrupted_one(make, tmp_path):
     straight = make()
     history = run(straight, tmp_path / "straight", seconds=60.0)
@@ -267,14 +274,22 @@ def test_metrics_are_written_as_they_come_and_a_resumed_stage_drops_what_is_past
 
 
 def test_tensorboard_is_written_if_it_is_there_and_else_named_with_its_extra(tmp_path, monkeypatch):
-    said: list[tuple[str, float, int]] = []
+    said: list[tuple[object, ...]] = []
 
     class SummaryWriter:
         def __init__(self, folder: str) -> None:
-            assert folder == str(tmp_path / "tensorboard")
+            assert folder == str(tmp_path / "tensorboard" / "test")
+            assert not Path(folder).exists()  # of a killed run, rows after its checkpoint
+            Path(folder).mkdir(parents=True)
 
         def add_scalar(self, *row) -> None:
             said.append(row)
+
+        def flush(self) -> None:
+            said.append(("flush",))
+
+        def close(self) -> None:
+            said.append(("close",))
 
     module = ModuleType("torch.utils.tensorboard")
     module.SummaryWriter = SummaryWriter
@@ -282,7 +297,12 @@ def test_tensorboard_is_written_if_it_is_there_and_else_named_with_its_extra(tmp
     metrics = Metrics(tmp_path, tensorboard=True)
     metrics.begin("test", [])
     metrics.add("test", {"step": 4, "L": 0.5}, 12.0)
-    assert said == [("test/L", 0.5, 4), ("test/images_per_s", 12.0, 4)]
+    assert said == [("L", 0.5, 4), ("images_per_s", 12.0, 4), ("flush",)]
+    metrics.close()
+    said.clear()
+    resumed = Metrics(tmp_path, tensorboard=True)
+    resumed.begin("test", [{"step": 4, "L": 0.5}])
+    assert said == [("L", 0.5, 4), ("images_per_s", 12.0, 4), ("flush",)]
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'leuda\[tensorboard\]'"):
         Metrics(tmp_path, tensorboard=True)

@@ -47,9 +47,13 @@ def test_the_probe_uses_labelled_source_rows_and_no_target_label():
 
 
 def test_the_networks_mode_is_left_as_it_was():
-    network = Thresholds(1.0).train()
-    label_free_score(network, make_probe(tiny.aligned_sets(), tiny.CPU, seed=0), tiny.CPU)
-    assert network.training
+    """Of every part: what is shipped of a teacher in eval mode is wrapped in a new module."""
+    for training in (True, False):
+        network = Thresholds(1.0).train(training)
+        product = torch.nn.Sequential(network)
+        label_free_score(product, make_probe(tiny.aligned_sets(), tiny.CPU, seed=0), tiny.CPU)
+        assert product.training
+        assert network.training is training
 
 
 @pytest.mark.parametrize(("select", "rows"), [("last", 1), ("label-free", 4)])

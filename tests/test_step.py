@@ -17,7 +17,7 @@ from leuda_deploy.errors import InputError
 from leuda_train.adapt import _Trainer, lambdas, learning_rate, ramp
 from leuda_train.batches import make_batch, step_generator
 from leuda_train.ema import ema_decay
-from leuda_train.hardware import compile_networks
+from leuda_train.hardware import check_compiler
 from leuda_train.ranks import Ranks
 from leuda_train.step import Lambdas, le_uda_step
 
@@ -268,6 +268,6 @@ def test_compiling_is_for_student_and_teachers_alone(monkeypatch):
 def test_compiling_without_a_compiler_or_in_several_processes_is_one_clear_error(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(InputError, match="compiler, but there is no no-such-compiler"):
-        make_trainer(compile=True)
+        check_compiler(tiny.CPU)
     with pytest.raises(InputError, match="compile = true is for one process"):
-        compile_networks([], replace(tiny.CPU, ranks=Ranks(0, 2)))
+        check_compiler(replace(tiny.CPU, ranks=Ranks(0, 2)))
