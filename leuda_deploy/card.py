@@ -19,10 +19,7 @@ from leuda_deploy.sliding_window import Tiling
 SCHEMA_VERSION = 1
 METADATA_KEY = "leuda.card"
 MAX_CARD_BYTES = 1 << 20
-
-# Fields that came after the first model files: left out where they say nothing, so that the text,
-# and with it the checksum, of an earlier file stays what it was.
-ADDED = ("domain", "tiling", "depth")
+AGAIN = "export it again: leuda export RUN -o exports/NAME"
 
 Text = Annotated[str, Field(max_length=500)]
 Channel = Annotated[int, Field(ge=0, le=255)]
@@ -120,9 +117,7 @@ class ModelCard(_Part):
 
     def to_json(self) -> str:
         """The text that is stored in the model file."""
-        fields = type(self).model_fields
-        silent = {name for name in ADDED if getattr(self, name) == fields[name].default}
-        return self.model_dump_json(exclude=silent)
+        return self.model_dump_json()
 
 
 def parse_card(text: str, origin: str) -> ModelCard:
@@ -139,7 +134,7 @@ def parse_card(text: str, origin: str) -> ModelCard:
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
         newer = isinstance(version, int) and version > SCHEMA_VERSION
-        fix = "update leuda" if newer else "export the model again"
+        fix = "update leuda" if newer else AGAIN
         raise ModelError(
             f"the model card of {origin} has schema version {str(version)[:20]!r}, this leuda "
             f"reads version {SCHEMA_VERSION}: {fix}"
@@ -148,8 +143,8 @@ def parse_card(text: str, origin: str) -> ModelCard:
         card = ModelCard.model_validate(content)
     except ValidationError as error:
         raise ModelError(
-            f"the model card of {origin} is not valid: {describe(error)}; if another leuda wrote "
-            "it, export the model again"
+            f"the model card of {origin} is not valid: {describe(error)}; if another version of "
+            f"leuda wrote it, {AGAIN}"
         ) from error
     names = [structure.name for structure in card.structures]
     if len(set(names)) != len(names):

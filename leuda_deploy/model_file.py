@@ -32,7 +32,8 @@ def find_model(path: Path | str) -> Path:
 def write_model(model: onnx.ModelProto, card: ModelCard, path: Path | str) -> ModelCard:
     """Write graph and card atomically; the card as written, with its checksum filled in."""
     del model.metadata_props[:]
-    card = card.model_copy(update={"sha256": content_sha256(model, card)})
+    sha256 = content_sha256(model, card.model_copy(update={"sha256": ""}).to_json())
+    card = card.model_copy(update={"sha256": sha256})
     entry = model.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, card.to_json()
     with atomic_path(path) as temporary:
@@ -61,7 +62,8 @@ def read_model(path: Path) -> tuple[bytes, ModelCard]:
     card = parse_card(cards[0], str(path))
     if any(uses_external_data(tensor) for tensor in model.graph.initializer):
         raise ModelError(f"{path} keeps weights in other files; a leuda model is one file")
-    found = content_sha256(model, card)
+    # the text as it stands: a field that an earlier version did not write has its default
+    found = content_sha256(model, cards[0].replace(f'"sha256":"{card.sha256}"', '"sha256":""'))
     if found != card.sha256:
         raise ModelError(
             f"{path} does not match its own checksum (sha256 {found[:12]}, its card says "
@@ -70,11 +72,11 @@ def read_model(path: Path) -> tuple[bytes, ModelCard]:
     return content, card
 
 
-def content_sha256(model: onnx.ModelProto, card: ModelCard) -> str:
-    """SHA-256 over the graph, its weights and the card; over everything but the checksum itself."""
+def content_sha256(model: onnx.ModelProto, card: str) -> str:
+    """SHA-256 over the graph, its weights and the card's text without a checksum in it."""
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
     del bare.metadata_props[:]
     digest = hashlib.sha256(bare.SerializeToString(deterministic=True))
-    digest.update(card.model_copy(update={"sha256": ""}).to_json().encode())
+    digest.update(card.encode())
     return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from itertools import permutations, product
 from pathlib import Path
@@ -282,6 +283,28 @@ def replace_card(card: Callable[[ModelCard], str]) -> Callable[[onnx.ModelProto]
     return change
 
 
+def by_an_earlier_leuda(proto: onnx.ModelProto) -> None:
+    """Give it a card that knows neither tiling nor depth, sealed as it stands."""
+    (entry,) = proto.metadata_props
+    content = json.loads(entry.value)
+    del content["tiling"], content["depth"], content["options"]["window_multiple"]
+
+    def text(sha256: str) -> str:
+        return json.dumps(content | {"sha256": sha256}, separators=(",", ":"))
+
+    entry.value = text(content_sha256(proto, text("")))
+
+
+def test_a_model_of_an_earlier_leuda_runs_and_is_sealed_all_the_same(
+    tmp_path: Path, model: Path
+) -> None:
+    path = rewritten(tmp_path / "a.onnx", model, by_an_earlier_leuda)
+    assert OnnxEngine(path, threads=1).card.depth is None
+    weights = np.array([0, 1, 2], dtype=np.float32).tobytes()
+    path.write_bytes(path.read_bytes().replace(weights, weights[::-1]))
+    assert "own checksum" in refusal(path)
+
+
 def three_structures(card: ModelCard) -> str:
     more = (*card.structures, Structure(name="third", value=3, colour=(0, 0, 0)))
     return card.model_copy(update={"structures": more}).to_json()
@@ -312,7 +335,7 @@ def test_graph_with_another_window_than_its_card_is_refused(tmp_path: Path, mode
                 part.type.tensor_type.shape.dim[axis].dim_value = 32
 
         def sealed(card: ModelCard) -> str:
-            sha256 = content_sha256(proto, card)
+            sha256 = content_sha256(proto, card.model_copy(update={"sha256": ""}).to_json())
             return card.model_copy(update={"sha256": sha256}).to_json()
 
         replace_card(sealed)(proto)

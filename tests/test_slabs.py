@@ -227,9 +227,9 @@ def test_graph_that_is_not_what_its_card_says_is_refused(
         OnnxEngine(path)
 
 
-def test_card_of_a_2d_graph_says_nothing_of_depth(tmp_path: Path, make_model: MakeModel) -> None:
+def test_the_card_says_what_a_window_is(tmp_path: Path, make_model: MakeModel) -> None:
     flat, deep = make_model(tmp_path / "2d"), make_model(tmp_path / "3d", depth=Depth(slices=4))
-    assert "depth" not in json.loads(read_model(flat)[1].to_json())
+    assert read_model(flat)[1].window == (16, 16)
     assert read_model(deep)[1].window == (4, 16, 16)
 
 

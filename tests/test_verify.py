@@ -89,9 +89,12 @@ def foreign(export: Path) -> None:
         (with_card(lambda card: card.update(schema_version=2)), "reads version 1: update leuda"),
         (
             with_card(lambda card: card.update(schema_version=0)),
-            "version 1: export the model again",
+            "version 1: export it again: leuda export RUN -o exports/NAME",
         ),
-        (with_card(lambda card: card.update(old=1)), "if another leuda wrote it, export the model"),
+        (
+            with_card(lambda card: card.update(old=1)),
+            "if another version of leuda wrote it, export it again: leuda export RUN -o",
+        ),
         (with_card(lambda card: None, padding=50_000_000), "at most 1,048,576 are read"),
         (with_card(lambda card: card.update(licence="mine")), "does not match its own checksum"),
         (lambda export: (export / "card.json").write_text("{}"), "damaged or was altered"),
