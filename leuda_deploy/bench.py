@@ -44,13 +44,19 @@ FIGURES = {
 def bench(
     model: Path, engine: str, shape: tuple[int, int, int], *, rounds: int, threads: int | None
 ) -> dict[str, Any]:
-    """Measure one engine, or with "all" each that is installed; JSON-able.
+    """Measure engines by name, or with "all" each that is installed; JSON-able.
 
     least_seconds of a row: what memory and gzip alone would take, by stage; see `limits`.
 
     Raises LeudaError if an engine that was named cannot run.
     """
-    names = installed_engines("auto", find_model(model)) if engine == "all" else [engine]
+    names = engine.split(",")
+    for name in names:
+        if name not in ("all", "auto", *get_args(EngineName)):
+            known = ", ".join(("all", "auto", *get_args(EngineName)))
+            raise InputError(f"no engine is called {name!r}; there are {known}")
+    if "all" in names:
+        names = list(installed_engines("auto", find_model(model)))
     rows = []
     with tempfile.TemporaryDirectory(prefix="leuda-bench-") as folder:
         scan = Path(folder) / "scan.nii.gz"

@@ -181,7 +181,7 @@ def bench(
     model: Annotated[
         Path | None, typer.Option(help="Export folder or *.onnx. Default: the one shipped.")
     ] = None,
-    engine: Annotated[str, typer.Option(help="all, or an engine's name.")] = "all",
+    engine: Annotated[str, typer.Option(help="all, or engines' names: ort-cpu,openvino.")] = "all",
     shape: Annotated[str, typer.Option(help="Voxels of the made scan.")] = "512x512x100",
     rounds: Annotated[int, typer.Option(help="Warm rounds.", min=1)] = 5,
     threads: Annotated[int | None, typer.Option(help="CPU threads. Default: all.", min=1)] = None,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from leuda_deploy.bench import parse_shape, regressions
+from leuda_deploy.bench import bench, parse_shape, regressions
 from leuda_deploy.cli import main
 from leuda_deploy.errors import InputError
 
@@ -59,6 +59,16 @@ def test_engine_that_cannot_run_is_one_line(
     asked = ("--model", tmp_path / "a.onnx", "--shape", "9x9x2", "--engine", "ort-cpu")
     assert run(monkeypatch, *asked) == 2
     assert "not an ONNX model" in capfd.readouterr().err
+
+
+def test_engines_are_named_in_a_list_and_a_wrong_name_is_one_line(
+    make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = make_model(tmp_path)
+    found = bench(model, "ort-cpu,openvino", (20, 20, 3), rounds=1, threads=1)
+    assert [row["engine"] for row in found["engines"]] == ["ort-cpu", "openvino"]
+    with pytest.raises(InputError, match="no engine is called 'opnvino'; there are all, auto, ort"):
+        bench(model, "ort-cpu,opnvino", (20, 20, 3), rounds=1, threads=1)
 
 
 def test_shape_reads_as_people_write_it() -> None:
