@@ -131,7 +131,9 @@ def test_dice(engine: Any, cohort: Cohort) -> float:
             assert scan.label is not None
             volume, recipe = read_volume(scan.image), engine.card.recipe
             spacing = scan.pixel_spacing_mm
-            labels = segment(volume, engine, recipe, pixel_spacing_mm=spacing).labels
+            labels = segment(
+                volume, engine, recipe, pixel_spacing_mm=spacing, tiling=engine.card.tiling
+            ).labels
             path = Path(temporary) / f"{scan.subject}.nii.gz"
             write_labels(path, labels, volume, names)
             pairs[scan.subject] = path, scan.label

@@ -7,8 +7,8 @@ One U-Net (32 to 512 channels) is trained on slices of a made CT (made_ct.py, tw
 saved for both: as a leuda model file and as torch weights. On the same .nii.gz, each in a process
 of its own, in turn:
 
-speed      leuda in int8 and in bf16 (OpenVINO), MONAI (monai_way.py), both again, leuda with ONNX
-           Runtime; and how many times what memory or gzip alone would take each stage takes
+speed      leuda in int8 and in bf16 (OpenVINO), MONAI (monai_way.py), leuda with ONNX Runtime, all
+           twice; and how many times what memory or gzip alone would take each stage takes
 memory     peak memory of leuda by length of the scan and number of classes, a narrow network
 agreement  24 slices; one thing is changed at a time, so that each cause has its share
 
@@ -60,7 +60,7 @@ WAYS = {
     "leuda bf16": ("five", "openvino"),
     "leuda fp32": ("five", "ort-cpu"),
 }
-ORDER = ("leuda int8", "leuda bf16", "monai", "leuda int8", "leuda bf16", "leuda fp32")
+ORDER = ("leuda int8", "leuda bf16", "monai", "leuda fp32") * 2
 # what is changed -> the two results that differ in it alone
 CAUSES = {
     "int8 instead of fp32": ("leuda int8", "leuda ort-cpu"),

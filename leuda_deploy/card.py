@@ -111,6 +111,11 @@ class ModelCard(_Part):
         return (self.depth.slices, *self.recipe.window) if self.depth else self.recipe.window
 
     @property
+    def probabilities(self) -> bool:
+        """Whether the graph's scores are after a softmax."""
+        return self.options.output == "probabilities"
+
+    @property
     def label_names(self) -> dict[int, str]:
         """Label value -> structure name."""
         return {structure.value: structure.name for structure in self.structures}

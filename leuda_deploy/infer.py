@@ -65,13 +65,20 @@ def segment(
     pixel_spacing_mm: tuple[float, float] | None = None,
     slab: int | None = None,
     batch: int = 8,
+    tiling: Tiling = DEFAULT_TILING,
     uncertainty: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Segmentation:
     """`segment_stack` for a scan as it was read."""
     stack = Stack(volume, recipe, depth=depth, pixel_spacing_mm=pixel_spacing_mm)
     return segment_stack(
-        stack, engine, slab=slab, batch=batch, uncertainty=uncertainty, progress=progress
+        stack,
+        engine,
+        slab=slab,
+        batch=batch,
+        tiling=tiling,
+        uncertainty=uncertainty,
+        progress=progress,
     )
 
 
@@ -84,6 +91,7 @@ def segment_stack(
     tiling: Tiling = DEFAULT_TILING,
     mirror: bool = False,
     uncertainty: bool = False,
+    probabilities: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Segmentation:
     """Label every voxel of a scan.
@@ -94,6 +102,7 @@ def segment_stack(
     batch     windows given to the engine at a time
     tiling    how windows are laid and blended, and which are left out
     mirror    average over mirrored windows, along the axes that `tiling` allows
+    probabilities  the engine's scores are after a softmax: doubts are worked out accordingly
     progress  called with (slices done, slices in all)
     """
     clock = Clock()
@@ -128,7 +137,7 @@ def segment_stack(
 
     labels = np.empty(stack.volume.raw.shape, dtype=np.uint8, order="F")
     label_stack = stack.of_scan(labels)
-    doubts = Doubts(stack, wanted=uncertainty)
+    doubts = Doubts(stack, wanted=uncertainty, probabilities=probabilities)
     on_scan = ScanSlices(stack.depth, stack.scan_depth)
     for grid_start, on_grid in ahead(scores()):
         for start, found in on_scan(grid_start, on_grid):

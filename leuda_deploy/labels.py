@@ -75,10 +75,13 @@ class Doubts:
     The share of structure pixels of low confidence is always estimated, on every fourth row and
     column of the model grid: a share needs no more. The entropy map on the scan's own grid is made
     only if wanted: one byte a voxel.
+
+    probabilities  the scores are after a softmax already
     """
 
-    def __init__(self, stack: Stack, *, wanted: bool) -> None:
+    def __init__(self, stack: Stack, *, wanted: bool, probabilities: bool = False) -> None:
         self._stack, self._low, self._structure = stack, 0, 0
+        self._probabilities = probabilities
         self.entropy: UInt8 | None = None
         if wanted:
             self.entropy = np.empty(stack.volume.raw.shape, dtype=np.uint8, order="F")
@@ -87,14 +90,18 @@ class Doubts:
     def add(self, start: int, scores: Float32) -> None:
         """Scores (d, K, h, w) of the slices from `start` on."""
         some = np.moveaxis(scores[:, :, ::SAMPLED, ::SAMPLED], 1, 0)
-        some = some[:, winners(some) > 0]  # (K, N), pixels of a structure
+        some = self._logits(some[:, winners(some) > 0])  # (K, N), pixels of a structure
         total = np.exp(some - some.max(axis=0)).sum(axis=0)  # 1 / probability of the winner
         self._structure += total.size
         self._low += int(np.count_nonzero(total > 1 / LOW_CONFIDENCE))
         if self.entropy is not None:
             for index, plane in enumerate(scores, start=start):
-                doubt = resize(entropy(plane), self._stack.plane_shape)
+                doubt = resize(entropy(self._logits(plane)), self._stack.plane_shape)
                 self._entropy_stack[index] = np.rint(doubt * np.float32(255)).astype(np.uint8)
+
+    def _logits(self, scores: Float32) -> Float32:
+        """What a softmax turns into the probabilities; their logarithms are that, too."""
+        return np.log(np.maximum(scores, 1e-12)) if self._probabilities else scores
 
     @property
     def low_share(self) -> float:

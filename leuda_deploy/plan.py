@@ -112,6 +112,8 @@ def _plan_for(
     blending = 4 * classes * prod(stack.window) * batch * copies
     # blocks of slices that overlap: images and sums held, a block's scores in the making
     held = blocks * (4 * slab * grid + 3 * scores)
+    # grid slices that wait for the next, where the scan has others
+    held += (stack.depth != stack.scan_depth) * 2 * scores
     voxels = stack.volume.raw.size
     return Plan(
         slab=slab,

@@ -107,6 +107,7 @@ def segment_shown(
             tiling=engine.card.tiling,
             mirror=mirror,
             uncertainty=uncertainty,
+            probabilities=engine.card.probabilities,
             progress=lambda done, total: progress(done, total, ""),
         )
 

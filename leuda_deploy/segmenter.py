@@ -120,6 +120,7 @@ class Segmenter:
             tiling=self.card.tiling,
             mirror=self.mirror,
             uncertainty=uncertainty,
+            probabilities=self.card.probabilities,
         )
 
     def read(

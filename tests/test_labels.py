@@ -127,3 +127,22 @@ def test_ahead_raises_what_went_wrong_and_stops_when_left() -> None:
         break
     time.sleep(0.05)
     assert threading.active_count() <= before
+
+
+def test_probabilities_are_as_doubtful_as_their_logits(make_volume: Callable[..., Volume]) -> None:
+    """Of an export whose graph ends in a softmax."""
+    raw = np.random.default_rng(0).integers(0, 9, (8, 8, 2)).astype(np.int16)
+    logits = np.random.default_rng(1).normal(scale=3, size=(2, 5, 8, 8)).astype(np.float32)
+    powers = np.exp(logits)
+    scores = {False: logits, True: powers / powers.sum(axis=1, keepdims=True)}
+    found = {}
+    for probabilities, values in scores.items():
+        recipe = Recipe(slice_axis="array-2", spacing_mm="native", window=(8, 8))
+        stack = Stack(make_volume(raw), recipe)
+        found[probabilities] = Doubts(stack, wanted=True, probabilities=probabilities)
+        found[probabilities].add(0, values)
+    assert 0 < found[False].low_share == found[True].low_share < 1
+    one, other = found[False].entropy, found[True].entropy
+    assert one is not None
+    assert other is not None
+    assert np.abs(one.astype(int) - other).max() <= 1
