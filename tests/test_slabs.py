@@ -17,6 +17,7 @@ from nibabel import orientations
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
+from leuda_deploy.adopt import seal
 from leuda_deploy.cli import app
 from leuda_deploy.engines import EngineName, OnnxEngine, open_engine
 from leuda_deploy.errors import InputError, ModelError
@@ -25,7 +26,7 @@ from leuda_deploy.model_file import read_model, write_model
 from leuda_deploy.plan import make_plan
 from leuda_deploy.recipe import Depth, Recipe, Stack, fit_to_window, taps, window_at
 from leuda_deploy.segmenter import Segmenter, sample_windows
-from leuda_deploy.ship import probes_of_scans, seal
+from leuda_deploy.ship import probes_of_scans
 from leuda_deploy.slabs import Blocks, ScanSlices
 from leuda_deploy.sliding_window import Engine, Tiling, blend_weights, window_starts
 from leuda_deploy.volume import Volume, read_volume
