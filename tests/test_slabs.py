@@ -262,6 +262,12 @@ def test_windows_to_try_and_prove_engines_on(
     probes = probes_of_scans(path, [scan_file])
     assert probes.windows.shape[1:] == (1, 4, 16, 16)
     assert probes.real > 2
+    (tmp_path / "b").mkdir()
+    other = tmp_path / "b" / scan_file.name  # a scan of another folder is another scan
+    image = nib.load(scan_file)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[::-1], image.affine), other)
+    both = probes_of_scans(path, [scan_file, other])
+    assert {f"{scan} slice 0" for scan in (scan_file, other)} <= set(both.names)
     # the last block ends with the scan
     expected = fit_to_window(stack.images(2, 6), (16, 16), stack.intensity.floor)
     np.testing.assert_array_equal(window_at(stack, 5), expected)
