@@ -149,9 +149,15 @@ class OnnxEngine:
 
     def __call__(self, windows: Float32) -> Float32:
         """Logits (B, K, h, w) of normalised windows (B, 1, h, w)."""
-        if self.provider == PROVIDERS["cuda"]:
-            return self._run_on_gpu(windows)
-        (logits,) = self._session.run(None, {self._input: windows})
+        try:
+            if self.provider == PROVIDERS["cuda"]:
+                return self._run_on_gpu(windows)
+            (logits,) = self._session.run(None, {self._input: windows})
+        except Exception as error:  # ONNX Runtime's own types share no other base
+            reason = " ".join(str(error).split())[:300]
+            raise LeudaError(
+                f"ONNX Runtime cannot run {self.path} on windows {windows.shape}: {reason}"
+            ) from error
         return np.asarray(logits, dtype=np.float32)
 
     def _run_on_gpu(self, windows: Float32) -> Float32:
@@ -257,7 +263,7 @@ def _precisions_that_run(compiled: Any) -> Counter[str]:
 
 
 def _check_shapes(shapes: list[list[Any]], card: ModelCard, path: Path) -> None:
-    """Refuse a graph that does not do what its card says: one input, one output, K classes."""
+    """Refuse a graph that is not what its card says: one input, one output, K classes, any B."""
     wanted = [[None, 1, *card.window], [None, 1 + len(card.structures), *card.window]]
     # a dimension that the graph leaves open is a name, not a number
     fits = [len(shape) for shape in shapes] == [len(shape) for shape in wanted] and all(
@@ -267,3 +273,9 @@ def _check_shapes(shapes: list[list[Any]], card: ModelCard, path: Path) -> None:
     )
     if not fits:
         raise ModelError(f"the graph of {path} has shapes {shapes}, its card says {wanted}")
+    batches = [shape[0] for shape in shapes]
+    if any(isinstance(batch, int) for batch in batches):
+        raise ModelError(
+            f"the graph of {path} has a fixed batch ({batches[0]} in, {batches[1]} out); export it "
+            "with an open one: axis 0 dynamic at both ends"
+        )

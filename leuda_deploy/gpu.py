@@ -38,6 +38,14 @@ def find_gpu(index: int = 0) -> Gpu | None:
     return Gpu(name=name.value.decode(), capability=f"{numbers[0].value}.{numbers[1].value}")
 
 
+def driver_version() -> str | None:
+    """The CUDA version of the driver, as "12.8", or None where there is no driver."""
+    driver, number = _driver(), ctypes.c_int()
+    if driver is None or driver.cuDriverGetVersion(ctypes.byref(number)):
+        return None
+    return f"{number.value // 1000}.{number.value % 1000 // 10}"
+
+
 def _driver() -> ctypes.CDLL | None:
     for library in DRIVER_LIBRARIES:
         try:

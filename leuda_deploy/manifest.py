@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from leuda_deploy.card import describe
-from leuda_deploy.errors import ModelError
+from leuda_deploy.errors import InputError, ModelError
 from leuda_deploy.passport import Passport
 from leuda_deploy.volume import atomic_path
 
@@ -33,6 +33,25 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     with path.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def check_target(output: Path) -> None:
+    """An export replaces an earlier export without engines, and nothing else. Raises InputError."""
+    if output.name in ("", ".."):  # such a folder holds other things by its nature
+        raise InputError(f"{output} cannot be an export; give it a name: -o exports/NAME")
+    if not output.exists():
+        return
+    if not output.is_dir():
+        raise InputError(f"{output} is a file; an export is a folder: -o exports/NAME")
+    files = sorted(path.name for path in output.iterdir())
+    engines = [name for name in files if name.endswith(".engine")]
+    if files and MANIFEST_FILE not in files:
+        raise InputError(
+            f"{output} holds other things than an export ({files[0]}, and no {MANIFEST_FILE}); "
+            "choose another -o"
+        )
+    if engines:
+        raise InputError(f"{output} holds engines ({engines[0]}); remove it or choose another -o")
 
 
 def write_manifest(folder: Path, engines: dict[str, Passport] | None = None) -> Manifest:

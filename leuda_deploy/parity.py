@@ -125,11 +125,11 @@ def check_parity(
             f"'{probes.names[window]}', class {classes[channel]}",
             window=window,
         )
-    gap = np.abs(expected - found)
     real = slice(0, probes.real)
     spread = max(float(expected[real].std(dtype=np.float64)), 1e-6)
     labels, others = expected[real].argmax(axis=1), found[real].argmax(axis=1)
-    window, channel = np.unravel_index(gap[real].argmax(), gap[real].shape)[:2]
+    gap = np.abs(np.subtract(found, expected, out=found), out=found)  # scores of 3D windows are big
+    window, channel = map(int, np.unravel_index(gap[real].argmax(), gap[real].shape)[:2])
     parity = Parity(
         stage=stage,
         windows=len(found),

@@ -14,6 +14,10 @@ Float32 = NDArray[np.float32]
 REAL_WINDOWS = 64  # at least; border windows are added until there are as many
 BORDER_WINDOWS = 8  # at least
 NOISE_WINDOWS = 4
+# Real and border windows hold so many voxels at most, and so do their scores in each class: 64
+# windows of 512 x 512. Larger ones, as of 3D graphs, are fewer, but no fewer than FEWEST_WINDOWS.
+MOST_VOXELS = 64 * 512 * 512
+FEWEST_WINDOWS = 8
 FLAT = 1e-4  # standard deviation up to which a normalised window counts as one single value
 # where the scan's content lies in a border window: rows and columns moved by half the window
 SHIFTS = {"top left": (-1, -1), "bottom right": (1, 1), "top": (-1, 0), "right": (0, 1)} | {
@@ -45,7 +49,8 @@ class Probes:
 def make_probes(families: Mapping[str, Float32], *, seed: int = 0) -> Probes:
     """Slices (n, h, w) by image family -> windows: real, at the border, noise, constants, extremes.
 
-    Of a 3D graph, blocks (n, d, h, w) in place of slices.
+    Of a 3D graph, blocks (n, d, h, w) in place of slices. Where there are more than MOST_VOXELS
+    allows, those that are taken are spread over all.
 
     Raises ModelError if there is no slice at all: nothing can be proven on noise alone.
     """
@@ -61,18 +66,18 @@ def make_probes(families: Mapping[str, Float32], *, seed: int = 0) -> Probes:
     if not real:
         raise ModelError("every slice to compare the engines on is of one single value")
     floor = min(float(image.min()) for _, image in slices)
-    wanted = max(BORDER_WINDOWS, REAL_WINDOWS - len(real))
+    room = max(FEWEST_WINDOWS, MOST_VOXELS // slices[0][1].size)
+    wanted = max(min(BORDER_WINDOWS, room // 2), min(REAL_WINDOWS, room) - len(real))
+    real = _spread(real, room - wanted)
     moved = [
         (f"{name} at the border, moved to the {where}", _moved(image, shift, floor))
         for where, shift in SHIFTS.items()
         for name, image in real
     ]
-    borders = [(name, image) for name, image in moved if image.std() > FLAT]
-    # spread over the slices, not the first of them alone
-    chosen = sorted({round(i) for i in np.linspace(0, len(borders) - 1, wanted)})
-    real += [borders[i] for i in chosen]
+    real += _spread([(name, image) for name, image in moved if image.std() > FLAT], wanted)
     values = np.stack([image for _, image in slices])
-    made_up = _made_up(values, np.random.default_rng(seed))
+    noises = min(NOISE_WINDOWS, room // FEWEST_WINDOWS)
+    made_up = _made_up(values, noises, np.random.default_rng(seed))
     every = real + made_up + flat + _flat(values)
     return Probes(
         windows=np.stack([image for _, image in every]).astype(np.float32)[:, None],
@@ -80,6 +85,12 @@ def make_probes(families: Mapping[str, Float32], *, seed: int = 0) -> Probes:
         real=len(real),
         flat=len(real) + len(made_up),
     )
+
+
+def _spread(windows: list[tuple[str, Float32]], most: int) -> list[tuple[str, Float32]]:
+    """At most so many of them, from first to last."""
+    places = np.linspace(0, len(windows) - 1, min(most, len(windows)))
+    return [windows[round(place)] for place in places]
 
 
 def _moved(image: Float32, shift: tuple[int, int], fill: float) -> Float32:
@@ -95,10 +106,10 @@ def _moved(image: Float32, shift: tuple[int, int], fill: float) -> Float32:
     return moved
 
 
-def _made_up(values: Float32, rng: np.random.Generator) -> list[tuple[str, Float32]]:
+def _made_up(values: Float32, noises: int, rng: np.random.Generator) -> list[tuple[str, Float32]]:
     shape = values.shape[1:]
     low, high = float(values.min()), float(values.max())
-    noise = rng.normal(values.mean(), values.std(), size=(NOISE_WINDOWS, *shape))
+    noise = rng.normal(values.mean(), values.std(), size=(noises, *shape))
     spike = np.full(shape, low)
     spike[tuple(size // 2 for size in shape)] = high
     extremes = {

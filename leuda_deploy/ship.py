@@ -9,28 +9,23 @@ exports/NAME/manifest.json            SHA-256 of everything, passports
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from google.protobuf.message import DecodeError
 
 from leuda_deploy.builder_watch import Progress
-from leuda_deploy.card import parse_card
 from leuda_deploy.engines import OnnxEngine, OpenVinoEngine
-from leuda_deploy.errors import InputError, ModelError, ParityError
+from leuda_deploy.errors import ModelError, ParityError
 from leuda_deploy.layers import Float32
 from leuda_deploy.manifest import (
-    MANIFEST_FILE,
     Manifest,
     file_sha256,
     read_manifest,
     write_manifest,
 )
-from leuda_deploy.model_file import MODEL_FILE, find_model, read_model, write_model
+from leuda_deploy.model_file import MODEL_FILE, find_model, read_model
 from leuda_deploy.parity import LIMITS, Parity, check_parity, class_names, run_windows
 from leuda_deploy.passport import Passport
 from leuda_deploy.probes import Probes, make_probes
@@ -44,9 +39,8 @@ from leuda_deploy.to_tensorrt import (
     plan_key,
     to_tensorrt,
 )
-from leuda_deploy.verify import CARD_FILE, PARITY_FILE
-from leuda_deploy.verify import verify as _verify_whole
-from leuda_deploy.volume import atomic_folder, atomic_path, read_volume
+from leuda_deploy.verify import PARITY_FILE
+from leuda_deploy.volume import atomic_path, read_volume
 
 
 def add_engines(
@@ -58,7 +52,9 @@ def add_engines(
     workspace_mb: int = WORKSPACE_MB,
     progress: Progress = lambda done, total, note: None,
 ) -> dict[str, Passport]:
-    """Build engines into an export folder. Those for this machine's GPU are run and proven.
+    """Build engines into an export folder; the very engine that is there already is kept.
+
+    Those for this machine's GPU are run and proven, unless they were before.
 
     probes  windows to compare an engine of this machine on; without them it stays unproven, and
             unproven engines are not loaded by `infer`
@@ -72,26 +68,23 @@ def add_engines(
     for plan in plans:
         name = engine_file(plan)
         key = plan_key(plan, found, batch, workspace_mb)
-        if (
+        there = (
             name in engines
             and engines[name].key() == key
-            and engines[name].sha256
-            == (manifest.files.get(name))
-            == _sha256_if_there(folder / name)
-        ):
-            continue  # the very engine is there already
-        built = to_tensorrt(
-            folder / MODEL_FILE,
-            plan,
-            folder / name,
-            batch=batch,
-            workspace_mb=workspace_mb,
-            cache=folder.parent / ".timing-cache",
-            progress=progress,
+            and engines[name].sha256 == manifest.files.get(name) == _sha256_if_there(folder / name)
         )
-        engines[name] = built
-        _record(folder, engines)
-        if plan.gpu is not None and probes is not None:
+        if not there:
+            engines[name] = to_tensorrt(
+                folder / MODEL_FILE,
+                plan,
+                folder / name,
+                batch=batch,
+                workspace_mb=workspace_mb,
+                cache=folder.parent / ".timing-cache",
+                progress=progress,
+            )
+            _record(folder, engines)
+        if plan.gpu is not None and probes is not None and not engines[name].proven:
             try:
                 prove_engine(folder, name, probes)
             except ParityError:
@@ -149,58 +142,8 @@ def probes_of_scans(folder: Path, scans: list[Path]) -> Probes:
         stack = Stack(read_volume(path), card.recipe, depth=card.depth)
         # of a 3D graph, windows that lie beside each other
         starts = range(0, stack.depth, stack.window_slices)
-        windows[path.name] = np.stack([window_at(stack, start) for start in starts])
+        windows[str(path)] = np.stack([window_at(stack, start) for start in starts])
     return make_probes(windows)
-
-
-def adopt(source: Path, output: Path | None) -> Path:
-    """A model file from elsewhere -> an export folder that holds it; checked before it is kept.
-
-    Without `output` the file must be the one of an export folder already.
-    """
-    content, card = read_model(find_model(source))
-    if output is None or output.resolve() == source.parent.resolve():
-        if source.name != MODEL_FILE:
-            raise InputError(f"{source} is not in an export folder; say where to: -o exports/NAME")
-        if not (source.parent / MANIFEST_FILE).is_file():
-            raise InputError(f"{source.parent} has no manifest; say where to: -o exports/NAME")
-        return source.parent
-    with atomic_folder(output) as folder:
-        (folder / MODEL_FILE).write_bytes(content)
-        (folder / CARD_FILE).write_text(card.model_dump_json(indent=1))
-        proof = source.parent / PARITY_FILE
-        if source.name == MODEL_FILE and (source.parent / MANIFEST_FILE).is_file():
-            _verify_whole(source.parent)  # then the proof beside it is of this very model
-            if proof.is_file():
-                shutil.copyfile(proof, folder / PARITY_FILE)
-        write_manifest(folder)
-    return output
-
-
-def seal(source: Path, card_file: Path, output: Path) -> Path:
-    """A graph from elsewhere, 2D or 3D, and its card -> an export folder, if they fit each other.
-
-    Raises ModelError in one line if the graph is not ONNX, or not what its card says.
-    """
-    try:
-        model = onnx.load(source)
-    except (OSError, DecodeError) as error:
-        raise ModelError(f"{source} is not an ONNX model: {error}") from error
-    try:
-        card = parse_card(card_file.read_text(encoding="utf-8"), str(card_file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"the card {card_file} cannot be read: {error}") from error
-    opset = next((entry.version for entry in model.opset_import if not entry.domain), card.opset)
-    with atomic_folder(output) as folder:
-        path = folder / MODEL_FILE
-        card = write_model(model, card.model_copy(update={"opset": opset}), path)
-        (folder / CARD_FILE).write_text(card.model_dump_json(indent=1))
-        scores = OnnxEngine(path)(np.zeros((2, 1, *card.window), np.float32))
-        wanted = (2, 1 + len(card.structures), *card.window)
-        if scores.shape != wanted:
-            raise ModelError(f"{source} gives scores {scores.shape}, its card says {wanted}")
-        write_manifest(folder)
-    return output
 
 
 def summary(folder: Path, served: Path | None) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 Each engine is tried once on a machine, in a process of its own: what is tried leaves no memory
 behind, and a driver that crashes is a failed trial instead of a failed scan. Results are kept in a
-cache folder under the hash of model, engine, versions, processor and threads.
+cache folder under the hash of model, engine, versions, processor or GPU, and threads: crashes, too,
+but not what may pass, such as libraries that are missing or memory that is taken.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import tempfile
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from leuda_deploy.engines import (
     MAX_SCORE_BYTES,
+    TENSORRT,
     EngineName,
     ModelEngine,
     OnnxEngine,
@@ -35,6 +37,7 @@ from leuda_deploy.engines import (
 )
 from leuda_deploy.errors import LeudaError, ParityError
 from leuda_deploy.files import atomic_path
+from leuda_deploy.gpu import driver_version, find_gpu
 from leuda_deploy.memory import resident_bytes
 from leuda_deploy.parity import LIMITS, Limits, check_parity, class_names, run_windows
 from leuda_deploy.probes import FLAT, Probes
@@ -44,9 +47,12 @@ BATCHES = (1, 2, 4, 8, 16)
 WORTH_IT = 0.95  # a larger batch has to bring at least this ratio in time
 LONG_SECONDS = 0.5  # a batch that takes this long gains nothing from being larger
 TRIAL_SECONDS = 900.0
+NOT_JUDGED = "not judged: every window of this scan is of one single value"
 RUNTIME_PACKAGES = (
     "leuda", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt_rtx",
 )  # fmt: skip
+
+_said_here: dict[str, Trial] = {}  # key -> what holds for this process alone
 
 
 class Trial(BaseModel):
@@ -55,6 +61,8 @@ class Trial(BaseModel):
     failure       why it must not be chosen, in one line, or None
     window_ms     batch -> milliseconds a window, the better of two runs
     growth_bytes  batch -> memory held after running it, beyond the loaded engine
+    kept          for how long this holds: on disk, or for what may pass in this process alone, or
+                  not at all, where the scan could not tell
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,6 +73,7 @@ class Trial(BaseModel):
     agreement: str
     window_ms: dict[int, float]
     growth_bytes: dict[int, int]
+    kept: Literal["on disk", "in this process", "not at all"] = "on disk"
 
     @property
     def batch(self) -> int:
@@ -83,9 +92,37 @@ def try_engine(
     threads: int | None,
 ) -> Trial:
     """The kept result for this machine, or a new trial on windows (N, 1, h, w) of a scan."""
-    kept = cache_folder() / f"{_key(name, sha256, precision, threads)}.json"
-    if (found := read_trial(kept)) is not None:
+    key = _key(name, sha256, precision, threads)
+    if (found := _found_before(key)) is not None:
         return found
+    trial = _in_a_process(name, model, windows, precision, threads)
+    if trial.kept == "on disk":
+        with atomic_path(_file(key)) as temporary:
+            temporary.write_text(trial.model_dump_json(indent=1))
+    elif trial.kept == "in this process":
+        _said_here[key] = trial
+    return trial
+
+
+def kept_trial(
+    name: EngineName, sha256: str, *, precision: Precision, threads: int | None
+) -> Trial | None:
+    """What an earlier trial on this machine found, or None."""
+    return _found_before(_key(name, sha256, precision, threads))
+
+
+def _found_before(key: str) -> Trial | None:
+    return _said_here.get(key) or read_trial(_file(key))
+
+
+def _file(key: str) -> Path:
+    return cache_folder() / f"{key}.json"
+
+
+def _in_a_process(
+    name: EngineName, model: Path, windows: Float32, precision: Precision, threads: int | None
+) -> Trial:
+    """`run_trial` in a process of its own; a crash and a timeout are failures."""
     with tempfile.TemporaryDirectory(prefix="leuda-trial-") as folder:
         np.save(Path(folder) / "windows.npy", windows)
         order = [name, str(model), str(Path(folder) / "windows.npy"), precision, str(threads or 0)]
@@ -94,22 +131,13 @@ def try_engine(
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=TRIAL_SECONDS, check=False
             )
-            trial = Trial.model_validate_json(done.stdout)
+            return Trial.model_validate_json(done.stdout)
         except subprocess.TimeoutExpired:
-            return _failed(name, f"took longer than {TRIAL_SECONDS:.0f} s")
+            reason = f"took longer than {TRIAL_SECONDS:.0f} s"
         except ValidationError:
             said = (done.stderr.strip().splitlines() or ["no message"])[-1][:200]
-            return _failed(name, f"the trial ended with code {done.returncode}: {said}")
-    with atomic_path(kept) as temporary:
-        temporary.write_text(trial.model_dump_json(indent=1))
-    return trial
-
-
-def kept_trial(
-    name: EngineName, sha256: str, *, precision: Precision, threads: int | None
-) -> Trial | None:
-    """What an earlier trial on this machine found, or None."""
-    return read_trial(cache_folder() / f"{_key(name, sha256, precision, threads)}.json")
+            reason = f"the trial ended with code {done.returncode}: {said}"
+    return _failed(name, f"{reason} (this is kept; to try again, empty {cache_folder()})")
 
 
 def read_trial(path: Path) -> Trial | None:
@@ -127,9 +155,17 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "leuda"
 
 
-def _failed(name: EngineName, reason: str) -> Trial:
+def _failed(
+    name: EngineName, reason: str, kept: Literal["on disk", "in this process"] = "on disk"
+) -> Trial:
     return Trial(
-        engine=name, description=name, failure=reason, agreement="", window_ms={}, growth_bytes={}
+        engine=name,
+        description=name,
+        failure=reason,
+        agreement="",
+        window_ms={},
+        growth_bytes={},
+        kept=kept,
     )
 
 
@@ -142,7 +178,10 @@ def _key(name: str, sha256: str, precision: str, threads: int | None) -> str:
         except metadata.PackageNotFoundError:
             continue
     machine = (platform.node(), platform.machine(), platform.processor(), os.cpu_count())
-    facts = json.dumps([name, sha256, precision, threads, versions, machine])
+    on_gpu = name == "ort-cuda" or name in TENSORRT
+    gpu = find_gpu() if on_gpu else None
+    device = (gpu.name, driver_version()) if gpu else None
+    facts = json.dumps([name, sha256, precision, threads, versions, machine, device])
     return f"{name}-{hashlib.sha256(facts.encode()).hexdigest()[:24]}"
 
 
@@ -150,16 +189,16 @@ def run_trial(
     name: EngineName, model: Path, windows: Float32, precision: Precision, threads: int | None
 ) -> Trial:
     """In this process: load, time and weigh by batch, then compare with ONNX Runtime fp32."""
+    agreement, failure = "the yardstick", None
     try:
         engine = open_engine(name, model, precision=precision, threads=threads)
         window_ms, growth = _sweep(engine, windows)
-    except LeudaError as error:
-        return _failed(name, str(error))
-    agreement, failure = "the yardstick", None
-    if engine.card.precision == "bf16":  # ONNX Runtime runs no bf16 on the CPU
-        agreement = "it was proven by its export"
-    elif name != "ort-cpu":
-        agreement, failure = agrees(OnnxEngine(model, threads=threads), engine, windows)
+        if engine.card.precision == "bf16":  # ONNX Runtime runs no bf16 on the CPU
+            agreement = "it was proven by its export"
+        elif name != "ort-cpu":
+            agreement, failure = agrees(OnnxEngine(model, threads=threads), engine, windows)
+    except (LeudaError, MemoryError) as error:
+        return _failed(name, str(error) or "out of memory", kept="in this process")
     return Trial(
         engine=name,
         description=engine.description,
@@ -167,6 +206,7 @@ def run_trial(
         agreement=agreement,
         window_ms=window_ms,
         growth_bytes=growth,
+        kept="not at all" if failure == NOT_JUDGED else "on disk",
     )
 
 
@@ -175,10 +215,12 @@ def agrees(
 ) -> tuple[str, str | None]:
     """How well two engines agree on windows of a scan, and why that will not do, or None.
 
-    The limits are those of exports, by the precision in which the candidate's layers run.
+    The limits are those of exports, by the precision in which the candidate's layers run. Windows
+    of one single value would compare rounding noise: with no other, it is NOT_JUDGED.
     """
-    real = windows.reshape(len(windows), -1).std(axis=1) > FLAT
-    order = np.flatnonzero(real) if real.any() else np.arange(len(windows))
+    order = np.flatnonzero(windows.reshape(len(windows), -1).std(axis=1) > FLAT)
+    if not order.size:
+        return "", NOT_JUDGED
     probes = Probes(
         windows=windows[order],
         names=tuple(f"window {k} of the scan" for k in order),

@@ -297,7 +297,8 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a model and prove it, or refuse.  [dim]A run needs: leuda\\[train].[/dim]"""
-    from leuda_deploy.ship import add_engines, adopt, probes_of_scans, seal, summary
+    from leuda_deploy.adopt import adopt, seal
+    from leuda_deploy.ship import add_engines, probes_of_scans, summary
     from leuda_deploy.to_tensorrt import plan_engines
     from leuda_deploy.to_triton import to_triton
 

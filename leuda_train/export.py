@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from leuda_deploy.card import PALETTE, GraphOptions, ModelCard, Precision, Provenance, Structure
-from leuda_deploy.errors import InputError, ParityError
+from leuda_deploy.errors import ParityError
 from leuda_deploy.lower import LAYER_LIMITS, Progress, lower, prove
-from leuda_deploy.manifest import write_manifest
+from leuda_deploy.manifest import check_target, write_manifest
 from leuda_deploy.model_file import MODEL_FILE
 from leuda_deploy.parity import Parity, run_windows
 from leuda_deploy.probes import Probes, make_probes
@@ -45,7 +45,7 @@ def export(
     Raises ParityError otherwise, and TrainingError if the run is not finished.
     Returns the card and what the last stage found.
     """
-    _check_target(out)
+    check_target(out)
     product, facts, families = load_product(run)
     card = make_card(facts, out.name, licence, _test_dice(run), options or GraphOptions(), tiling)
     module = WithSoftmax(product) if card.options.output == "probabilities" else product
@@ -74,21 +74,6 @@ def export(
         (folder / "parity.json").write_text(json.dumps(report, indent=1, allow_nan=False))
         write_manifest(folder)
     return card, parities[-1]
-
-
-def _check_target(out: Path) -> None:
-    """An export replaces an earlier export, and nothing else. Raises InputError."""
-    if out.is_dir():
-        files = sorted(path.name for path in out.iterdir())
-        engines = [name for name in files if name.endswith(".engine")]
-        if files and MODEL_FILE not in files:
-            raise InputError(
-                f"{out} holds files that are no export ({files[0]}); choose another -o"
-            )
-        if engines:
-            raise InputError(f"{out} holds engines ({engines[0]}); remove it or choose another -o")
-    elif out.exists():
-        raise InputError(f"{out} is a file; an export is a folder: -o exports/NAME")
 
 
 def scores_windows_alone(engine: Engine, windows: NDArray[np.float32]) -> bool:

@@ -280,24 +280,3 @@ def test_a_run_that_keeps_target_slices_only_is_still_exported(run: Path, tmp_pa
 def export_folder(run: Path) -> Path:
     export(run, run / "kept")
     return run / "kept"
-
-
-def test_an_export_replaces_nothing_but_an_export(tmp_path):
-    from leuda_deploy.errors import InputError
-    from leuda_train.export import _check_target
-
-    _check_target(tmp_path / "new")
-    thesis = tmp_path / "precious" / "thesis.txt"
-    thesis.parent.mkdir()
-    _check_target(thesis.parent)
-    thesis.write_text("years of work")
-    with pytest.raises(InputError, match=r"\(thesis\.txt\)"):
-        _check_target(thesis.parent)
-    with pytest.raises(InputError, match="is a file"):
-        _check_target(thesis)
-    (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "model.onnx").touch()
-    _check_target(tmp_path / "old")
-    (tmp_path / "old" / "rtx.engine").touch()
-    with pytest.raises(InputError, match=r"holds engines \(rtx.engine\)"):
-        _check_target(tmp_path / "old")

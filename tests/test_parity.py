@@ -7,9 +7,10 @@ import json
 import numpy as np
 import pytest
 
+from leuda_deploy import probes as probes_module
 from leuda_deploy.errors import ModelError, ParityError
 from leuda_deploy.parity import LIMITS, check_parity, run_windows
-from leuda_deploy.probes import Probes, make_probes
+from leuda_deploy.probes import FEWEST_WINDOWS, MOST_VOXELS, Probes, make_probes
 
 CLASSES = ("background", "low", "high")
 
@@ -123,3 +124,23 @@ def test_a_slice_of_air_counts_as_flat() -> None:
     assert probes.windows[: probes.real].std(axis=(1, 2, 3)).min() > 0.1
     with pytest.raises(ModelError, match="one single value"):
         make_probes({"target": np.zeros((4, 8, 8), np.float32)})
+
+
+@pytest.mark.parametrize(("slices", "room"), [(4, 64), (16, 16), (64, 8)])
+def test_large_windows_are_few_spread_and_of_each_kind(
+    monkeypatch: pytest.MonkeyPatch, slices: int, room: int
+) -> None:
+    monkeypatch.setattr(probes_module, "MOST_VOXELS", 16 * 16 * 12 * 16)
+    blocks = np.random.default_rng(0).normal(size=(80, slices, 12, 16)).astype(np.float32)
+    probes = make_probes({"scan": blocks})
+    borders = sum("at the border" in name for name in probes.names)
+    assert probes.real == room
+    assert borders == min(8, room // 2)
+    assert {"scan slice 0", "scan slice 79"} <= set(probes.names)
+    assert len(set(probes.names)) == len(probes.names) <= room + 11
+    few = make_probes({"scan": blocks[:2]})  # then the border makes up for them
+    assert few.real == min(room, 2 + 8 * 2)
+
+
+def test_blocks_of_128_slices_are_as_few_as_can_be() -> None:
+    assert MOST_VOXELS // 128**3 <= FEWEST_WINDOWS

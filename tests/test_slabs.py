@@ -17,6 +17,7 @@ from nibabel import orientations
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
+from leuda_deploy.adopt import seal
 from leuda_deploy.cli import app
 from leuda_deploy.engines import EngineName, OnnxEngine, open_engine
 from leuda_deploy.errors import InputError, ModelError
@@ -25,7 +26,7 @@ from leuda_deploy.model_file import read_model, write_model
 from leuda_deploy.plan import make_plan
 from leuda_deploy.recipe import Depth, Recipe, Stack, fit_to_window, taps, window_at
 from leuda_deploy.segmenter import Segmenter, sample_windows
-from leuda_deploy.ship import probes_of_scans, seal
+from leuda_deploy.ship import probes_of_scans
 from leuda_deploy.slabs import Blocks, ScanSlices
 from leuda_deploy.sliding_window import Engine, Tiling, blend_weights, window_starts
 from leuda_deploy.volume import Volume, read_volume
@@ -261,6 +262,12 @@ def test_windows_to_try_and_prove_engines_on(
     probes = probes_of_scans(path, [scan_file])
     assert probes.windows.shape[1:] == (1, 4, 16, 16)
     assert probes.real > 2
+    (tmp_path / "b").mkdir()
+    other = tmp_path / "b" / scan_file.name  # a scan of another folder is another scan
+    image = nib.load(scan_file)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[::-1], image.affine), other)
+    both = probes_of_scans(path, [scan_file, other])
+    assert {f"{scan} slice 0" for scan in (scan_file, other)} <= set(both.names)
     # the last block ends with the scan
     expected = fit_to_window(stack.images(2, 6), (16, 16), stack.intensity.floor)
     np.testing.assert_array_equal(window_at(stack, 5), expected)

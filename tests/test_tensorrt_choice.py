@@ -13,20 +13,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from leuda_deploy import segmenter as segmenter_module
-from leuda_deploy import tensorrt_engine
+from leuda_deploy import ship, tensorrt_engine
 from leuda_deploy.engines import OnnxEngine, open_engine
-from leuda_deploy.errors import InputError, LeudaError, ModelError
+from leuda_deploy.errors import InputError, LeudaError, ModelError, ParityError
 from leuda_deploy.gpu import Gpu, find_gpu
-from leuda_deploy.manifest import file_sha256, write_manifest
+from leuda_deploy.manifest import file_sha256, read_manifest, write_manifest
 from leuda_deploy.model_file import MODEL_FILE
 from leuda_deploy.passport import Passport
 from leuda_deploy.probes import make_probes
 from leuda_deploy.segmenter import Segmenter, installed_engines
 from leuda_deploy.ship import add_engines
 from leuda_deploy.shipped import default_model
-from leuda_deploy.to_tensorrt import plan_engines
+from leuda_deploy.to_tensorrt import Plan, plan_engines
 from leuda_deploy.trial import Trial
 from leuda_deploy.volume import Volume
 
@@ -159,6 +160,45 @@ def test_auto_takes_it_where_it_is_fastest_and_tries_a_new_one_anew(
     assert codes["tensorrt"] == hashlib.sha256(b"code").hexdigest()
     with_engine(folder, proven=False)
     assert "tensorrt" not in installed_engines("auto", model)
+
+
+class OnnxInPlace(OnnxEngine):
+    """ONNX Runtime in place of a TensorRT engine that is to be proven; `scale` makes it wrong."""
+
+    memory_mb, scale = 70.0, 1.0
+
+    def __init__(self, folder: Path, name: str, *, unproven: bool) -> None:
+        assert unproven
+        super().__init__(folder)
+
+    def __call__(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.float32(self.scale) * super().__call__(windows)
+
+    def inspect(self) -> dict[str, str]:
+        return {}
+
+
+def test_engine_that_is_there_unproven_is_proven_and_not_built_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "model.here.engine"
+    with_engine(folder, proven=False)
+    key = read_manifest(folder).engines[name].key()
+    monkeypatch.setattr(ship, "plan_key", lambda *asked: key)
+    monkeypatch.setattr(ship, "to_tensorrt", lambda *asked, **more: pytest.fail("built again"))
+    monkeypatch.setattr(ship, "TensorRTEngine", OnnxInPlace)
+    images = np.random.default_rng(0).uniform(-1, 1, (8, 16, 16)).astype(np.float32)
+    plan = Plan(family="tensorrt", target="here", capability="8.9", gpu=HERE.name)
+    assert not add_engines(folder, [plan], probes=None)[name].proven
+    assert add_engines(folder, [plan], probes=make_probes({"noise": images}))[name].proven
+    assert read_manifest(folder).engines[name].proven
+    monkeypatch.setattr(OnnxInPlace, "scale", 2.0)
+    add_engines(folder, [plan], probes=make_probes({"noise": images}))  # proven before: not again
+    with_engine(folder, proven=False)
+    with pytest.raises(ParityError):
+        add_engines(folder, [plan], probes=make_probes({"noise": images}))
+    assert not (folder / name).exists()
+    assert read_manifest(folder).engines == {}
 
 
 @pytest.mark.gpu
