@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -75,7 +75,7 @@ def run_jobs(
     overlay: bool = True,
     skip_done: bool = True,
     say: Callable[[str], None],
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Work the jobs off in order: the next scan is read while one is labelled, another written.
 
     A memory budget holds for one scan at a time: with one, nothing is read or written meanwhile.
