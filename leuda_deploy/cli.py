@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -172,7 +173,9 @@ def infer(
     else:
         segmenter = settings.segmenter(_say)
         outcomes = run_jobs(todo, segmenter, overlay=overlay, skip_done=not again, say=_say)
-    if not label_folder(outcomes, as_json=as_json, say=_say):
+    with closing(outcomes):  # Ctrl-C stops the processes at once, not when Python ends
+        whole = label_folder(outcomes, as_json=as_json, say=_say)
+    if not whole:
         sys.exit(1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -136,13 +137,17 @@ def scan_sha256(scan: Path) -> str:
     return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest()
 
 
-def is_done(job: Job, scan_sha256: str, model_sha256: str) -> bool:
-    """Whether the report beside the labels says that this model did this very scan."""
+def is_done(job: Job, scan_sha256: str, model_sha256: str, asked: Mapping[str, object]) -> bool:
+    """Whether the report beside the labels says that this model did this very scan as `asked`.
+
+    A report of an earlier leuda does not say what was asked: such a scan is done again.
+    """
     report = job.output.with_name(stem(job.output) + ".json")
     wanted = [path for path in (job.output, job.uncertainty, job.seg) if path is not None]
     try:
         said = json.loads(report.read_text())
     except (OSError, ValueError):
         return False
-    same = isinstance(said, dict) and said.get("scan_sha256") == scan_sha256
-    return same and said.get("model_sha256") == model_sha256 and all(p.is_file() for p in wanted)
+    this = {"scan_sha256": scan_sha256, "model_sha256": model_sha256, "asked": asked}
+    same = isinstance(said, dict) and all(said.get(key) == value for key, value in this.items())
+    return same and all(path.is_file() for path in wanted)

@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from leuda_deploy.engines import Precision
 from leuda_deploy.errors import InputError
 from leuda_deploy.jobs import Job
+from leuda_deploy.memory import in_megabytes, resident_bytes
 from leuda_deploy.scans import Outcome, run_jobs
 from leuda_deploy.segmenter import EngineChoice, Segmenter
 
@@ -42,47 +48,76 @@ class Settings:
         return Segmenter(**vars(self), say=say)
 
     def share(self, processes: int) -> Settings:
-        """The settings of one of several processes that work at once."""
+        """The settings of one of several processes that work at once, beside this one.
+
+        Raises InputError for a budget of which this process leaves nothing.
+        """
         cores = self.threads or os.cpu_count() or 1
-        budget = self.max_bytes and self.max_bytes // processes
+        budget = self.max_bytes
+        if budget is not None:
+            held = resident_bytes() or 0
+            if budget <= held:
+                raise InputError(
+                    f"--max-memory {in_megabytes(budget)} is no more than the {in_megabytes(held)} "
+                    "of the process that hands out the scans; give more, or leave out --jobs"
+                )
+            budget = (budget - held) // processes
         return replace(self, threads=max(1, cores // processes), max_bytes=budget)
 
 
 def spread(
     jobs: Sequence[Job], settings: Settings, processes: int, *, overlay: bool, skip_done: bool
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Work the jobs off in several processes; outcomes as they come, each scan's own.
 
-    The first job goes alone, so that trials of engines are made once and on a quiet machine.
-    A process that is killed takes the scans that were under way with it; each says so.
+    Jobs go one by one until trials of engines have been made, once and on a quiet machine.
+    A process that is killed takes the scans that were under way with it, and each says so; the
+    others go to new processes. Closed or interrupted, all processes stop and leave nothing half
+    written.
     Raises InputError for an engine on a GPU, where processes only get in each other's way.
     """
     if settings.engine not in ON_THE_CPU:
         raise InputError(f"--jobs is for engines on the CPU, not for {settings.engine}")
     processes = max(1, min(processes, len(jobs)))
-    share = settings.share(processes)
-    share.segmenter(_say)  # what cannot run is said once, before anything is started
+    # what cannot run is said once, before anything is started
+    tried = settings.share(processes).segmenter(_say).settled
+    share = settings.share(
+        processes
+    )  # of what is left now that this process has loaded all it does
+    waiting = deque(jobs)
+    while waiting:
+        with _workers(processes, share, overlay, skip_done) as pool:
+            under_way: dict[Future[Outcome], Job] = {}
+            whole = True
+            while under_way or (whole and waiting):
+                room = processes if tried else 1
+                while whole and waiting and len(under_way) < room:
+                    try:
+                        under_way[pool.submit(_work, waiting[0])] = waiting[0]
+                        waiting.popleft()
+                    except BrokenProcessPool:
+                        whole = False
+                done, _ = wait(under_way, return_when=FIRST_COMPLETED)
+                for future in done:
+                    whole = whole and not isinstance(future.exception(), BrokenProcessPool)
+                    outcome = _outcome(future, under_way.pop(future))
+                    tried = tried or outcome.report is not None
+                    yield outcome
+
+
+@contextmanager
+def _workers(
+    processes: int, share: Settings, overlay: bool, skip_done: bool
+) -> Iterator[ProcessPoolExecutor]:
+    """A pool of which no process is left when the block is, however that ends."""
     # spawned: threads of an engine do not survive a fork
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, _open, (share, overlay, skip_done)) as pool:
-        pending: dict[Future[Outcome], Job] = {}
-        for job in jobs:
-            pending[_submitted(pool, job)] = job
-            if len(pending) == 1:
-                wait(pending)
-        while pending:
-            done, _ = wait(pending, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield _outcome(future, pending.pop(future))
-
-
-def _submitted(pool: ProcessPoolExecutor, job: Job) -> Future[Outcome]:
-    try:
-        return pool.submit(_work, job)
-    except BrokenProcessPool as error:
-        broken: Future[Outcome] = Future()
-        broken.set_exception(error)
-        return broken
+    # nothing is sent: its end, closed or gone with this process, tells the others to stop
+    leash, held = context.Pipe(duplex=False)
+    asked = (share, overlay, skip_done, leash)
+    with leash, ProcessPoolExecutor(processes, context, _open, asked) as pool, held:
+        yield pool
+        pool.shutdown()  # without hurry, where all is done
 
 
 def _outcome(future: Future[Outcome], job: Job) -> Outcome:
@@ -97,15 +132,32 @@ def _outcome(future: Future[Outcome], job: Job) -> Outcome:
 _opened: tuple[Segmenter, bool, bool]
 
 
-def _open(settings: Settings, overlay: bool, skip_done: bool) -> None:
+def _open(settings: Settings, overlay: bool, skip_done: bool, leash: Connection) -> None:
     global _opened
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that holds the leash
+    threading.Thread(target=_follow, args=(leash,), daemon=True).start()
     _opened = settings.segmenter(_say), overlay, skip_done
+
+
+def _follow(leash: Connection) -> None:
+    with suppress(EOFError, OSError):
+        leash.recv()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _work(job: Job) -> Outcome:
     segmenter, overlay, skip_done = _opened
-    (outcome,) = run_jobs([job], segmenter, overlay=overlay, skip_done=skip_done, say=_say)
-    return outcome
+    with suppress(SystemExit):
+        signal.signal(signal.SIGTERM, _stop)
+        (outcome,) = run_jobs([job], segmenter, overlay=overlay, skip_done=skip_done, say=_say)
+        if signal.signal(signal.SIGTERM, signal.SIG_DFL) is _stop:
+            return outcome
+    os._exit(1)  # told to stop; what was half written is removed
+
+
+def _stop(number: int, frame: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once: what is removed is removed in peace
+    raise SystemExit
 
 
 def _say(line: str) -> None:

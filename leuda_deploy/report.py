@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -36,6 +37,7 @@ class Report:
 
     seconds         busy wall seconds by stage; they overlap, so they add up to more than
     total_seconds   end to end, from opening the scan to labels and picture written
+    asked           frame, engine, precision and mirror as they were asked for
     low_confidence  share of the structures' voxels whose class has a probability below 0.7
     """
 
@@ -53,6 +55,7 @@ class Report:
     peak_memory_mb: float | None  # of the process so far; None where the system does not tell
     uncertainty: str | None = None
     scan_sha256: str | None = None
+    asked: Mapping[str, object] | None = None
     low_confidence: float | None = None
     # clip limits, shift, scale and quartiles of this scan
     intensity: dict[str, float | tuple[float, ...]] | None = None
@@ -124,6 +127,7 @@ def write_found(
     overlay: bool = True,
     uncertainty: Path | None = None,
     scan_sha256: str | None = None,
+    asked: Mapping[str, object] | None = None,
     plan: Plan | None = None,
 ) -> Report:
     """Labels, picture, entropy map and report of one scan -> files beside each other.
@@ -149,6 +153,7 @@ def write_found(
         model=str(engine.path),
         model_sha256=engine.sha256,
         scan_sha256=scan_sha256,
+        asked=asked,
         engine=engine.description,
         feed=card.feed,
         shape=volume.shape,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -57,6 +57,7 @@ class _Case:
     """A scan on its way."""
 
     job: Job
+    asked: dict[str, object]
     clock: Clock
     began: float
     sha256: str = ""
@@ -74,7 +75,7 @@ def run_jobs(
     overlay: bool = True,
     skip_done: bool = True,
     say: Callable[[str], None],
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Work the jobs off in order: the next scan is read while one is labelled, another written.
 
     A memory budget holds for one scan at a time: with one, nothing is read or written meanwhile.
@@ -86,7 +87,8 @@ def run_jobs(
 
     def read() -> Iterator[_Case]:
         for job in jobs:
-            case = _Case(job=job, clock=Clock(), began=time.perf_counter())
+            asked = segmenter.asked | {"frame": job.frame}
+            case = _Case(job=job, asked=asked, clock=Clock(), began=time.perf_counter())
             yield _guarded(case, lambda case: _read(case, segmenter, skip_done))
 
     def label() -> Iterator[_Case]:
@@ -120,7 +122,7 @@ def _read(case: _Case, segmenter: Segmenter, skip_done: bool) -> None:
             check_writable(target)  # before hours of work, not after
     with case.clock("read"):
         case.sha256 = scan_sha256(job.scan)
-        if skip_done and is_done(job, case.sha256, segmenter.sha256):
+        if skip_done and is_done(job, case.sha256, segmenter.sha256, case.asked):
             case.done = Outcome(job=job, skipped=True)
             return
         if segmenter.max_bytes is not None and segmenter.settled and job.scan.is_file():
@@ -182,6 +184,7 @@ def _write(case: _Case, segmenter: Segmenter, overlay: bool) -> None:
         overlay=overlay,
         uncertainty=case.job.uncertainty,
         scan_sha256=case.sha256,
+        asked=case.asked,
         plan=case.plan,
     )
     case.done = Outcome(job=case.job, report=report)

@@ -148,6 +148,14 @@ class Segmenter:
         return Stack(volume, self.card.recipe, depth=self.card.depth)
 
     @property
+    def asked(self) -> dict[str, object]:
+        """What was asked for that decides the labels, besides model and scan.
+
+        Not what it came to here: another machine's choice for "auto" is as good an answer.
+        """
+        return {"engine": self._name, "precision": self.precision, "mirror": self.mirror}
+
+    @property
     def settled(self) -> bool:
         """Whether all trials that are needed have been made on this machine before."""
         with self._lock:

@@ -117,6 +117,39 @@ def test_what_is_done_is_skipped_until_scan_or_model_changes(
     assert run(Segmenter(other, engine="ort-cpu", batch=4)) == [False] * 4
 
 
+def test_what_was_done_otherwise_is_done_again(
+    tmp_path: Path, make_model: MakeModel, threshold_labels: ThresholdLabels
+) -> None:
+    (tmp_path / "in").mkdir()
+    frames = np.stack([values(k) for k in range(2)], axis=-1)
+    nib.save(nib.Nifti1Image(frames, AFFINE), tmp_path / "in" / "f.nii.gz")
+    model = make_model(tmp_path / "model", tiling=Tiling(mirror=("rows",)))
+    labels, report = (tmp_path / "out" / f"f_labels.{end}" for end in ("nii.gz", "json"))
+
+    def skipped(frame: str, **asked: Any) -> bool:
+        jobs = find_jobs(tmp_path / "in", tmp_path / "out", frames=frame)
+        segmenter = Segmenter(model, threads=1, batch=4, **asked)
+        (outcome,) = run_jobs(jobs, segmenter, overlay=False, say=lambda line: None)
+        assert outcome.error is None
+        return outcome.skipped
+
+    assert not skipped("0")
+    assert not skipped("1")
+    np.testing.assert_array_equal(labels_of(labels), threshold_labels(values(1)))
+    assert skipped("1")
+    assert not skipped("1", mirror=True)
+    assert skipped("1", mirror=True)
+    assert not skipped("1", precision="fp32")
+    assert not skipped("1", engine="auto")
+    assert skipped("1", engine="auto")  # whatever it chose was what was asked for
+    said = json.loads(report.read_text())
+    assert said.pop("asked") == {
+        "engine": "auto", "precision": "auto", "mirror": False, "frame": 1,
+    }  # fmt: skip
+    report.write_text(json.dumps(said))  # as an earlier leuda wrote it
+    assert not skipped("1", engine="auto")
+
+
 def test_shards_share_the_scans_out_and_cover_them(folder: Path) -> None:
     out = folder.parent / "out"
     parts = [find_jobs(folder, out, shard=f"{i}/3") for i in (1, 2, 3)]
