@@ -123,6 +123,7 @@ def model_of(folder: Path, name: str) -> Path:
 
 def scan_of(folder: Path, slices: int) -> Path:
     """A scan, made once."""
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"ct_{slices}.nii.gz"
     if not path.is_file():
         write_scan(path, slices)
