@@ -1,6 +1,6 @@
 """`leuda infer` beside a MONAI pipeline: time, memory, and where their labels differ and why.
 
-    python benchmarks/runtime.py speed [--slices 300]    # about 8 minutes on 2 cores
+    python benchmarks/runtime.py speed [--slices 300]    # about 9 minutes on 2 cores
     python benchmarks/runtime.py memory agreement        # about 6 minutes
 
 One U-Net (32 to 512 channels) is trained on slices of a made CT (made_ct.py, two minutes, kept) and
