@@ -48,7 +48,7 @@ def test_a_whole_export_says_what_it_is(export: Path) -> None:
     assert found["content_sha256"] == json.loads((export / "card.json").read_text())["sha256"]
     done = leuda("verify", export / "model.onnx")
     assert done.returncode == 0
-    assert "phantom-heart: fp32, feed target_as_source, MIT" in done.stdout
+    assert "phantom-heart: fp32, feed target, MIT" in done.stdout
 
 
 def flip(export: Path) -> None:
