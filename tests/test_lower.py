@@ -19,26 +19,29 @@ from leuda_deploy.model_file import MODEL_FILE, read_model
 from leuda_deploy.parity import run_windows
 from leuda_deploy.probes import Probes, make_probes
 from leuda_deploy.recipe import Stack, fit_to_window
-from leuda_deploy.shipped import default_model
 from leuda_deploy.to_half import to_bf16, to_fp16
 from leuda_deploy.to_int8 import calibrate, quantisable, quantise, split_concatenations
 from leuda_deploy.volume import read_volume
 from leuda_train.phantom import write_cohort
 
+# An earlier phantom model, LE-UDA behind its translator: it has all the kinds of layers that there
+# are, instance normalisation among them. It also shows that an earlier file runs on.
+TRANSLATED = Path(__file__).parent / "translated-heart"
+
 
 @pytest.fixture(scope="module")
 def model() -> onnx.ModelProto:
-    """The graph of the shipped phantom model."""
-    return onnx.load(default_model() / MODEL_FILE)
+    """The graph of a phantom model that stands behind its translator."""
+    return onnx.load(TRANSLATED / MODEL_FILE)
 
 
 @pytest.fixture(scope="module")
 def slices(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
-    """Slices (n, h, w) of CT phantoms that the shipped model was not trained on."""
+    """Slices (n, h, w) of CT phantoms that the model was not trained on."""
     folder = tmp_path_factory.mktemp("phantoms")
     counts = {"source_labelled": 1, "source_unlabelled": 1, "target_unlabelled": 2}
     write_cohort(folder, seed=5, **counts, target_test=1)
-    _, card = read_model(default_model() / MODEL_FILE)
+    _, card = read_model(TRANSLATED / MODEL_FILE)
     found = []
     for path in sorted((folder / "ct").glob("*_image.nii.gz")) or sorted(folder.glob("ct*/*.gz")):
         stack = Stack(read_volume(path), card.recipe)
@@ -54,7 +57,7 @@ def probes(slices: np.ndarray) -> Probes:
 
 @pytest.fixture(scope="module")
 def expected(probes: Probes) -> np.ndarray:
-    return run_windows(OnnxEngine(default_model()), probes.windows)
+    return run_windows(OnnxEngine(TRANSLATED), probes.windows)
 
 
 def quiet(done: int, total: int, note: str) -> None:
@@ -109,7 +112,7 @@ def graph_of(model: onnx.ModelProto) -> onnx.ModelProto:
 def test_int8_lifts_layers_until_the_gate_passes(
     model: onnx.ModelProto, slices, probes: Probes, expected, tmp_path: Path
 ) -> None:
-    _, card = read_model(default_model() / MODEL_FILE)
+    _, card = read_model(TRANSLATED / MODEL_FILE)
     path = tmp_path / MODEL_FILE
     found = lower(model, card, "int8", probes, slices, expected, path, quiet)
     assert found.card.precision == "int8"
@@ -118,7 +121,7 @@ def test_int8_lifts_layers_until_the_gate_passes(
     assert set(found.int8_layers) | set(found.lifted_layers) <= every
     assert not set(found.int8_layers) & set(found.lifted_layers)
     assert len(found.int8_layers) >= 10
-    assert path.stat().st_size < (default_model() / MODEL_FILE).stat().st_size
+    assert path.stat().st_size < (TRANSLATED / MODEL_FILE).stat().st_size
     assert OnnxEngine(path).card == found.card
 
 
@@ -126,7 +129,7 @@ def test_int8_lifts_layers_until_the_gate_passes(
 def test_int8_that_never_passes_is_refused(
     model: onnx.ModelProto, slices, probes: Probes, expected, tmp_path: Path
 ) -> None:
-    _, card = read_model(default_model() / MODEL_FILE)
+    _, card = read_model(TRANSLATED / MODEL_FILE)
     swapped = expected[:, [0, 2, 1, 3, 4]]
     with pytest.raises(ParityError) as refused:
         lower(model, card, "int8", probes, slices, swapped, tmp_path / MODEL_FILE, quiet)
@@ -138,11 +141,11 @@ def test_int8_that_never_passes_is_refused(
 def test_fp16_halves_the_file_and_passes(
     model: onnx.ModelProto, slices, probes: Probes, expected, tmp_path: Path
 ) -> None:
-    _, card = read_model(default_model() / MODEL_FILE)
+    _, card = read_model(TRANSLATED / MODEL_FILE)
     path = tmp_path / MODEL_FILE
     found = lower(model, card, "fp16", probes, slices, expected, path, quiet)
     assert 1e-5 < found.parities[-1].max_abs < 0.05
-    assert path.stat().st_size < 0.55 * (default_model() / MODEL_FILE).stat().st_size
+    assert path.stat().st_size < 0.55 * (TRANSLATED / MODEL_FILE).stat().st_size
 
 
 @pytest.mark.slow
@@ -150,9 +153,9 @@ def test_bf16_is_proven_by_the_engine_that_runs_it(
     model: onnx.ModelProto, slices, probes: Probes, expected, tmp_path: Path
 ) -> None:
     pytest.importorskip("openvino")
-    if "bf16" not in OpenVinoEngine(default_model(), precision="auto").layers:
+    if "bf16" not in OpenVinoEngine(TRANSLATED, precision="auto").layers:
         pytest.skip("this processor has no bf16")
-    _, card = read_model(default_model() / MODEL_FILE)
+    _, card = read_model(TRANSLATED / MODEL_FILE)
     path = tmp_path / MODEL_FILE
     found = lower(model, card, "bf16", probes, slices, expected, path, quiet)
     (parity,) = found.parities
@@ -166,7 +169,7 @@ def test_bf16_that_nothing_here_can_run_is_refused(
     model: onnx.ModelProto, slices, probes: Probes, expected, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.setattr(lower_module, "find_spec", lambda name: None)
-    _, card = read_model(default_model() / MODEL_FILE)
+    _, card = read_model(TRANSLATED / MODEL_FILE)
     path = tmp_path / MODEL_FILE
     with pytest.raises(MissingExtraError, match=r"proving a bf16 graph.*leuda\[openvino\]"):
         lower(model, card, "bf16", probes, slices, expected, path, quiet)
@@ -197,7 +200,7 @@ def test_what_one_engine_computes_and_another_does_not_is_refused(
     both = lambda *given: {**honest(*given), "OpenVINO CPU": Off()}
     monkeypatch.setattr(lower_module, "_proving_engines", both)
     with pytest.raises(ParityError) as refused:
-        prove(default_model() / MODEL_FILE, probes, expected, origin="ONNX fp32")
+        prove(TRANSLATED / MODEL_FILE, probes, expected, origin="ONNX fp32")
     said = str(refused.value)
     assert said.startswith("ONNX fp32 -> OpenVINO CPU fp32: ")
     assert "'ONNX fp32 -> ONNX Runtime CPU fp32' passed; nothing was kept" in said

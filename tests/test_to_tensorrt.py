@@ -25,11 +25,12 @@ from leuda_deploy.model_file import MODEL_FILE, read_model, write_model
 from leuda_deploy.passport import Passport
 from leuda_deploy.probes import make_probes
 from leuda_deploy.ship import add_engines
-from leuda_deploy.shipped import default_model
 from leuda_deploy.tensorrt_engine import TensorRTEngine, check_engine, misfits, remedy
 from leuda_deploy.to_half import to_bf16, to_fp16
 from leuda_deploy.to_tensorrt import engine_file, plan_engines, to_tensorrt
 from leuda_deploy.verify import verify
+
+TRANSLATED = Path(__file__).parent / "translated-heart"
 
 needs_rtx = pytest.mark.skipif(
     find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed (leuda[rtx])"
@@ -40,12 +41,12 @@ HALF_LAYERS = ("CONVOLUTION", "DECONVOLUTION", "ACTIVATION", "POOLING", "CONCATE
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The shipped phantom model, in fp32, fp16 and bf16, each with engines for two GPUs."""
+    """The phantom model of test_lower, in fp32, fp16 and bf16, each with engines for two GPUs."""
     folders = {}
     converters = {"fp16": to_fp16, "bf16": to_bf16}
     for precision in ("fp32", "fp16", "bf16"):
         folder = folders[precision] = tmp_path_factory.mktemp(precision)
-        shutil.copytree(default_model(), folder, dirs_exist_ok=True)
+        shutil.copytree(TRANSLATED, folder, dirs_exist_ok=True)
         if precision in converters:
             _, card = read_model(folder / MODEL_FILE)
             model = converters[precision](onnx.load(folder / MODEL_FILE))
@@ -133,7 +134,7 @@ def test_the_very_same_engine_is_not_built_again(
 
 @needs_rtx
 def test_an_engine_that_lost_its_precision_is_refused(tmp_path: Path) -> None:
-    content, card = read_model(default_model() / MODEL_FILE)
+    content, card = read_model(TRANSLATED / MODEL_FILE)
     lying = card.model_copy(update={"precision": "fp16"})
     write_model(onnx.load_model_from_string(content), lying, tmp_path / MODEL_FILE)
     (plan,) = plan_engines(["rtx-ada"])
@@ -268,7 +269,7 @@ def test_one_spelling_serves_both_families(monkeypatch: pytest.MonkeyPatch) -> N
 def test_an_engine_for_this_gpu_is_run_and_proven(tmp_path: Path) -> None:
     if find_gpu() is None:
         pytest.skip("no NVIDIA GPU here")
-    shutil.copytree(default_model(), tmp_path / "export")
+    shutil.copytree(TRANSLATED, tmp_path / "export")
     images = np.random.default_rng(0).uniform(-1, 1, (16, 64, 64)).astype(np.float32)
     probes = make_probes({"noise": images})
     (plan,) = plan_engines([])
