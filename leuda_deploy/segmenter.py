@@ -204,7 +204,10 @@ class Segmenter:
         return self._engine
 
     def _choose(self, stack: Stack) -> None:
-        trials = [self._try(name, stack) for name in self._installed()]
+        before = resident_bytes() or 0
+        names = self._installed()  # may load TensorRT, to ask its version
+        self._loaded_bytes += (resident_bytes() or 0) - before
+        trials = [self._try(name, stack) for name in names]
         for trial in trials:
             if trial.failure is not None:
                 self._say(f"passed over {trial.engine}: {trial.failure}")

@@ -114,16 +114,16 @@ def check_engine(folder: Path, name: str) -> tuple[Path, Passport, ModelCard]:
 
 def fitting_engine(model: Path, family: Family) -> str | None:
     """The engine beside a model file that was proven and may run here, by its passport; or None."""
-    folder, version = model.parent, installed_version(family)
-    if version is None or model.name != MODEL_FILE or not (folder / MANIFEST_FILE).is_file():
+    folder = model.parent
+    if model.name != MODEL_FILE or not (folder / MANIFEST_FILE).is_file():
         return None
-    gpu, onnx_sha256 = find_gpu(), file_sha256(model)
-    for name, passport in read_manifest(folder).engines.items():
-        if (
-            passport.family == family
-            and passport.proven
-            and not misfits(passport, onnx_sha256=onnx_sha256, gpu=gpu, version=version)
-        ):
+    engines = read_manifest(folder).engines
+    proven = {n: p for n, p in engines.items() if p.family == family and p.proven}
+    if not proven:  # then the builder, a hundred megabytes, is not loaded to ask its version
+        return None
+    version, gpu, onnx_sha256 = installed_version(family), find_gpu(), file_sha256(model)
+    for name, passport in proven.items():
+        if version and not misfits(passport, onnx_sha256=onnx_sha256, gpu=gpu, version=version):
             return name
     return None
 
