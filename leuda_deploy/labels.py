@@ -12,7 +12,8 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from leuda_deploy.recipe import Stack, resize, taps
+from leuda_deploy.recipe import Stack
+from leuda_deploy.resample import resize, taps
 
 Float32 = NDArray[np.float32]
 UInt8 = NDArray[np.uint8]

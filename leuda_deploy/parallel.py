@@ -81,9 +81,8 @@ def spread(
     processes = max(1, min(processes, len(jobs)))
     # what cannot run is said once, before anything is started
     tried = settings.share(processes).segmenter(_say).settled
-    share = settings.share(
-        processes
-    )  # of what is left now that this process has loaded all it does
+    # again, of what is left now that this process has loaded all it does
+    share = settings.share(processes)
     waiting = deque(jobs)
     while waiting:
         with _workers(processes, share, overlay, skip_done) as pool:

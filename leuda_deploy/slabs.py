@@ -12,7 +12,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from leuda_deploy.recipe import Stack, taps
+from leuda_deploy.recipe import Stack
+from leuda_deploy.resample import taps
 from leuda_deploy.sliding_window import (
     Engine,
     Tiling,

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from leuda_deploy.recipe import fit_to_window
+from leuda_deploy.resample import fit_to_window
 
 Float32 = NDArray[np.float32]
 # (B, 1, h, w) float32 -> (B, K, h, w) float32; K classes with background first
@@ -55,18 +55,18 @@ def score_slices(
     Slices smaller than the window are padded with `fill`; larger ones are covered by windows that
     overlap and are blended in float32. Blocks (n, d, h, w) of a 3D engine's depth are done alike.
     """
-    depth, (height, width) = len(images), images.shape[-2:]
+    count, (height, width) = len(images), images.shape[-2:]
     window = window[-2:]
     padded_shape = (max(height, window[0]), max(width, window[1]))
     padded: Float32 = fit_to_window(images, padded_shape, fill)
     places = list(
         product(
-            range(depth),
+            range(count),
             window_starts(padded_shape[0], window[0], tiling.overlap),
             window_starts(padded_shape[1], window[1], tiling.overlap),
         )
     )
-    if len(places) == depth:  # one window a slice: nothing to blend
+    if len(places) == count:  # one window a slice: nothing to blend
         scores = _score_whole(engine, padded, batch)
         return np.ascontiguousarray(fit_to_window(scores, (height, width), 0.0))
     blended: Float32 | None = None
@@ -78,7 +78,7 @@ def score_slices(
         )
         scores = engine(np.ascontiguousarray(tiles[:, None]))
         if blended is None:
-            blended = np.zeros((depth, *scores.shape[1:-2], *padded_shape), dtype=np.float32)
+            blended = np.zeros((count, *scores.shape[1:-2], *padded_shape), dtype=np.float32)
         for (i, y, x), score in zip(group, scores, strict=True):
             blended[i, ..., y : y + window[0], x : x + window[1]] += score * weights
             if i == 0:  # every slice has the same windows

@@ -25,7 +25,7 @@ from leuda_deploy.errors import InputError
 from leuda_deploy.volume import atomic_path
 from leuda_train.cohort import Cohort, read_cohort
 from leuda_train.config import TrainConfig, load_config
-from leuda_train.run import Stage, train
+from leuda_train.run import Stage, check_upper_bound, train
 
 NAME_WIDTH = 16  # of a method, so that the table has 80 columns
 VARIANTS = ("as_predicted", "largest_component")
@@ -91,11 +91,7 @@ def _check(cohort: Cohort, configs: Sequence[TrainConfig], labelled: Sequence[in
         if count is not None:
             cohort.with_labelled(count)
     for config in configs:
-        if config.uses_target_labels and cohort.spec.target.upper_bound is None:
-            raise InputError(
-                f"method {config.method} needs [target] upper_bound labels, which cohort "
-                f"{cohort.spec.name} does not have; leave it out of --methods"
-            )
+        check_upper_bound(config, cohort)
 
 
 def _row(method: str, labelled: int | None, found: Sequence[dict[str, Any]]) -> dict[str, Any]:

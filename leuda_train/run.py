@@ -101,8 +101,7 @@ def _train(
     )
     if finished is not None:
         return finished
-    if config.uses_target_labels and cohort.spec.target.upper_bound is None:
-        raise InputError(f"method {config.method} needs [target] upper_bound labels in the cohort")
+    check_upper_bound(config, cohort)
     hardware = choose_hardware(config.device, config.precision, ranks)
     check_shares(config, ranks)
     if config.compile:
@@ -189,6 +188,15 @@ def _train(
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
     ranks.told(evaluation)
     return evaluation
+
+
+def check_upper_bound(config: TrainConfig, cohort: Cohort) -> None:
+    """Raises InputError if the method reads target labels that the cohort does not have."""
+    if config.uses_target_labels and cohort.spec.target.upper_bound is None:
+        raise InputError(
+            f"method {config.method} needs [target] upper_bound labels, which cohort "
+            f"{cohort.spec.name} does not have"
+        )
 
 
 def check_shares(config: TrainConfig, ranks: Ranks) -> None:

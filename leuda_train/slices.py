@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from leuda_deploy.recipe import Recipe, Stack, fit_to_window
+from leuda_deploy.recipe import Recipe, Stack
+from leuda_deploy.resample import fit_to_window
 from leuda_deploy.volume import Volume, read_volume
 from leuda_train.cache import content_key, made_once
 from leuda_train.cohort import Cohort, Scan, check_same_grid

@@ -98,7 +98,12 @@ def test_compare_runs_everything_once_and_writes_one_table(cohort, tmp_path):
         (["source-only", "le-uds"], None, "", "no method named 'le-uds'"),
         (["source-only"], 3, "", "3 labelled scans asked for; the cohort has 2"),
         (["source-only"], None, "test =", r"has no \[target\] test scans"),
-        (["source-only", "supervised"], None, "upper_bound", "leave it out of --methods"),
+        (
+            ["source-only", "supervised"],
+            None,
+            "upper_bound",
+            "upper_bound labels, which cohort tiny does not",
+        ),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_anything_runs(

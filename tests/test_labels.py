@@ -15,7 +15,8 @@ from scipy.ndimage import gaussian_filter
 
 from leuda_deploy.labels import Doubts, entropy, label_plane, winners
 from leuda_deploy.overlap import ahead
-from leuda_deploy.recipe import Recipe, Stack, resize, taps
+from leuda_deploy.recipe import Recipe, Stack
+from leuda_deploy.resample import resize, taps
 from leuda_deploy.volume import Volume
 
 Float32 = NDArray[np.float32]

@@ -18,7 +18,8 @@ from leuda_deploy.lower import lower, prove
 from leuda_deploy.model_file import MODEL_FILE, read_model
 from leuda_deploy.parity import run_windows
 from leuda_deploy.probes import Probes, make_probes
-from leuda_deploy.recipe import Stack, fit_to_window
+from leuda_deploy.recipe import Stack
+from leuda_deploy.resample import fit_to_window
 from leuda_deploy.to_half import to_bf16, to_fp16
 from leuda_deploy.to_int8 import calibrate, quantisable, quantise, split_concatenations
 from leuda_deploy.volume import read_volume

@@ -17,6 +17,7 @@ import tiny
 import tomli_w
 import torch
 from test_loop import assert_bit_equal, flat
+from test_train_cli import leuda
 
 from leuda_deploy.errors import InputError, TrainingError
 from leuda_train import ranks
@@ -122,19 +123,8 @@ def test_if_the_first_process_fails_those_that_wait_for_it_end(tmp_path):
 
 def by_our_launcher(*arguments: object) -> subprocess.CompletedProcess[str]:
     """`leuda ARGUMENTS` on a machine that claims to have two GPUs; its processes are real."""
-    code = (
-        "import sys, torch\nfrom leuda_train.cli import main\ntorch.cuda.device_count = lambda: 2\n"
-        f"sys.argv = {['leuda', *map(str, arguments)]!r}\nmain()"
-    )
-    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        env={**environment, "PYTHONPATH": str(TESTS.parent)},
-    )
+    two_gpus = "import torch; torch.cuda.device_count = lambda: 2"
+    return leuda(*arguments, prelude=two_gpus, PYTHONPATH=str(TESTS.parent))
 
 
 def test_what_the_user_can_mend_is_said_by_the_first_process_alone(tmp_path):

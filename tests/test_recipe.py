@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from leuda_deploy.errors import InputError
-from leuda_deploy.recipe import Recipe, Stack, fit_intensity, fit_to_window, resize
+from leuda_deploy.recipe import Recipe, Stack, fit_intensity
+from leuda_deploy.resample import fit_to_window, resize
 from leuda_deploy.volume import Volume
 
 MakeVolume = Callable[..., Volume]

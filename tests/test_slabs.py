@@ -24,7 +24,8 @@ from leuda_deploy.errors import InputError, ModelError
 from leuda_deploy.infer import segment
 from leuda_deploy.model_file import read_model, write_model
 from leuda_deploy.plan import make_plan
-from leuda_deploy.recipe import Depth, Recipe, Stack, fit_to_window, taps, window_at
+from leuda_deploy.recipe import Depth, Recipe, Stack, window_at
+from leuda_deploy.resample import fit_to_window, taps
 from leuda_deploy.segmenter import Segmenter, sample_windows
 from leuda_deploy.ship import probes_of_scans
 from leuda_deploy.slabs import Blocks, ScanSlices

@@ -30,7 +30,9 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
 BLOCKED_TORCH = "import sys; sys.modules['torch'] = None"
 
 
-def leuda(*arguments: object, prelude: str = "") -> subprocess.CompletedProcess[str]:
+def leuda(
+    *arguments: object, prelude: str = "", **environment: str
+) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own."""
     argv = ["leuda", *map(str, arguments)]
     code = f"{prelude}\nimport sys\nfrom leuda_train.cli import main\nsys.argv = {argv!r}\nmain()"
@@ -40,7 +42,7 @@ def leuda(*arguments: object, prelude: str = "") -> subprocess.CompletedProcess[
         text=True,
         check=False,
         timeout=120,
-        env={**os.environ, "COLUMNS": "200"},
+        env={**os.environ, "COLUMNS": "200", **environment},
     )
 
 
