@@ -74,7 +74,7 @@ def place(k: int) -> float:
 
 def recipe() -> Any:
     """In-plane resampling to 1.5 mm, windows of 256."""
-    from leuda_deploy.recipe import Recipe
+    from leuda_deploy.scans.recipe import Recipe
 
     return Recipe(
         slice_axis="superior",
@@ -93,7 +93,7 @@ def train_network(classes: int, widths: tuple[int, ...], steps: int) -> Any:
     """
     import torch
 
-    from leuda_train.unet import UNet
+    from leuda_train.networks.unet import UNet
 
     torch.manual_seed(0)
     network = UNet(classes, widths, (0.0,) * len(widths))
@@ -128,8 +128,8 @@ def train_network(classes: int, widths: tuple[int, ...], steps: int) -> Any:
 
 def training_slices(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Normalised slices (N, 256, 256) float32 at places between those of the scans, and labels."""
-    from leuda_deploy.recipe import Stack
-    from leuda_deploy.volume import volume_of
+    from leuda_deploy.scans.recipe import Stack
+    from leuda_deploy.scans.volume import volume_of
 
     places = [(2 * k + 1) / SLICES for k in range(SLICES)]
     voxels = np.stack([ct_slice(z, rng).T for z in places], axis=-1).round().astype(np.int16)
@@ -145,10 +145,10 @@ def write_model(folder: Path, classes: int, widths: tuple[int, ...], steps: int)
     """The same weights as a leuda model file and as torch.save writes them."""
     import torch
 
-    from leuda_deploy.card import PALETTE, ModelCard, Provenance, Structure
-    from leuda_deploy.model_file import MODEL_FILE
-    from leuda_deploy.to_onnx import to_onnx
-    from leuda_train.product import Product
+    from leuda_deploy.export.to_onnx import to_onnx
+    from leuda_deploy.model.card import PALETTE, ModelCard, Provenance, Structure
+    from leuda_deploy.model.model_file import MODEL_FILE
+    from leuda_train.networks.product import Product
 
     network = train_network(classes, widths, steps)
     names = STRUCTURES if classes == 5 else tuple(f"structure {k}" for k in range(1, classes))
@@ -184,11 +184,11 @@ def write_int8(source: Path, folder: Path) -> None:
     """A model of `write_model` in int8, as `leuda export --precision int8` does and proves it."""
     import onnx
 
-    from leuda_deploy.engines import OnnxEngine
-    from leuda_deploy.lower import lower
-    from leuda_deploy.model_file import MODEL_FILE, read_model
-    from leuda_deploy.parity import run_windows
-    from leuda_deploy.probes import make_probes
+    from leuda_deploy.engines.open_engine import OnnxEngine
+    from leuda_deploy.export.lower_precision import lower
+    from leuda_deploy.model.model_file import MODEL_FILE, read_model
+    from leuda_deploy.proof.parity import run_windows
+    from leuda_deploy.proof.probes import make_probes
 
     content, card = read_model(source / MODEL_FILE)
     images, _ = training_slices(np.random.default_rng(1))

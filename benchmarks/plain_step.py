@@ -25,15 +25,21 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from leuda_train import losses
-from leuda_train.adapt import lambdas, learning_rate
-from leuda_train.augment import random_affine
-from leuda_train.batches import AlignedSets, draw_rows, step_generator
-from leuda_train.config import SOURCE_LIKE, SOURCE_STREAMS, TARGET_STREAMS, Stream, TrainConfig
-from leuda_train.discriminators import FeatureDiscriminator
-from leuda_train.ema import ema_decay
-from leuda_train.step import INTER
-from leuda_train.unet import UNet
+from leuda_train.config.schema import (
+    SOURCE_LIKE,
+    SOURCE_STREAMS,
+    TARGET_STREAMS,
+    Stream,
+    TrainConfig,
+)
+from leuda_train.data.augment.affine import random_affine
+from leuda_train.data.batches import AlignedSets, draw_rows, step_generator
+from leuda_train.networks.discriminators import FeatureDiscriminator
+from leuda_train.networks.unet import UNet
+from leuda_train.objective import losses
+from leuda_train.objective.ema import ema_decay
+from leuda_train.objective.step import INTER
+from leuda_train.stages.adapt import lambdas, learning_rate
 
 
 class PlainLoop:

@@ -37,21 +37,21 @@ import torch
 from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 
-from leuda_train.adapt import _Trainer
-from leuda_train.batches import AlignedSets
-from leuda_train.config import (
+from leuda_train.config.schema import (
     SOURCE_STREAMS,
     TARGET_STREAMS,
     TrainConfig,
     load_config,
     parse_config,
 )
-from leuda_train.cyclegan import Generator
-from leuda_train.hardware import DTYPES, Hardware, choose_hardware
-from leuda_train.loop import Trainer
-from leuda_train.phantom import write_cohort
-from leuda_train.slices import Slices
-from leuda_train.translate import _Trainer as CycleGANTrainer
+from leuda_train.data.batches import AlignedSets
+from leuda_train.data.phantom.phantom_cohort import write_cohort
+from leuda_train.data.slices import Slices
+from leuda_train.loop.hardware import DTYPES, Hardware, choose_hardware
+from leuda_train.loop.loop import Trainer
+from leuda_train.networks.cyclegan import Generator
+from leuda_train.stages.adapt import _Trainer
+from leuda_train.stages.translate import _Trainer as CycleGANTrainer
 
 RESULTS = Path(__file__).parent / "results"
 CLASSES = 5

@@ -139,13 +139,13 @@ def infer(
     ] = False,
 ) -> None:
     """Label scans, each on its own grid.  [dim]Needs: nothing more.[/dim]"""
-    from leuda_deploy.jobs import Job, find_jobs, holds_dicom, stem, with_frames
-    from leuda_deploy.memory import parse_bytes
-    from leuda_deploy.parallel import Settings, spread
-    from leuda_deploy.scans import label_folder, label_scan, run_jobs
+    from leuda_deploy.jobs.find_jobs import Job, find_jobs, holds_dicom, stem, with_frames
+    from leuda_deploy.jobs.run_jobs import label_folder, label_scan, run_jobs
+    from leuda_deploy.jobs.workers import Settings, spread
+    from leuda_deploy.machine.memory import parse_bytes
 
     if model is None:
-        from leuda_deploy.shipped import default_model
+        from leuda_deploy.model.default_model import default_model
 
         model = default_model()
         _say(f"no --model given: using {model}, trained on phantoms, not for patients")
@@ -198,15 +198,15 @@ def bench(
     """Time and memory by engine and stage, on this machine.  [dim]Needs: nothing more.[/dim]"""
     import json
 
-    from leuda_deploy.bench import bench as run_bench
-    from leuda_deploy.bench import parse_shape, regressions, show_bench
-    from leuda_deploy.shipped import default_model
+    from leuda_deploy.bench.bench import bench as run_bench
+    from leuda_deploy.bench.bench import parse_shape, regressions, show_bench
+    from leuda_deploy.model.default_model import default_model
 
     voxels = parse_shape(shape)
     result = run_bench(model or default_model(), engine, voxels, rounds=rounds, threads=threads)
     slower = regressions(result, against, limit) if against else []
     if save:
-        from leuda_deploy.bench_picture import draw_bench
+        from leuda_deploy.bench.chart import draw_bench
 
         save.write_text(json.dumps(result, indent=1) + "\n")
         draw_bench(save.with_suffix(".png"), result)
@@ -232,11 +232,11 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Check an export: whole, what it is, does it fit here.  [dim]Needs: nothing more.[/dim]"""
-    from leuda_deploy.verify import verify as verify_export
+    from leuda_deploy.export.verify import verify as verify_export
 
     found = verify_export(export)
     if prove:
-        from leuda_deploy.ship import probes_of_scans, prove_engine
+        from leuda_deploy.export.add_engines import probes_of_scans, prove_engine
 
         fitting = [engine.name for engine in found.engines if not engine.misfits]
         if not fitting:

@@ -14,7 +14,7 @@ from leuda_deploy.cli import JsonOption, app, run
 from leuda_deploy.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
-    from leuda_deploy.sliding_window import Tiling
+    from leuda_deploy.inference.sliding_window import Tiling
 
 
 class DeviceOption(StrEnum):
@@ -71,8 +71,8 @@ def phantom(
     seed: Annotated[int, typer.Option(min=0, help="Other seeds, other patients.")] = 0,
 ) -> None:
     """Write a cohort of MR and CT heart phantoms.  [dim]Needs: nothing more.[/dim]"""
-    from leuda_deploy.progress import stage
-    from leuda_train.phantom import write_cohort
+    from leuda_deploy.machine.progress import stage
+    from leuda_train.data.phantom.phantom_cohort import write_cohort
 
     with stage("phantoms") as progress:
         path = write_cohort(out, seed=seed, progress=progress)
@@ -97,8 +97,8 @@ def cohort(
     ] = None,
 ) -> None:
     """Write cohort.toml for a public benchmark.  [dim]Needs: leuda\\[dicom] for CHAOS.[/dim]"""
-    from leuda_deploy.progress import stage
-    from leuda_train.adapters import write_benchmark
+    from leuda_deploy.machine.progress import stage
+    from leuda_train.data.public import write_benchmark
 
     with stage("files and anatomy") as progress:
         write_benchmark(
@@ -151,13 +151,13 @@ def train(
     """Train: slices, translation, LE-UDA, evaluation.  [dim]Needs: leuda\\[train].[/dim]"""
     _need_torch("leuda train")
     if gpus is not None:
-        from leuda_train.launch import arguments_of_this_process, launch
+        from leuda_train.loop.launch import arguments_of_this_process, launch
 
         raise typer.Exit(launch(gpus, arguments_of_this_process()))
-    from leuda_deploy.progress import stage
-    from leuda_train.config import load_config
-    from leuda_train.ranks import one_voice
-    from leuda_train.run import train as train_run
+    from leuda_deploy.machine.progress import stage
+    from leuda_train.config.schema import load_config
+    from leuda_train.loop.ranks import one_voice
+    from leuda_train.runs.run import train as train_run
 
     with one_voice():
         chosen = load_config(config, method, seed=seed, device=device, precision=precision)
@@ -178,7 +178,7 @@ def train(
         return
     from rich.console import Console
 
-    from leuda_train.evaluate import table
+    from leuda_train.evaluation.scores import table
 
     if profile and (out / "profile.json").is_file():
         _print_profile(json.loads((out / "profile.json").read_text()))
@@ -215,9 +215,9 @@ def compare(
     _need_torch("leuda compare")
     from rich.console import Console
 
-    from leuda_deploy.progress import stage
-    from leuda_train.compare import compare as compare_runs
-    from leuda_train.compare import table
+    from leuda_deploy.machine.progress import stage
+    from leuda_train.runs.compare import compare as compare_runs
+    from leuda_train.runs.compare import table
 
     counts = [_count(text) for text in labelled.split(",")]
     comparison = compare_runs(
@@ -297,17 +297,17 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a model and prove it, or refuse.  [dim]A run needs: leuda\\[train].[/dim]"""
-    from leuda_deploy.adopt import adopt, seal
-    from leuda_deploy.ship import add_engines, probes_of_scans, summary
-    from leuda_deploy.to_tensorrt import plan_engines
-    from leuda_deploy.to_triton import to_triton
+    from leuda_deploy.export.add_engines import add_engines, probes_of_scans, summary
+    from leuda_deploy.export.import_onnx import adopt, seal
+    from leuda_deploy.export.to_tensorrt import plan_engines
+    from leuda_deploy.export.to_triton import to_triton
 
     plans = plan_engines(trt_target.split(",")) if trt else []  # refused before the long work
     from_run = source.suffix != ".onnx"
     if card is not None and (from_run or output is None):
         raise InputError("--card is for an *.onnx file from elsewhere, and needs -o exports/NAME")
     if from_run:
-        from leuda_deploy.sliding_window import Tiling
+        from leuda_deploy.inference.sliding_window import Tiling
 
         tiling = Tiling(
             overlap=overlap, blending=blending.value, mirror=tuple(m.value for m in mirror or ())
@@ -325,11 +325,11 @@ def export(
         folder = seal(source, card, output) if card and output else adopt(source, output)
     probes = probes_of_scans(folder, prove) if prove else None
     if plans and probes is None and from_run:
-        from leuda_train.export import run_probes
+        from leuda_train.export.export_run import run_probes
 
         probes = run_probes(source)
     if plans:
-        from leuda_deploy.progress import stage
+        from leuda_deploy.machine.progress import stage
 
         with stage("TensorRT") as progress:
             add_engines(
@@ -359,9 +359,9 @@ def _export_run(
     tiling: Tiling,
 ) -> Path:
     _need_torch("leuda export")
-    from leuda_deploy.card import GraphOptions
-    from leuda_deploy.progress import stage
-    from leuda_train.export import export as export_run
+    from leuda_deploy.machine.progress import stage
+    from leuda_deploy.model.card import GraphOptions
+    from leuda_train.export.export_run import export as export_run
 
     if output is None:
         raise InputError("say where the export goes: -o exports/NAME")
@@ -392,11 +392,11 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Dice and distances in mm, by structure and volume.  [dim]Needs: nothing more.[/dim]"""
-    from leuda_train.evaluate import evaluate_paths, table
+    from leuda_train.evaluation.scores import evaluate_paths, table
 
     structures = mapping = None
     if cohort is not None:
-        from leuda_train.cohort import read_spec
+        from leuda_train.data.cohort import read_spec
 
         spec = read_spec(cohort)
         structures, mapping = spec.structures, spec.class_of_raw("target")
@@ -415,7 +415,7 @@ def demo(
 ) -> None:
     """The whole job on phantoms, in minutes on a CPU.  [dim]Needs: leuda\\[train].[/dim]"""
     _need_torch("leuda demo")
-    from leuda_train.demo import run_demo
+    from leuda_train.runs.demo import run_demo
 
     run_demo(out)
 

@@ -17,10 +17,10 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from leuda_deploy.card import ModelCard, Provenance, Structure
-from leuda_deploy.model_file import MODEL_FILE, write_model
-from leuda_deploy.recipe import Recipe
-from leuda_deploy.volume import Volume
+from leuda_deploy.model.card import ModelCard, Provenance, Structure
+from leuda_deploy.model.model_file import MODEL_FILE, write_model
+from leuda_deploy.scans.recipe import Recipe
+from leuda_deploy.scans.volume import Volume
 
 THRESHOLDS = (-0.3001, 0.2503)  # on a "minmax" scan, which goes from -1 to 1
 

@@ -1,0 +1,133 @@
+"""export folder or model file -> what it is, whether it is whole, and whether it fits here."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from leuda_deploy.engines.tensorrt import installed_version, misfits, remedy
+from leuda_deploy.errors import ModelError
+from leuda_deploy.machine.gpu import Gpu, find_gpu
+from leuda_deploy.model.card import parse_card
+from leuda_deploy.model.export_folder import MANIFEST_FILE, Manifest, file_sha256, read_manifest
+from leuda_deploy.model.model_file import MODEL_FILE, find_model, read_model
+from leuda_deploy.model.passport import Passport
+
+CARD_FILE, PARITY_FILE = "card.json", "parity.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineFinding:
+    """One engine: what it was built for, why it cannot run here (nothing: it can), what to do."""
+
+    name: str
+    family: str
+    target: str
+    precision: str
+    proven: bool
+    misfits: list[str]
+    remedy: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verified:
+    """An export that is whole: every file is what its manifest says.
+
+    model_sha256    of the model file, as `sha256sum` prints it and `leuda infer` reports it
+    content_sha256  over graph, weights and card: the seal inside the file
+    """
+
+    model: str
+    name: str
+    precision: str
+    feed: str
+    window: tuple[int, ...]
+    structures: list[str]
+    licence: str
+    model_sha256: str
+    content_sha256: str
+    gpu: str | None
+    files: int
+    engines: list[EngineFinding] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, object]:
+        """For --json."""
+        return asdict(self)
+
+
+def verify(path: Path | str) -> Verified:
+    """Check model file, card, manifest and passports. Raises ModelError in one line. Runs nothing.
+
+    That an engine does not fit this machine is a finding, not an error.
+    """
+    path = Path(path)
+    model = find_model(path)
+    _, card = read_model(model)
+    gpu = find_gpu()
+    manifest = Manifest(files={})
+    if path.is_dir():
+        manifest = read_manifest(path)
+        _check_files(path, manifest)
+        written = path / CARD_FILE
+        if not written.is_file() or parse_card(written.read_text(), str(written)) != card:
+            raise ModelError(f"{written} is not the card of {model}")
+    onnx_sha256 = file_sha256(model)
+    engines = [
+        _finding(path, name, passport, onnx_sha256, gpu)
+        for name, passport in manifest.engines.items()
+    ]
+    return Verified(
+        model=str(model),
+        name=card.name,
+        precision=card.precision,
+        feed=card.feed,
+        window=card.window,
+        structures=[structure.name for structure in card.structures],
+        licence=card.licence,
+        model_sha256=onnx_sha256,
+        content_sha256=card.sha256,
+        gpu=f"{gpu.name} (SM {gpu.capability})" if gpu else None,
+        files=len(manifest.files),
+        engines=engines,
+    )
+
+
+def _finding(
+    folder: Path, name: str, passport: Passport, onnx_sha256: str, gpu: Gpu | None
+) -> EngineFinding:
+    version = installed_version(passport.family)
+    wrong = misfits(passport, onnx_sha256=onnx_sha256, gpu=gpu, version=version)
+    return EngineFinding(
+        name=name,
+        family=f"{passport.family} {passport.version}",
+        target=f"{passport.target} (SM {passport.capability})",
+        precision=passport.precision,
+        proven=passport.proven,
+        misfits=wrong,
+        remedy=remedy(folder, passport, gpu, wrong) if wrong else "",
+    )
+
+
+def _check_files(folder: Path, manifest: Manifest) -> None:
+    for name, wanted in manifest.files.items():
+        if not (folder / name).is_file():
+            raise ModelError(f"{folder / name} is missing, though the manifest lists it")
+        found = file_sha256(folder / name)
+        if found != wanted:
+            raise ModelError(
+                f"{folder / name} is damaged or was altered (sha256 {found[:12]}, the manifest "
+                f"says {wanted[:12]})"
+            )
+    if MODEL_FILE not in manifest.files:
+        raise ModelError(f"{folder / MANIFEST_FILE} does not list {MODEL_FILE}")
+    for engine in folder.glob("*.engine"):
+        if engine.name not in manifest.engines:
+            raise ModelError(f"{engine} is a foreign engine: the manifest does not know it")
+    for name, passport in manifest.engines.items():
+        if manifest.files.get(name) != passport.sha256:
+            raise ModelError(f"the passport of {folder / name} is of another engine")
+        beside = folder / f"{name.removesuffix('.engine')}.json"
+        content = json.loads(beside.read_text()) if beside.is_file() else None
+        if content != passport.model_dump(mode="json"):
+            raise ModelError(f"{beside} is not the passport in the manifest")

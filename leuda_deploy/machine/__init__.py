@@ -1,0 +1,1 @@
+"""this computer: files, memory, GPU, progress bars and clocks. May import errors alone."""

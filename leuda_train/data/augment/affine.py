@@ -1,0 +1,68 @@
+"""aligned images and their label -> the same, warped alike; batched, seeded, on the device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F  # noqa: N812  (the field's habit)
+from torch import Tensor
+
+from leuda_train.loop.ranks import ALONE, Ranks
+
+
+def random_affine(
+    count: int,
+    *,
+    scale: tuple[float, float],
+    rotation_degrees: float,
+    aspect: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """count random zooms and rotations about the centre: (B, 2, 3), output -> input coordinates.
+
+    scale, rotation_degrees  drawn uniformly from [scale[0], scale[1]] and ±rotation_degrees
+    aspect                   height / width of the images, so that rotation does not shear
+    """
+    zoom = torch.empty(count).uniform_(*scale, generator=generator)
+    angle = torch.empty(count).uniform_(-1.0, 1.0, generator=generator)
+    angle = angle * math.radians(rotation_degrees)
+    cos, sin, zero = torch.cos(angle) / zoom, torch.sin(angle) / zoom, torch.zeros(count)
+    rows = [
+        torch.stack([cos, -sin * aspect, zero], dim=1),
+        torch.stack([sin / aspect, cos, zero], dim=1),
+    ]
+    return torch.stack(rows, dim=1)
+
+
+def warp(
+    images: Sequence[Tensor], labels: Tensor | None, affine: Tensor
+) -> tuple[list[Tensor], Tensor | None]:
+    """Warp every image (B, 1, H, W) of a family, and its label (B, H, W), by one affine (B, 2, 3).
+
+    Images are interpolated linearly, labels by nearest neighbour; the border is continued.
+    """
+    family = torch.cat(list(images), dim=1)  # (B, n, H, W): one sampling for all
+    grid = F.affine_grid(affine.to(family), list(family.shape), align_corners=False)
+    family = F.grid_sample(family, grid, padding_mode="border", align_corners=False)
+    warped = list(family.split(1, dim=1))
+    if labels is None:
+        return warped, None
+    plane = labels[:, None].to(family.dtype)
+    plane = F.grid_sample(plane, grid, mode="nearest", padding_mode="border", align_corners=False)
+    return warped, plane[:, 0].to(labels.dtype)
+
+
+def teacher_noise(
+    streams: Sequence[Tensor],
+    std: float,
+    limit: float,
+    generator: torch.Generator,
+    ranks: Ranks = ALONE,
+) -> Tensor:
+    """N(0, std²) clipped to ±limit, (n, B, 1, H, W) for n streams: for the intra-domain teacher."""
+    count, *image = streams[0].shape
+    shape = (len(streams), count * ranks.size, *image)
+    noise = torch.randn(shape, generator=generator, device=generator.device)
+    return (ranks.share(noise, dim=1) * std).clamp_(-limit, limit).to(streams[0])

@@ -1,0 +1,60 @@
+"""images + references of the other domain -> the images with the references' low frequencies.
+
+FDA (Yang and Soatto, CVPR 2020): the amplitude of the low frequencies carries the style, the phase
+the anatomy. A translator that needs no training.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leuda_train.config.schema import Stream, TranslationConfig
+from leuda_train.data.slices import Slices
+
+BLOCK = 64  # images transformed at a time
+
+
+def swap_amplitude(
+    images: NDArray[np.float32], references: NDArray[np.float32], radius: float
+) -> NDArray[np.float32]:
+    """Give each image (N, h, w) the low-frequency amplitude of its reference (N, h, w).
+
+    radius  half the side of the swapped square, as a share of the spectrum's smaller side
+    """
+    swapped = np.empty(images.shape, np.float32)
+    for start in range(0, len(images), BLOCK):  # spectra take many times what the images do
+        part = slice(start, start + BLOCK)
+        swapped[part] = _swapped(images[part], references[part], radius)
+    return swapped
+
+
+def _swapped(
+    images: NDArray[np.float32], references: NDArray[np.float32], radius: float
+) -> NDArray[np.float32]:
+    height, width = images.shape[-2:]
+    reach = int(radius * min(height, width))
+    spectrum = np.fft.fftshift(np.fft.fft2(images), axes=(-2, -1))
+    reference = np.fft.fftshift(np.fft.fft2(references), axes=(-2, -1))
+    amplitude, phase = np.abs(spectrum), np.angle(spectrum)
+    rows = slice(height // 2 - reach, height // 2 + reach + 1)
+    columns = slice(width // 2 - reach, width // 2 + reach + 1)
+    amplitude[..., rows, columns] = np.abs(reference)[..., rows, columns]
+    swapped = np.fft.ifftshift(amplitude * np.exp(1j * phase), axes=(-2, -1))
+    return np.fft.ifft2(swapped).real.astype(np.float32)
+
+
+def fourier_sets(
+    slices: Slices, config: TranslationConfig, seed: int
+) -> dict[Stream, NDArray[np.float32]]:
+    """The four translated sets; every slice borrows from a slice of the other domain at random."""
+    rng = np.random.default_rng(seed)
+    sets: dict[Stream, NDArray[np.float32]] = {}
+    for domain, other in (("source", "target"), ("target", "source")):
+        own, theirs = np.asarray(getattr(slices, domain)), np.asarray(getattr(slices, other))
+        there = theirs[rng.integers(len(theirs), size=len(own))]
+        back = own[rng.integers(len(own), size=len(own))]
+        over = swap_amplitude(own, there, config.fourier_radius)
+        sets[f"{domain}_as_{other}"] = over
+        sets[f"{domain}_cycled"] = swap_amplitude(over, back, config.fourier_radius)
+    return sets

@@ -1,0 +1,184 @@
+"""aligned image sets -> the batch of step n: drawn, warped, on the device.
+
+Nothing is remembered between steps: what step n draws follows from the seed and n alone, so a
+resumed run sees exactly what an uninterrupted one would have seen. Of several processes, each keeps
+its share of what is drawn for all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from leuda_train.config.schema import SOURCE_STREAMS, TARGET_STREAMS, Stream, TrainConfig
+from leuda_train.data.augment.affine import random_affine, warp
+from leuda_train.data.augment.style import randomise_style
+from leuda_train.loop.hardware import Hardware
+from leuda_train.loop.ranks import Ranks
+
+RESIDENT_SHARE = 0.25  # of the GPU's free memory, that image sets may take
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignedSets:
+    """Six image sets, (N, h, w) float32 each; rows of one family show the same slice.
+
+    Memory-mapped, or, after `on_device`, tensors on the GPU.
+
+    labels         (N, h, w) uint8, of the rows of the family that is supervised
+    labelled_rows  the rows that have labels
+    """
+
+    images: Mapping[Stream, NDArray[np.float32] | Tensor]
+    labels: NDArray[np.uint8] | Tensor
+    labelled_rows: NDArray[np.int64]
+
+    def on_device(self, hardware: Hardware) -> AlignedSets:
+        """The same sets on the GPU where they fit `RESIDENT_SHARE` of its free memory."""
+        *images, labels = on_device([*self.images.values(), self.labels], hardware)
+        return replace(self, images=dict(zip(self.images, images, strict=True)), labels=labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What one iteration sees; every image is (B, 1, H, W), channels last, on the device.
+
+    labelled    the supervised images, one tensor a stream, all with the same `labels` (B, H, W)
+    unlabelled  those of the six streams that the method reads
+    strong      x^t restyled, pixel for pixel on unlabelled["target"]; for methods that self-train
+    """
+
+    labelled: list[Tensor]
+    labels: Tensor
+    unlabelled: dict[Stream, Tensor] = field(default_factory=dict)
+    strong: Tensor | None = None
+
+
+def on_device(
+    sets: Sequence[NDArray[Any] | Tensor], hardware: Hardware
+) -> list[NDArray[Any] | Tensor]:
+    """The sets as tensors on the GPU if all of them fit there; else, and on CPUs, as they are."""
+    if hardware.device.type != "cuda":
+        return list(sets)
+    free, _ = torch.cuda.mem_get_info(hardware.device)
+    if sum(images.nbytes for images in sets) > RESIDENT_SHARE * free:
+        return list(sets)
+    return [torch.from_numpy(np.array(images)).to(hardware.device) for images in sets]
+
+
+def take_rows(images: NDArray[Any] | Tensor, rows: NDArray[np.int64], hardware: Hardware) -> Tensor:
+    """Some rows of a set (N, h, w), on the device.
+
+    From host memory they go through pinned memory, so that the next batch is drawn and copied while
+    the device is still busy with this one.
+    """
+    if isinstance(images, Tensor):
+        return images[torch.from_numpy(rows).to(images.device)]
+    chosen = torch.from_numpy(images[rows])
+    if hardware.device.type == "cuda":
+        chosen = chosen.pin_memory()
+    return chosen.to(hardware.device, non_blocking=True)
+
+
+def step_generator(seed: int, purpose: str, step: int) -> torch.Generator:
+    """The random numbers of one step."""
+    digest = hashlib.blake2b(f"{seed}/{purpose}/{step}".encode(), digest_size=7).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+
+
+def seed_dropout(seed: int, purpose: str, step: int, hardware: Hardware) -> None:
+    """Seed torch's own generators, which dropout draws from: other masks in every process."""
+    own = "" if hardware.ranks.first else f"/{hardware.ranks.rank}"
+    torch.manual_seed(step_generator(seed, purpose + own, step).initial_seed())
+
+
+def draw_rows(
+    rows: NDArray[np.int64], count: int, step: int, seed: int, purpose: str
+) -> NDArray[np.int64]:
+    """count rows for step n: every row once before any row again, in a new order each time."""
+    places = np.arange(step * count, (step + 1) * count)
+    return np.array(
+        [rows[_order(len(rows), seed, purpose, int(k) // len(rows))[k % len(rows)]] for k in places]
+    )
+
+
+@lru_cache(maxsize=16)
+def _order(size: int, seed: int, purpose: str, turn: int) -> NDArray[np.int64]:
+    generator = step_generator(seed, f"order/{purpose}", turn)
+    return torch.randperm(size, generator=generator).numpy()
+
+
+def make_batch(sets: AlignedSets, config: TrainConfig, hardware: Hardware, step: int) -> Batch:
+    """Draw and augment the batch of a step. Each family (and its label) shares one warp.
+
+    B is this process's share of the config's batch sizes.
+    """
+    supervised, ranks = config.objective.supervised_on, hardware.ranks
+    rows = draw_rows(
+        sets.labelled_rows, config.schedule.batch_labelled, step, config.seed, "labelled"
+    )
+    labels = take_rows(sets.labels, ranks.share(rows), hardware).long()
+    labelled, warped = _family(sets, supervised, rows, config, hardware, step, "labelled", labels)
+    assert warped is not None
+    restyle = step_generator(config.seed, "style", step)
+    labelled = [_restyled(images, config, restyle, ranks) for images in labelled]
+    unlabelled: dict[Stream, Tensor] = {}
+    for family in (SOURCE_STREAMS, TARGET_STREAMS):
+        streams = tuple(s for s in family if s in config.objective.unlabelled_streams)
+        if streams:
+            every = np.arange(len(sets.images[family[0]]))
+            count = config.schedule.batch_unlabelled
+            rows = draw_rows(every, count, step, config.seed, family[0])
+            images, _ = _family(sets, streams, rows, config, hardware, step, family[0], None)
+            unlabelled.update(zip(streams, images, strict=True))
+    strong = None
+    if config.objective.lambda_pseudo > 0:
+        strong = _restyled(unlabelled["target"], config, restyle, ranks)
+    return Batch(labelled=labelled, labels=warped, unlabelled=unlabelled, strong=strong)
+
+
+def _restyled(
+    images: Tensor, config: TrainConfig, generator: torch.Generator, ranks: Ranks
+) -> Tensor:
+    style = config.style
+    return randomise_style(
+        images,
+        generator,
+        ranks,
+        curve=style.curve,
+        convolution=style.convolution,
+        noise=style.noise,
+    )
+
+
+def _family(
+    sets: AlignedSets,
+    streams: tuple[Stream, ...],
+    rows: NDArray[np.int64],
+    config: TrainConfig,
+    hardware: Hardware,
+    step: int,
+    purpose: str,
+    labels: Tensor | None,
+) -> tuple[list[Tensor], Tensor | None]:
+    """The same rows of several aligned sets, under one warp a row."""
+    own = hardware.ranks.share(rows)
+    images = [take_rows(sets.images[stream], own, hardware)[:, None] for stream in streams]
+    height, width = images[0].shape[-2:]
+    affine = random_affine(
+        len(rows),
+        scale=config.augment.scale,
+        rotation_degrees=config.augment.rotation_degrees,
+        aspect=height / width,
+        generator=step_generator(config.seed, f"warp/{purpose}", step),
+    )
+    warped, labels = warp(images, labels, hardware.ranks.share(affine))
+    return [hardware.put(image) for image in warped], labels

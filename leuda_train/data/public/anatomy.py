@@ -1,0 +1,94 @@
+"""label volumes -> nothing, or one InputError: organs where no patient has them.
+
+Files whose voxel array was flipped, but whose affine was not (or the other way round), look right
+slice by slice and teach the network a mirrored patient. Organs know better: their centroids, taken
+through the affine, must lie right, anterior or superior of each other as in a patient. Only pairs
+that lie centimetres apart in everyone are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leuda_deploy.errors import InputError
+from leuda_deploy.scans.volume import Volume, read_volume
+
+MARGIN_MM = 5.0  # on the wrong side by less than this is a variant, not a flip
+AXES = {"right": 0, "anterior": 1, "superior": 2}  # of RAS+ world coordinates
+OPPOSITE = {"right": "left", "anterior": "posterior", "superior": "inferior"}
+
+
+class Rule(NamedTuple):
+    """`first` lies `direction` of `second`, centroid to centroid, in every patient."""
+
+    first: str
+    direction: Literal["right", "anterior", "superior"]
+    second: str
+
+
+def check_anatomy(path: Path, values: Mapping[str, int], rules: Sequence[Rule]) -> None:
+    """Raises InputError for labels that break a rule by more than MARGIN_MM.
+
+    values  structure -> raw label value. A rule on a structure that a scan lacks is passed over.
+    """
+    volume = read_volume(path)
+    at = {
+        name: volume.affine[:3, :3] @ centroid + volume.affine[:3, 3]
+        for name, value in values.items()
+        if (centroid := _centroid(volume, value)) is not None
+    }
+    wrong = []
+    for first, direction, second in rules:
+        if first in at and second in at:
+            distance_mm = float((at[first] - at[second])[AXES[direction]])
+            if distance_mm < -MARGIN_MM:
+                where = f"{-distance_mm:.0f} mm {OPPOSITE[direction]} of {second}"
+                wrong.append(f"{first} lies {where}, not {direction}")
+    if wrong:
+        raise InputError(
+            f"{path}: {'; '.join(wrong)}. The voxels are flipped against the affine: correct the "
+            "header of this file, and of its image"
+        )
+
+
+def check_same_side(paths: Sequence[Path], first: int, second: int, axis: int) -> None:
+    """In all scans, label `first` must lie on one side of `second` in the plane of the array.
+
+    For recipes that slice along an array axis, and so turn nothing. Sides are compared with the
+    mean direction over all scans; 90 degrees off is the other side. What this cannot see is a flip
+    along the line that is at right angles to that direction. Raises InputError.
+    """
+    sides: dict[Path, NDArray[np.float64]] = {}
+    for path in paths:
+        volume = read_volume(path)
+        ends = _centroid(volume, first), _centroid(volume, second)
+        if ends[0] is not None and ends[1] is not None:
+            apart = np.delete(ends[0] - ends[1], axis)
+            sides[path] = apart / max(float(np.linalg.norm(apart)), 1e-9)
+    common = np.sum(list(sides.values()), axis=0) if sides else np.zeros(2)
+    for path, side in sides.items():
+        if side @ common < 0:
+            raise InputError(
+                f"{path}: label {first} lies on the other side of label {second} than in the other "
+                f"{len(sides) - 1} scans. Its slices are flipped or turned: correct this file, and "
+                "its image"
+            )
+
+
+def _centroid(volume: Volume, value: int) -> NDArray[np.float64] | None:
+    """Mean voxel index (3,) of a raw label value; None where it does not occur."""
+    plain = (volume.slope, volume.inter) == (1, 0)  # then nothing the size of the scan is made
+    mask: NDArray[Any] = (
+        volume.raw if plain else volume.raw * volume.slope + volume.inter
+    ) == value
+    plane = mask.sum(axis=2)
+    counts = [plane.sum(axis=1), plane.sum(axis=0), mask.sum(axis=(0, 1))]
+    total = int(plane.sum())
+    if total == 0:
+        return None
+    return np.array([float(np.arange(len(count)) @ count) / total for count in counts])

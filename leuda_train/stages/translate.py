@@ -1,0 +1,268 @@
+"""stage 1: slices of two domains -> generators -> the six aligned image sets.
+
+CycleGAN is trained once on the preprocessed slices, then run once over every slice. The result is
+kept under a key made of the slices and the settings, and reused by every run that has the same.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from leuda_train.config.schema import Stream, TranslationConfig
+from leuda_train.data.augment.fourier import fourier_sets
+from leuda_train.data.batches import draw_rows, on_device, step_generator, take_rows
+from leuda_train.data.cache import content_key, made_once
+from leuda_train.data.slices import Slices
+from leuda_train.loop.hardware import Hardware
+from leuda_train.loop.loop import Row, Watch, checkpoint, run_steps
+from leuda_train.loop.optimizer_step import descend
+from leuda_train.loop.profile import phase
+from leuda_train.loop.ranks import ALONE
+from leuda_train.networks.cyclegan import (
+    CycleGAN,
+    Generator,
+    ImagePool,
+    critic_loss,
+    generator_losses,
+    patch_discriminator,
+)
+
+STAGE = "translation"
+log = logging.getLogger("leuda")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Translation:
+    """The six image sets, (N, h, w) float32 memory-mapped, and the generator that made x^{t→s}.
+
+    to_source is None where no generator was trained.
+    """
+
+    images: dict[Stream, NDArray[np.float32]]
+    to_source: Generator | None
+    history: list[Row]
+
+
+def load_translation(
+    slices: Slices,
+    config: TranslationConfig,
+    cache: Path,
+    hardware: Hardware,
+    *,
+    seed: int,
+    checkpoint_seconds: float,
+    watch: Watch,
+) -> Translation:
+    """Open the six aligned sets, training the translator first if they are not there."""
+    key = content_key(slices.key, config.model_dump(mode="json"), seed, hardware.precision)
+    training = cache / f"training-{key}"
+    ranks, trained = hardware.ranks, config.kind == "cyclegan"
+    together = trained and config.batch % ranks.size == 0
+    if trained and not together:
+        hardware = replace(hardware, ranks=ALONE)
+        if ranks.first:
+            log.warning(
+                "translation.batch = %d cannot be shared by %d processes: one trains, the others "
+                "wait",
+                config.batch,
+                ranks.size,
+            )
+
+    def train() -> tuple[_Trainer, list[Row]]:
+        trainer = _Trainer(slices, config, hardware, seed)
+        history = run_steps(
+            trainer,
+            name=STAGE,
+            steps=config.steps,
+            folder=training,
+            checkpoint_seconds=checkpoint_seconds,
+            watch=watch,
+            ranks=hardware.ranks,
+        )
+        return trainer, history
+
+    def assist() -> None:
+        if together:
+            train()
+
+    def make(folder: Path) -> None:
+        if config.kind == "fourier":
+            for name, images in fourier_sets(slices, config, seed).items():
+                np.save(folder / f"{name}.npy", images)
+            (folder / "history.json").write_text("[]")
+            return
+        trainer, history = train()
+        _write_sets(slices, trainer.nets, folder, hardware)
+        names = ("to_target", "to_source")
+        generators = {name: getattr(trainer.nets, name).state_dict() for name in names}
+        checkpoint.save(folder / "generators.pt", generators)
+        (folder / "history.json").write_text(json.dumps(history))
+
+    folder = made_once(cache / f"translation-{key}", make, ranks=ranks, assist=assist)
+    shutil.rmtree(training, ignore_errors=True)
+    translation = _open(folder, slices, config)
+    if watch.metrics is not None:  # a translation that was there already has rows, too
+        watch.metrics.begin(STAGE, translation.history)
+    return translation
+
+
+def _open(folder: Path, slices: Slices, config: TranslationConfig) -> Translation:
+    to_source = None
+    if config.kind == "cyclegan":
+        to_source = Generator(config.width, config.blocks)
+        to_source.load_state_dict(checkpoint.load(folder / "generators.pt")["to_source"])
+    translated: tuple[Stream, ...] = (
+        "source_as_target",
+        "source_cycled",
+        "target_as_source",
+        "target_cycled",
+    )
+    sets = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in translated}
+    return Translation(
+        images={"source": slices.source, "target": slices.target, **sets},
+        to_source=to_source,
+        history=json.loads((folder / "history.json").read_text()),
+    )
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Constant for the first half, then linear to zero (CycleGAN's schedule)."""
+    return peak * min(1.0, 2.0 * (1.0 - step / steps))
+
+
+class _Trainer:
+    """Both generators, then both discriminators, one iteration at a time."""
+
+    def __init__(
+        self, slices: Slices, config: TranslationConfig, hardware: Hardware, seed: int
+    ) -> None:
+        self.config, self.hardware, self.seed = config, hardware, seed
+        self.source, self.target = on_device([slices.source, slices.target], hardware)
+        self.images_per_step = 2 * config.batch
+        torch.manual_seed(seed)
+        self.nets = CycleGAN(
+            to_target=hardware.place(_initialised(Generator(config.width, config.blocks))),
+            to_source=hardware.place(_initialised(Generator(config.width, config.blocks))),
+            target_critic=hardware.place(self._critic()),
+            source_critic=hardware.place(self._critic()),
+            target_pool=ImagePool(config.pool),
+            source_pool=ImagePool(config.pool),
+        )
+        self.generators = self._adam(self.nets.to_target, self.nets.to_source)
+        self.critics = self._adam(self.nets.target_critic, self.nets.source_critic)
+        self.scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.needs_scaler)
+
+    def _critic(self) -> nn.Module:
+        config = self.config
+        return _initialised(
+            patch_discriminator(config.discriminator_width, config.discriminator_layers)
+        )
+
+    def _adam(self, *nets: nn.Module) -> torch.optim.Adam:
+        weights = chain(*(net.parameters() for net in nets))
+        return torch.optim.Adam(
+            weights, lr=self.config.learning_rate, betas=(0.5, 0.999), fused=True
+        )
+
+    def _draw(self, images: NDArray[np.float32] | Tensor, domain: str, step: int) -> Tensor:
+        every = np.arange(len(images))
+        rows = draw_rows(every, self.config.batch, step, self.seed, f"translation {domain}")
+        own = self.hardware.ranks.share(rows)
+        return self.hardware.put(take_rows(images, own, self.hardware)[:, None])
+
+    def step(self, step: int) -> dict[str, Tensor]:
+        """One update of the generators and one of the discriminators."""
+        nets, config, ranks = self.nets, self.config, self.hardware.ranks
+        with phase("data"):
+            source = self._draw(self.source, "source", step)
+            target = self._draw(self.target, "target", step)
+        for optimizer in (self.generators, self.critics):
+            rate = learning_rate(step, config.steps, config.learning_rate)
+            optimizer.param_groups[0]["lr"] = rate
+
+        # --- generators: the critics' weights get no gradient here
+        for critic in (nets.target_critic, nets.source_critic):
+            critic.requires_grad_(False)
+        with self.hardware.autocast():
+            total, terms, fakes = generator_losses(
+                nets, source, target, config.lambda_cycle, config.lambda_identity
+            )
+        descend(self.generators, total, self.scaler, ranks)
+
+        # --- critics, on detached fakes
+        for critic in (nets.target_critic, nets.source_critic):
+            critic.requires_grad_(True)
+        with self.hardware.autocast():
+            pool = step_generator(self.seed, "pool", step)
+            terms["critic"] = critic_loss(nets, source, target, fakes, pool, ranks)
+        descend(self.critics, terms["critic"], self.scaler, ranks)
+        self.scaler.update()
+        return {name: term.detach() for name, term in terms.items()}
+
+    def _stateful(self) -> dict[str, Any]:
+        names = ("to_target", "to_source", "target_critic", "source_critic")
+        return {name: getattr(self.nets, name) for name in names} | {
+            "generators": self.generators,
+            "critics": self.critics,
+            "scaler": self.scaler,
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Networks, optimisers, scaler and both pools."""
+        pools = {"target": self.nets.target_pool.images, "source": self.nets.source_pool.images}
+        return {name: part.state_dict() for name, part in self._stateful().items()} | {
+            "pools": pools
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+        for name, part in self._stateful().items():
+            part.load_state_dict(state[name])
+        for name, pool in (("target", self.nets.target_pool), ("source", self.nets.source_pool)):
+            pool.images = [image.to(self.hardware.device) for image in state["pools"][name]]
+
+
+def _initialised(net: nn.Module) -> nn.Module:
+    """CycleGAN's initial weights: N(0, 0.02²), biases 0."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.normal_(module.weight, 0.0, 0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return net
+
+
+@torch.no_grad()
+def _write_sets(slices: Slices, nets: CycleGAN, folder: Path, hardware: Hardware) -> None:
+    """Run both generators over every slice: x -> x^{a→b} -> x^{a→b→a}."""
+    for domain, other, there, back in (
+        ("source", "target", nets.to_target, nets.to_source),
+        ("target", "source", nets.to_source, nets.to_target),
+    ):
+        images = getattr(slices, domain)
+        translated, cycled = (
+            np.lib.format.open_memmap(
+                folder / f"{name}.npy", mode="w+", dtype=np.float32, shape=images.shape
+            )
+            for name in (f"{domain}_as_{other}", f"{domain}_cycled")
+        )
+        for start in range(0, len(images), 16):
+            rows = slice(start, start + 16)
+            with hardware.autocast():
+                over = there(hardware.put(torch.from_numpy(images[rows].copy())[:, None]))
+                again = back(over)
+            translated[rows] = over[:, 0].float().cpu().numpy()
+            cycled[rows] = again[:, 0].float().cpu().numpy()
+        translated.flush()
+        cycled.flush()

@@ -1,0 +1,282 @@
+"""Engines really built, on a CPU, for GPUs that are elsewhere; and all that keeps one from running.
+
+Running an engine needs its GPU: the tests marked `gpu`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from leuda_deploy.engines.tensorrt import TensorRTEngine, check_engine, misfits, remedy
+from leuda_deploy.errors import InputError, MissingExtraError, ModelError
+from leuda_deploy.export import add_engines as ship_module
+from leuda_deploy.export import to_tensorrt as module
+from leuda_deploy.export.add_engines import add_engines
+from leuda_deploy.export.to_half import to_bf16, to_fp16
+from leuda_deploy.export.to_tensorrt import engine_file, plan_engines, to_tensorrt
+from leuda_deploy.export.verify import verify
+from leuda_deploy.machine.gpu import Gpu, find_gpu
+from leuda_deploy.model.export_folder import file_sha256, read_manifest, write_manifest
+from leuda_deploy.model.model_file import MODEL_FILE, read_model, write_model
+from leuda_deploy.model.passport import Passport
+from leuda_deploy.proof.probes import make_probes
+
+TRANSLATED = Path(__file__).parents[2] / "data" / "translated-heart"
+
+needs_rtx = pytest.mark.skipif(
+    find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed (leuda[rtx])"
+)
+TARGETS = ["rtx-ampere", "rtx-ada"]
+HALF_LAYERS = ("CONVOLUTION", "DECONVOLUTION", "ACTIVATION", "POOLING", "CONCATENATION")
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The phantom model of test_lower, in fp32, fp16 and bf16, each with engines for two GPUs."""
+    folders = {}
+    converters = {"fp16": to_fp16, "bf16": to_bf16}
+    for precision in ("fp32", "fp16", "bf16"):
+        folder = folders[precision] = tmp_path_factory.mktemp(precision)
+        shutil.copytree(TRANSLATED, folder, dirs_exist_ok=True)
+        if precision in converters:
+            _, card = read_model(folder / MODEL_FILE)
+            model = converters[precision](onnx.load(folder / MODEL_FILE))
+            card = write_model(
+                model, card.model_copy(update={"precision": precision}), folder / MODEL_FILE
+            )
+            (folder / "card.json").write_text(card.model_dump_json(indent=1))
+            write_manifest(folder)
+        add_engines(folder, plan_engines(TARGETS), probes=None, batch=4)
+    return folders
+
+
+@pytest.fixture
+def export(exports: dict[str, Path], tmp_path: Path) -> Path:
+    """A copy of the fp16 export that a test may damage."""
+    return Path(shutil.copytree(exports["fp16"], tmp_path / "export"))
+
+
+@needs_rtx
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize(("target", "capability"), [("rtx-ampere", "8.6"), ("rtx-ada", "8.9")])
+def test_engines_are_built_ahead_of_time_and_say_their_precisions(
+    exports: dict[str, Path], precision: str, target: str, capability: str
+) -> None:
+    folder = exports[precision]
+    name = f"model.{target}.engine"
+    passport = read_manifest(folder).engines[name]
+    assert passport.sha256 == file_sha256(folder / name)
+    assert passport.onnx_sha256 == file_sha256(folder / MODEL_FILE)
+    assert (passport.family, passport.target) == ("tensorrt_rtx", target)
+    assert (passport.capability, passport.gpu) == (capability, None)
+    assert (passport.precision, passport.batch, passport.window) == (precision, (1, 4, 4), (64, 64))
+    assert not passport.proven
+    assert (folder / name).stat().st_size > 1_000_000
+    beside = Passport.model_validate_json((folder / f"model.{target}.json").read_text())
+    assert beside == passport
+
+    wanted = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}[precision]
+    for kind in HALF_LAYERS:
+        # transposed convolutions have no bf16 tactic
+        typed = "HALF" if (kind, precision) == ("DECONVOLUTION", "bf16") else wanted
+        assert passport.layer_kinds[f"{kind} {typed}"] >= 3
+    assert passport.layer_kinds["NORMALIZATION FLOAT"] == 13
+    # the layer that writes the logits is the only convolution left in fp32
+    assert passport.layer_kinds["CONVOLUTION FLOAT"] == (27 if precision == "fp32" else 1)
+    assert passport.layers["node_conv2d_26"] == "CONVOLUTION FLOAT"
+    assert sum(passport.layer_kinds.values()) == len(passport.layers)
+
+
+@needs_rtx
+def test_progress_comes_from_the_builder(exports: dict[str, Path], tmp_path: Path) -> None:
+    seen: list[tuple[int, int, str]] = []
+    (plan,) = plan_engines(["rtx-blackwell"])
+    model = exports["fp32"] / MODEL_FILE
+    to_tensorrt(model, plan, tmp_path / "e.engine", progress=lambda *step: seen.append(step))
+    assert {"Building engine", "Optimizing graph"} <= {note for _, _, note in seen}
+    assert seen[-1][0] == seen[-1][1]
+    assert all(done <= total for done, total, _ in seen)
+
+
+@needs_rtx
+def test_the_very_same_engine_is_not_built_again(
+    export: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = read_manifest(export)
+    built = []
+    honest = ship_module.to_tensorrt
+
+    def build(model, plan, *given, **more):
+        built.append(plan.target)
+        return honest(model, plan, *given, **more)
+
+    monkeypatch.setattr(ship_module, "to_tensorrt", build)
+    add_engines(export, plan_engines(TARGETS), probes=None, batch=4)
+    assert built == []
+    assert read_manifest(export) == before
+    (export / "model.rtx-ada.engine").write_bytes(b"damaged")
+    add_engines(export, plan_engines(TARGETS), probes=None, batch=4)
+    assert built == ["rtx-ada"]
+    add_engines(export, plan_engines(["rtx-ampere"]), probes=None, batch=2)
+    assert built == ["rtx-ada", "rtx-ampere"]
+    assert read_manifest(export).engines["model.rtx-ampere.engine"].batch == (1, 2, 2)
+    verify(export)
+
+
+@needs_rtx
+def test_an_engine_that_lost_its_precision_is_refused(tmp_path: Path) -> None:
+    content, card = read_model(TRANSLATED / MODEL_FILE)
+    lying = card.model_copy(update={"precision": "fp16"})
+    write_model(onnx.load_model_from_string(content), lying, tmp_path / MODEL_FILE)
+    (plan,) = plan_engines(["rtx-ada"])
+    with pytest.raises(ModelError, match="says fp16, but no convolution of the parsed network"):
+        to_tensorrt(tmp_path / MODEL_FILE, plan, tmp_path / "e.engine")
+    assert not (tmp_path / "e.engine").exists()
+
+
+@needs_rtx
+def test_verify_says_what_the_engines_are_and_that_they_do_not_fit(export: Path) -> None:
+    found = verify(export)
+    assert [engine.name for engine in found.engines] == [engine_file(p) for p in plans()]
+    json.dumps(found.as_dict())
+    if find_gpu() is None:
+        for engine in found.engines:
+            assert any("compute capability" in misfit for misfit in engine.misfits)
+            assert engine.remedy.startswith(f"it is for {engine.target} and this machine has no")
+            assert engine.remedy.endswith(f"leuda verify {export} --prove SCAN")
+
+
+@needs_rtx
+def test_what_to_do_about_an_engine_depends_on_what_is_wrong(export: Path) -> None:
+    passport = read_manifest(export).engines["model.rtx-ampere.engine"]
+    build = f"leuda export {export / MODEL_FILE} --trt"
+    stale = ["onnx_sha256: the engine is for a, here it is b", "compute capability: ..."]
+    assert (
+        remedy(export, passport, None, stale) == f"build it again: {build} --trt-target rtx-ampere"
+    )
+    here = Gpu(name="RTX 4090", capability="8.9")
+    said = remedy(export, passport, here, stale[1:])
+    assert said == f"build one for this machine's RTX 4090: {build}"
+    theirs = passport.model_copy(update={"gpu": "RTX 3080", "target": "this-machine"})
+    assert remedy(export, theirs, None, stale) == f"build it again beside its RTX 3080: {build}"
+    assert "it is for RTX 3080 (SM 8.6)" in remedy(export, theirs, None, stale[1:])
+
+
+def plans() -> Iterator[module.Plan]:
+    yield from plan_engines(TARGETS)
+
+
+def flip(path: Path, place: int = 1000) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: flip(f / "model.rtx-ada.engine"), "damaged or was altered"),
+        (lambda f: (f / "model.rtx-ada.engine").write_bytes(b"x"), "damaged or was altered"),
+        (lambda f: (f / "model.rtx-ada.engine").unlink(), "is missing"),
+        (lambda f: (f / "model.x.engine").write_bytes(b"code"), "foreign engine"),
+        (lambda f: (f / "manifest.json").unlink(), "has no manifest.json"),
+        (lambda f: (f / "manifest.json").write_text("{"), "is not valid"),
+        (lambda f: (f / "manifest.json").write_text(" " * (9 << 20)), "bytes; at most"),
+        (lambda f: flip(f / "model.onnx", 500_000), "does not match its own checksum"),
+        (lambda f: flip(f / "parity.json", 5), "damaged or was altered"),
+    ],
+)
+def test_a_damaged_export_is_one_line(export: Path, damage, message: str) -> None:
+    damage(export)
+    with pytest.raises(ModelError) as refused:
+        verify(export)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@needs_rtx
+def test_an_engine_is_not_read_unless_manifest_passport_and_machine_agree(
+    export: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from leuda_deploy.engines import tensorrt as tensorrt_engine
+
+    name = "model.rtx-ada.engine"
+    here = Gpu(name="NVIDIA RTX 4090", capability="8.9")
+    monkeypatch.setattr(tensorrt_engine, "find_gpu", lambda: here)
+    path, passport, card = check_engine(export, name)
+    assert (path.name, passport.target, card.precision) == (name, "rtx-ada", "fp16")
+    with pytest.raises(ModelError, match="never compared with ONNX Runtime"):
+        TensorRTEngine(export, name)
+
+    monkeypatch.setattr(tensorrt_engine, "find_gpu", lambda: replace(here, capability="8.6"))
+    with pytest.raises(ModelError, match=r"is for 8\.9, here it is 8\.6.*leuda export .*--trt"):
+        check_engine(export, name)
+    monkeypatch.setattr(tensorrt_engine, "find_gpu", lambda: here)
+    monkeypatch.setattr(tensorrt_engine, "installed_version", lambda family: "1.6.0")
+    with pytest.raises(ModelError, match=r"tensorrt_rtx version: .* here it is 1\.6\.0"):
+        check_engine(export, name)
+    flip(export / name)
+    with pytest.raises(ModelError, match="nothing was loaded"):
+        check_engine(export, name)
+    with pytest.raises(ModelError, match="has no engine"):
+        check_engine(export, "model.other.engine")
+
+
+@needs_rtx
+def test_every_field_of_a_passport_is_compared(exports: dict[str, Path]) -> None:
+    passport = read_manifest(exports["fp32"]).engines["model.rtx-ada.engine"]
+    here = Gpu(name="GPU", capability="8.9")
+    fits = {"onnx_sha256": passport.onnx_sha256, "gpu": here, "version": passport.version}
+    assert misfits(passport, **fits) == []
+    assert "onnx_sha256" in misfits(passport, **(fits | {"onnx_sha256": "0" * 64}))[0]
+    assert "missing" in misfits(passport, **(fits | {"version": None}))[0]
+    assert "missing" in misfits(passport, **(fits | {"gpu": None}))[0]
+    built_here = passport.model_copy(update={"gpu": "another GPU"})
+    assert "gpu: the engine is for another GPU" in misfits(built_here, **fits)[0]
+    assert passport.key() != built_here.key()
+
+
+def test_targets_are_checked_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="unknown --trt-target 'orin'; known are this-machine"):
+        plan_engines(["orin"])
+    monkeypatch.setattr(module, "find_gpu", lambda: None)
+    with pytest.raises(InputError, match="no NVIDIA GPU to build an engine for"):
+        plan_engines([])
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"leuda\[rtx\]"):
+        plan_engines(["rtx-ada"])
+    with pytest.raises(MissingExtraError, match=r"leuda\[trt\]"):
+        plan_engines([], gpu=Gpu(name="GPU", capability="8.7"))
+
+
+def test_one_spelling_serves_both_families(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "find_spec", lambda name: name == "tensorrt")
+    (plan,) = plan_engines([], gpu=Gpu(name="Orin", capability="8.7"))
+    assert (plan.family, plan.capability, plan.gpu) == ("tensorrt", "8.7", "Orin")
+
+
+@pytest.mark.gpu
+def test_an_engine_for_this_gpu_is_run_and_proven(tmp_path: Path) -> None:
+    if find_gpu() is None:
+        pytest.skip("no NVIDIA GPU here")
+    shutil.copytree(TRANSLATED, tmp_path / "export")
+    images = np.random.default_rng(0).uniform(-1, 1, (16, 64, 64)).astype(np.float32)
+    probes = make_probes({"noise": images})
+    (plan,) = plan_engines([])
+    engines = add_engines(tmp_path / "export", [plan], probes=probes)
+    passport = engines[engine_file(plan)]
+    assert passport.proven
+    assert passport.inspected
+    assert passport.memory_mb
+    engine = TensorRTEngine(tmp_path / "export", engine_file(plan))
+    assert engine(probes.windows[:11]).shape == (11, 5, 64, 64)

@@ -1,0 +1,168 @@
+"""`leuda verify` and `leuda export MODEL.onnx`: bad files are one line, and torch is not needed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import onnx
+import pytest
+
+from leuda_deploy.model.card import METADATA_KEY
+from leuda_deploy.model.default_model import default_model
+from leuda_deploy.model.export_folder import file_sha256
+
+LEUDA = """
+import sys
+for name in ("torch", "onnxscript", "matplotlib", "tomli_w"):
+    sys.modules[name] = None  # as if it were not installed
+from leuda_train.cli import main
+main()
+"""
+
+
+def leuda(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The command, in a process where torch cannot be imported."""
+    command = [sys.executable, "-c", LEUDA, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def export(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(default_model(), tmp_path / "export"))
+
+
+def test_a_whole_export_says_what_it_is(export: Path) -> None:
+    done = leuda("verify", export, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["name"], found["precision"]) == ("phantom-heart", "fp32")
+    assert found["structures"] == ["MYO", "LAC", "LVC", "AA"]
+    assert found["engines"] == []
+    assert found["model_sha256"] == file_sha256(export / "model.onnx")
+    assert found["content_sha256"] == json.loads((export / "card.json").read_text())["sha256"]
+    done = leuda("verify", export / "model.onnx")
+    assert done.returncode == 0
+    assert "phantom-heart: fp32, feed target, MIT" in done.stdout
+
+
+def flip(export: Path) -> None:
+    content = bytearray((export / "model.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (export / "model.onnx").write_bytes(content)
+
+
+def truncate(export: Path) -> None:
+    content = (export / "model.onnx").read_bytes()
+    (export / "model.onnx").write_bytes(content[: len(content) // 2])
+
+
+def with_card(change: Callable[[dict], object], padding: int = 0) -> Callable[[Path], None]:
+    def write(export: Path) -> None:
+        model = onnx.load(export / "model.onnx")
+        (entry,) = [e for e in model.metadata_props if e.key == METADATA_KEY]
+        card = json.loads(entry.value)
+        change(card)
+        entry.value = json.dumps(card) + " " * padding
+        onnx.save(model, export / "model.onnx")
+
+    return write
+
+
+def foreign(export: Path) -> None:
+    model = onnx.load(export / "model.onnx")
+    del model.metadata_props[:]
+    onnx.save(model, export / "model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (truncate, "is not an ONNX model (truncated or damaged?)"),
+        (flip, "does not match its own checksum"),
+        (foreign, "carries no leuda model card"),
+        (with_card(lambda card: card.update(schema_version=2)), "reads version 1: update leuda"),
+        (
+            with_card(lambda card: card.update(schema_version=0)),
+            "version 1: export it again: leuda export RUN -o exports/NAME",
+        ),
+        (
+            with_card(lambda card: card.update(old=1)),
+            "if another version of leuda wrote it, export it again: leuda export RUN -o",
+        ),
+        (with_card(lambda card: None, padding=50_000_000), "at most 1,048,576 are read"),
+        (with_card(lambda card: card.update(licence="mine")), "does not match its own checksum"),
+        (lambda export: (export / "card.json").write_text("{}"), "damaged or was altered"),
+        (lambda export: (export / "model.onnx").unlink(), "no model at"),
+        (lambda export: (export / "manifest.json").write_text("[]"), "manifest.json is not valid"),
+    ],
+)
+def test_a_bad_export_is_one_line_and_exit_code_2(
+    export: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    damage(export)
+    done = leuda("verify", export)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+
+
+def test_a_model_file_is_exported_on_without_torch(export: Path, tmp_path: Path) -> None:
+    out, repository = tmp_path / "exports" / "again", tmp_path / "repository"
+    more = ["--trt", "--trt-target", "rtx-ada"] if find_spec("tensorrt_rtx") else []
+    source = export / "model.onnx"
+    done = leuda("export", source, "-o", out, "--triton", repository, "--json", *more)
+    assert done.returncode == 0, done.stderr
+    shipped = json.loads(done.stdout)
+    assert (out / "model.onnx").read_bytes() == source.read_bytes()
+    assert (repository / "phantom-heart" / "config.pbtxt").is_file()
+    assert shipped["parity"] == json.loads((export / "parity.json").read_text())
+    assert list(shipped["engines"]) == (["model.rtx-ada.engine"] if more else [])
+    assert leuda("verify", out).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--precision", "fp16"], "need a run"),
+        (["--trt", "--trt-target", "orin"], "unknown --trt-target 'orin'"),
+        (["--dynamic-window"], "need a run"),
+    ],
+)
+def test_what_a_model_file_cannot_become_is_one_line(
+    export: Path, arguments: list[str], message: str
+) -> None:
+    before = sorted(path.name for path in export.iterdir())
+    done = leuda("export", export / "model.onnx", *arguments)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+    assert sorted(path.name for path in export.iterdir()) == before
+
+
+def test_a_run_needs_torch_and_a_place(tmp_path: Path) -> None:
+    done = leuda("export", tmp_path, "-o", tmp_path / "out")
+    assert done.returncode == 2
+    assert "pip install 'leuda[train]'" in done.stderr
+
+
+def test_a_loose_model_file_needs_a_folder(export: Path, tmp_path: Path) -> None:
+    loose = tmp_path / "loose.onnx"
+    shutil.copyfile(export / "model.onnx", loose)
+    done = leuda("export", loose)
+    assert done.returncode == 2
+    assert "-o exports/NAME" in done.stderr
+
+
+def test_proving_needs_an_engine_that_fits(export: Path, tmp_path: Path) -> None:
+    done = leuda("verify", export, "--prove", tmp_path / "scan.nii.gz")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "has no engine that fits this machine" in done.stderr

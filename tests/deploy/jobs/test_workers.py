@@ -1,0 +1,170 @@
+"""Several processes label what one does, and a bad scan or a killed process stops no other."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from leuda_deploy.errors import InputError, ModelError
+from leuda_deploy.jobs.find_jobs import Job, find_jobs
+from leuda_deploy.jobs.run_jobs import run_jobs
+from leuda_deploy.jobs.workers import Settings, spread
+from leuda_deploy.machine.memory import resident_bytes
+
+MakeModel = Callable[..., Path]
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def folder(make_model: MakeModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, three scans, and one file that is none."""
+    root = tmp_path_factory.mktemp("many")
+    make_model(root / "model")
+    (root / "in").mkdir()
+    for k in range(3):
+        values = np.random.default_rng(k).integers(0, 1001, (19, 37, 6)).astype(np.int16)
+        nib.save(nib.Nifti1Image(values, np.eye(4)), root / "in" / f"s{k}.nii.gz")
+    (root / "in" / "bad.nii.gz").write_bytes(b"not a scan")
+    return root
+
+
+def settings(folder: Path, **changes: object) -> Settings:
+    asked = {
+        "model": folder / "model",
+        "engine": "ort-cpu",
+        "precision": "auto",
+        "threads": 2,
+        "batch": 2,
+        "max_bytes": None,
+        "max_gpu_bytes": None,
+        "mirror": False,
+    }
+    return Settings(**(asked | changes))  # type: ignore[arg-type]
+
+
+def test_two_processes_label_as_one_does(folder: Path) -> None:
+    one, two = folder / "one", folder / "two"
+    segmenter = settings(folder).segmenter(lambda line: None)
+    list(run_jobs(find_jobs(folder / "in", one), segmenter, overlay=False, say=lambda line: None))
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "leuda_deploy", "infer", folder / "in", "--model",
+            folder / "model", "-o", two, "--jobs", "2", "--batch", "2", "--no-overlay", "--json",
+        ],
+        capture_output=True, text=True, check=False, env=os.environ,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.count("error: ") == 1
+    assert "cannot read" in done.stderr
+    outcomes = json.loads(done.stdout)
+    assert len(outcomes) == 4
+    assert sum(outcome["error"] is not None for outcome in outcomes) == 1
+    for k in range(3):
+        name = f"s{k}_labels.nii.gz"
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+
+
+def test_processes_share_cores_and_the_budget_that_this_one_leaves(folder: Path) -> None:
+    assert settings(folder, threads=8).share(3).threads == 2
+    assert settings(folder, threads=1).share(4).threads == 1
+    held = resident_bytes()
+    if held is None:
+        pytest.skip("needs /proc")
+    share = settings(folder, max_bytes=held + (300 << 20)).share(3).max_bytes
+    assert share is not None
+    assert 90 << 20 < share <= 100 << 20
+    with pytest.raises(InputError, match="of the process that hands out the scans; give more"):
+        settings(folder, max_bytes=held // 2).share(1)
+
+
+def test_what_cannot_run_is_said_before_anything_is_started(folder: Path) -> None:
+    jobs = find_jobs(folder / "in", folder / "none")
+    with pytest.raises(InputError, match="for engines on the CPU, not for ort-cuda"):
+        list(spread(jobs, settings(folder, engine="ort-cuda"), 2, overlay=False, skip_done=True))
+    with pytest.raises(ModelError, match="no model at"):
+        list(spread(jobs, settings(folder, model=folder), 2, overlay=False, skip_done=True))
+
+
+def scan(path: Path, slices: int = 4) -> Job:
+    """A scan of so many slices of 256 windows each, and its job."""
+    values = np.zeros((256, 256, slices), np.uint8)
+    values[::7] = 100
+    nib.save(nib.Nifti1Image(values, np.eye(4)), path)
+    return Job(scan=path, output=path.parent / "out" / path.name)
+
+
+def test_killed_process_takes_its_scans_and_no_others(folder: Path, tmp_path: Path) -> None:
+    jobs = [scan(tmp_path / f"{k}.nii", slices=1000 if k == 1 else 4) for k in range(8)]
+    coming = spread(jobs, settings(folder), 2, overlay=False, skip_done=True)
+    outcomes = [next(coming), next(coming)]  # now the second job, a long one, is under way
+    for child in multiprocessing.active_children():
+        child.kill()
+    outcomes += coming
+    assert {outcome.job for outcome in outcomes} == set(jobs)
+    failed = [outcome for outcome in outcomes if outcome.error is not None]
+    assert jobs[1] in [outcome.job for outcome in failed]
+    assert len(failed) <= 2  # and at most the one that was handed out before the kill was seen
+    assert all("a process was killed" in str(outcome.error) for outcome in failed)
+    done = [outcome for outcome in outcomes if outcome.error is None]
+    assert all(outcome.report and outcome.job.output.is_file() for outcome in done)
+
+
+def test_trials_are_made_once_where_the_first_scans_cannot_be_read(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Captured
+) -> None:
+    monkeypatch.setenv("LEUDA_CACHE", str(tmp_path / "cache"))
+    jobs = [Job(scan=tmp_path / f"{k}.nii", output=tmp_path / "o.nii") for k in range(2)]
+    jobs += [scan(tmp_path / f"{k}.nii") for k in range(2, 6)]
+    outcomes = list(spread(jobs, settings(folder), 2, overlay=False, skip_done=True))
+    assert [outcome.job for outcome in outcomes[:3]] == jobs[:3]
+    assert sum(outcome.error is not None for outcome in outcomes) == 2
+    assert capfd.readouterr().err.count("trying ort-cpu on this machine") == 1
+
+
+@pytest.mark.parametrize("told", ["the group, as a terminal does", "alone", "killed"])
+def test_interrupted_all_processes_stop_and_nothing_is_half_written(
+    folder: Path, tmp_path: Path, told: str
+) -> None:
+    scan(tmp_path / "0.nii")
+    long = scan(tmp_path / "1.nii", slices=1000).scan
+    for k in range(2, 16):
+        (tmp_path / f"{k}.nii").hardlink_to(long)
+    running = subprocess.Popen(
+        [
+            sys.executable, "-m", "leuda_deploy", "infer", tmp_path, "--model", folder / "model",
+            "-o", tmp_path / "out", "--jobs", "2", "--threads", "2", "--batch", "2", "--no-overlay",
+        ],
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert running.stderr is not None
+        for _ in range(3):  # the first is done, two are under way, the others are waiting
+            while not running.stderr.readline().startswith("plan"):
+                assert running.poll() is None
+        if told == "killed":
+            running.kill()
+        elif told == "alone":
+            running.send_signal(signal.SIGINT)
+        else:
+            os.killpg(running.pid, signal.SIGINT)
+        _, said = running.communicate(timeout=10)  # ends when no process holds stderr any more
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
+    assert running.returncode != 0
+    assert "Traceback" not in said
+    assert "error" not in said
+    left = sorted((tmp_path / "out").iterdir())
+    assert [path for path in left if path.name.startswith(".")] == []
+    assert len([path for path in left if path.suffix == ".json"]) <= 6

@@ -1,0 +1,151 @@
+"""Trials of engines: what lasts is kept on disk, what may pass is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from leuda_deploy.engines.open_engine import EngineName, OnnxEngine
+from leuda_deploy.errors import LeudaError
+from leuda_deploy.machine.gpu import Gpu, driver_version, find_gpu
+from leuda_deploy.proof import trial as module
+from leuda_deploy.proof.trial import (
+    NOT_JUDGED,
+    Trial,
+    cache_folder,
+    kept_trial,
+    run_trial,
+    try_engine,
+)
+
+WINDOWS = np.random.default_rng(0).normal(size=(4, 1, 16, 16)).astype(np.float32)
+
+
+@pytest.fixture
+def model(make_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model on a machine where nothing was tried, in this process or before."""
+    monkeypatch.setenv("LEUDA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "_said_here", {})
+    return make_model(tmp_path / "model")
+
+
+def tried(
+    model: Path, name: EngineName = "ort-cpu", windows: NDArray[np.float32] = WINDOWS
+) -> Trial:
+    return try_engine(name, model, "0" * 64, windows, precision="auto", threads=1)
+
+
+def known(name: EngineName = "ort-cpu") -> Trial | None:
+    return kept_trial(name, "0" * 64, precision="auto", threads=1)
+
+
+def test_a_crash_is_kept_with_its_reason(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # an interpreter that dies as a driver would kill it
+    dying = model.parent / "dying"
+    dying.write_text("#!/bin/sh\necho 'the driver fell over' >&2\nkill -SEGV $$\n")
+    dying.chmod(0o755)
+    monkeypatch.setattr(module.sys, "executable", str(dying))
+    found = tried(model)
+    assert found.failure is not None
+    assert "ended with code -11: the driver fell over" in found.failure
+    assert str(cache_folder()) in found.failure
+    assert known() == found
+    assert len(list(cache_folder().glob("*.json"))) == 1
+
+
+def test_a_timeout_is_kept_with_its_reason(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TRIAL_SECONDS", 0.05)
+    found = tried(model)
+    assert found.failure is not None
+    assert "took longer than" in found.failure
+    assert known() == found
+    monkeypatch.setattr(module, "TRIAL_SECONDS", 900.0)
+    assert tried(model) == found
+
+
+def test_what_an_engine_says_on_opening_holds_for_this_process_alone(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = model.read_bytes()
+    model.write_bytes(content[:-40])  # no engine opens it now
+    found = tried(model)
+    assert found.failure is not None
+    assert known() == found
+    assert not list(cache_folder().glob("*"))
+    model.write_bytes(content)
+    assert tried(model) == found
+    monkeypatch.setattr(module, "_said_here", {})  # the next process
+    assert known() is None
+    assert tried(model).failure is None
+
+
+def test_memory_that_is_taken_may_be_free_later(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(OnnxEngine):
+        def __call__(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+            raise MemoryError
+
+    monkeypatch.setattr(module, "open_engine", lambda name, path, **more: Full(path))
+    found = run_trial("ort-cpu", model, WINDOWS, "auto", 1)
+    assert (found.failure, found.kept) == ("out of memory", "in this process")
+
+
+def test_a_scan_of_air_judges_no_engine_and_keeps_nothing(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Wrong(OnnxEngine):
+        def __call__(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+            return super().__call__(windows)[:, ::-1]
+
+    monkeypatch.setattr(module, "open_engine", lambda name, path, **more: Wrong(path))
+    monkeypatch.setattr(module, "_in_a_process", run_trial)
+    air = np.full_like(WINDOWS, -1.0)
+    found = tried(model, "openvino", air)
+    assert found.failure == NOT_JUDGED
+    assert found.window_ms
+    assert known("openvino") is None
+    assert not list(cache_folder().glob("*"))
+    air[2] = WINDOWS[2]  # one window of something is enough to judge
+    found = tried(model, "openvino", air)
+    assert found.failure is not None
+    assert "does not agree" in found.failure
+    assert "window 2 of the scan" in found.failure
+    assert known("openvino") == found
+
+
+def test_another_gpu_or_driver_is_another_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    def keys(gpu: str, driver: str) -> tuple[str, str]:
+        monkeypatch.setattr(module, "find_gpu", lambda: Gpu(name=gpu, capability="8.9"))
+        monkeypatch.setattr(module, "driver_version", lambda: driver)
+        return tuple(module._key(n, "0", "auto", 1) for n in ("ort-cuda", "ort-cpu"))  # type: ignore[return-value]
+
+    cuda, cpu = keys("RTX 4090", "12.4")
+    for gpu, driver in (("A100", "12.4"), ("RTX 4090", "13.0")):
+        other_cuda, other_cpu = keys(gpu, driver)
+        assert other_cuda != cuda
+        assert other_cpu == cpu
+    assert keys("RTX 4090", "12.4") == (cuda, cpu)
+
+
+def test_a_driver_says_its_version() -> None:
+    version = driver_version()
+    if find_gpu() is None:
+        pytest.skip("no NVIDIA GPU here")
+    assert version is not None
+    assert float(version) >= 11
+
+
+def test_cuda_libraries_that_are_missing_are_not_kept(model: Path) -> None:
+    if find_gpu() is not None:
+        pytest.skip("a GPU is here")
+    found = tried(model, "ort-cuda")
+    assert found.failure is not None
+    assert found.kept == "in this process"
+    assert not list(cache_folder().glob("*"))
+    with pytest.raises(LeudaError):
+        OnnxEngine(model, provider="cuda")

@@ -1,0 +1,104 @@
+"""A scan of another modality does not look like the scans a model was made for, and is said to."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from nibabel.affines import voxel_sizes
+from numpy.typing import NDArray
+
+from leuda_deploy.cli import main
+from leuda_deploy.model.card import ModelCard, parse_card
+from leuda_deploy.scans.likeness import domain_of, likeness
+from leuda_deploy.scans.recipe import Intensity, Recipe, fit_intensity
+from leuda_deploy.scans.volume import volume_of
+from leuda_train.data.phantom.phantom_cohort import draw_anatomy, render_ct, render_mr
+
+RECIPE = Recipe(slice_axis="superior", spacing_mm="native", window=(16, 16))
+SHAPE, AFFINE = (48, 44, 20), np.diag([-6.0, -6.0, 8.0, 1.0])
+RENDER = {"CT": render_ct, "MR": render_mr}
+MakeCard = Callable[..., ModelCard]
+MakeModel = Callable[..., Path]
+Phantoms = dict[str, list[NDArray[np.generic]]]
+
+
+@pytest.fixture(scope="module")
+def phantoms() -> Phantoms:
+    """Five coarse phantoms of each modality."""
+    made: Phantoms = {"CT": [], "MR": []}
+    for modality, scans in made.items():
+        for seed in range(5):
+            rng = np.random.default_rng(seed)
+            tissue = draw_anatomy(rng, SHAPE, AFFINE)
+            scans.append(RENDER[modality](tissue, rng, voxel_sizes(AFFINE)))
+    return made
+
+
+def intensity(values: NDArray[np.generic]) -> Intensity:
+    return fit_intensity(volume_of(values, AFFINE), RECIPE)
+
+
+@pytest.mark.parametrize(("of", "other"), [("CT", "MR"), ("MR", "CT")])
+def test_another_modality_stands_out_and_the_same_does_not(
+    phantoms: Phantoms, of: str, other: str
+) -> None:
+    domain = domain_of([intensity(scan) for scan in phantoms[of][:4]])
+    assert domain.scans == 4
+    assert likeness(intensity(phantoms[of][4]), domain).fits
+    for scan in phantoms[other]:
+        found = likeness(intensity(scan), domain)
+        assert not found.fits
+        assert f"z = {found.z:.1f}" in str(found)
+
+
+def test_what_was_done_to_a_scan_stands_out(phantoms: Phantoms) -> None:
+    domain = domain_of([intensity(scan) for scan in phantoms["CT"][:4]])
+    scan = phantoms["CT"][4].astype(np.float32)
+    for changed in (-scan, scan + 1024, scan * 3, np.clip(scan, 0, 80)):
+        assert not likeness(intensity(changed), domain).fits
+
+
+def test_one_scan_is_a_domain_with_the_least_spread(phantoms: Phantoms) -> None:
+    scan = intensity(phantoms["CT"][0])
+    found = likeness(scan, domain_of([scan]))
+    assert found.fits
+    assert found.z == 0
+
+
+def test_report_says_whether_the_scan_fits_and_one_line_warns(
+    phantoms: Phantoms, tmp_path: Path, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    domain = domain_of([intensity(scan) for scan in phantoms["CT"][:4]])
+    model = make_model(tmp_path / "model", RECIPE, domain=domain)
+    (tmp_path / "in").mkdir()
+    for modality in ("CT", "MR"):
+        path = tmp_path / "in" / f"{modality}.nii.gz"
+        nib.save(nib.Nifti1Image(phantoms[modality][4], AFFINE), path)
+    arguments = (tmp_path / "in", "--model", model, "-o", tmp_path, "--no-overlay")
+    monkeypatch.setattr(sys, "argv", ["leuda", "infer", *map(str, arguments)])
+    with pytest.raises(SystemExit):
+        main()
+    warnings = [line for line in capfd.readouterr().err.splitlines() if "look like" in line]
+    assert len(warnings) == 1
+    assert "MR.nii.gz does not look like the scans of training" in warnings[0]
+    said = {
+        modality: json.loads((tmp_path / f"{modality}_labels.json").read_text())["domain"]
+        for modality in ("CT", "MR")
+    }
+    assert said["CT"]["fits"] is True
+    assert said["MR"]["fits"] is False
+    assert said["MR"]["z"] > 4
+    assert said["MR"]["figure"] == "low"
+
+
+def test_card_keeps_the_domain(make_card: MakeCard) -> None:
+    domain = domain_of([Intensity(0.0, 1.0, 0.5, 0.5, (0.25, 0.5, 0.75))])
+    for card in (make_card(), make_card(domain=domain)):
+        assert parse_card(card.to_json(), "a test") == card

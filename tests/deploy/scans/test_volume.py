@@ -1,0 +1,462 @@
+"""Scans are read as they lie on disk; labels are written on exactly the scan's grid."""
+
+from __future__ import annotations
+
+import gzip
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from nibabel.nifti1 import Nifti1Extension
+from numpy.typing import NDArray
+
+from leuda_deploy.errors import InputError
+from leuda_deploy.scans.volume import (
+    Volume,
+    atomic_folder,
+    atomic_path,
+    check_label_path,
+    read_label_names,
+    read_volume,
+    write_labels,
+)
+
+SHAPE = (3, 4, 5)
+AFFINE = np.array([[0, 0, 2.5, -5], [-0.75, 0, 0, 6], [0, 1.5, 0, 7], [0, 0, 0, 1.0]])
+OTHER_AFFINE = np.diag([0.8, 0.9, 3.0, 1.0])
+GEOMETRY = (
+    *("qform_code", "sform_code", "pixdim", "xyzt_units"),
+    *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+    *("srow_x", "srow_y", "srow_z"),
+)
+DTYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "float32", "float64")
+# as a user of a 64-bit volume would have it
+WIDE = ("int64", "uint64")
+NAMES = {1: "left ventricle", 2: "aorta", 7: "Ösophagus"}
+
+
+def ramp(dtype: str = "int16", shape: tuple[int, ...] = SHAPE) -> NDArray[Any]:
+    return np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+
+
+def some_labels(shape: tuple[int, ...] = SHAPE) -> NDArray[np.uint8]:
+    return (np.arange(np.prod(shape)).reshape(shape) % 3).astype(np.uint8)
+
+
+def raw_header(path: Path) -> nib.Nifti1Header:
+    """The header's own bytes, without anything nibabel mends when it loads an image."""
+    content = path.read_bytes()
+    if path.suffix == ".gz":
+        content = gzip.decompress(content)
+    wide = content[:4] in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c")  # 540, the NIfTI-2 size
+    kind = nib.Nifti2Header if wide else nib.Nifti1Header
+    return kind.from_fileobj(io.BytesIO(content), check=False)
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, *WIDE])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_reads_every_dtype_and_byte_order_as_stored(tmp_path: Path, dtype: str, order: str) -> None:
+    header = nib.Nifti1Header(endianness=order)
+    header.set_data_dtype(dtype)
+    nib.save(nib.Nifti1Image(ramp(dtype), AFFINE, header), tmp_path / "a.nii")
+    volume = read_volume(tmp_path / "a.nii")
+    assert volume.raw.dtype == np.dtype(dtype).newbyteorder(order)
+    np.testing.assert_array_equal(volume.raw, ramp(dtype))
+    np.testing.assert_array_equal(volume.affine, AFFINE)
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_reads_single_files(tmp_path: Path, kind: Any, name: str) -> None:
+    nib.save(kind(ramp(), AFFINE), tmp_path / name)
+    volume = read_volume(tmp_path / name)
+    np.testing.assert_array_equal(volume.raw, ramp())
+    assert volume.shape == SHAPE
+    assert volume.name == name
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Pair, nib.Nifti2Pair])
+@pytest.mark.parametrize("opened", ["a.hdr", "a.img"])
+def test_pair_of_files_gives_labels_with_the_same_geometry(
+    tmp_path: Path, kind: Any, opened: str
+) -> None:
+    image = kind(ramp(), AFFINE)
+    image.set_qform(AFFINE, 1)
+    image.set_sform(OTHER_AFFINE, 4)
+    nib.save(image, tmp_path / "a.hdr")
+    volume = read_volume(tmp_path / opened)
+    np.testing.assert_array_equal(volume.raw, ramp())
+    write_labels(tmp_path / "labels.nii.gz", some_labels(), volume, NAMES)
+    for field in GEOMETRY:
+        if field != "pixdim":  # its first entry, qfac, is compared with the rest below
+            assert (
+                raw_header(tmp_path / "labels.nii.gz")[field].tobytes()
+                == image.header[field].tobytes()
+            ), field
+    written = raw_header(tmp_path / "labels.nii.gz")
+    np.testing.assert_array_equal(written["pixdim"][:4], image.header["pixdim"][:4])
+
+
+@pytest.mark.parametrize(("slope", "inter"), [(2.0, -1024.0), (-0.5, 10.0), (1.0, 0.0)])
+def test_scaled_scan_keeps_its_integers_and_its_scale(
+    tmp_path: Path, slope: float, inter: float
+) -> None:
+    image = nib.Nifti1Image(ramp(), AFFINE)
+    image.header.set_slope_inter(slope, inter)
+    image.header.set_data_dtype(np.int16)
+    save_unscaled(image, tmp_path / "a.nii", slope, inter)
+    volume = read_volume(tmp_path / "a.nii")
+    assert volume.raw.dtype == np.int16
+    np.testing.assert_array_equal(volume.raw, ramp())
+    assert (volume.slope, volume.inter) == (slope, inter)
+    seen = nib.load(tmp_path / "a.nii").get_fdata()
+    np.testing.assert_allclose(volume.raw * volume.slope + volume.inter, seen)
+
+
+def save_unscaled(image: nib.Nifti1Image, path: Path, slope: float, inter: float) -> None:
+    """Save, then set the scale in the file itself: nibabel would divide the voxels by it."""
+    nib.save(image, path)
+    content = bytearray(path.read_bytes())
+    content[112:120] = np.array([slope, inter], dtype="<f4").tobytes()  # scl_slope, scl_inter
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(("slope", "inter"), [(0.0, 5.0), (np.nan, 5.0), (0.0, np.nan)])
+def test_slope_that_is_zero_or_nan_means_unscaled(
+    tmp_path: Path, slope: float, inter: float
+) -> None:
+    save_unscaled(nib.Nifti1Image(ramp(), AFFINE), tmp_path / "a.nii", slope, inter)
+    volume = read_volume(tmp_path / "a.nii")
+    assert (volume.slope, volume.inter) == (1.0, 0.0)
+
+
+def test_format_with_its_own_scaling_is_scaled_by_its_own_rule() -> None:
+    path = Path(nib.__file__).parent / "tests" / "data" / "scaled+tlrc.HEAD"
+    if not path.is_file():
+        pytest.skip("this nibabel comes without its AFNI test file")
+    volume = read_volume(path)
+    seen = nib.load(path).get_fdata()[..., 0]
+    np.testing.assert_allclose(volume.raw * volume.slope + volume.inter, seen)
+
+
+def test_4d_scan_needs_a_frame(tmp_path: Path) -> None:
+    data = ramp(shape=(*SHAPE, 3))
+    nib.save(nib.Nifti1Image(data, AFFINE), tmp_path / "a.nii.gz")
+    with pytest.raises(InputError, match=r"4D with 3 frames; choose one with --frame 0\.\.2"):
+        read_volume(tmp_path / "a.nii.gz")
+    for frame in range(3):
+        volume = read_volume(tmp_path / "a.nii.gz", frame=frame)
+        np.testing.assert_array_equal(volume.raw, data[..., frame])
+        assert volume.shape == SHAPE
+    for frame in (-1, 3):
+        with pytest.raises(InputError, match="frame"):
+            read_volume(tmp_path / "a.nii.gz", frame=frame)
+
+
+@pytest.mark.parametrize("shape", [(*SHAPE, 1), (*SHAPE, 1, 1), SHAPE, (7, 1, 1), (1, 1, 1)])
+def test_labels_have_exactly_the_shape_on_disk(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    # single trailing axes below 4D are voxels, above they are empty axes
+    nib.save(nib.Nifti1Image(ramp(shape=shape), AFFINE), tmp_path / "a.nii.gz")
+    on_disk = nib.load(tmp_path / "a.nii.gz").shape
+    volume = read_volume(tmp_path / "a.nii.gz")
+    assert volume.raw.shape == shape[:3]
+    write_labels(tmp_path / "l.nii.gz", some_labels(shape[:3]), volume, NAMES)
+    written = nib.load(tmp_path / "l.nii.gz")
+    assert written.shape == on_disk
+    np.testing.assert_array_equal(
+        np.asarray(written.dataobj), some_labels(shape[:3]).reshape(on_disk)
+    )
+
+
+def save(data: NDArray[Any]) -> Callable[[Path], None]:
+    return lambda path: nib.save(nib.Nifti1Image(data, AFFINE), path)
+
+
+def truncated(path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 30000, (20, 20, 20)).astype(np.int16)
+    nib.save(nib.Nifti1Image(noise, AFFINE), path)
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def rgb(path: Path) -> None:
+    voxels = np.zeros(SHAPE, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nib.save(nib.Nifti1Image(voxels, AFFINE), path)
+
+
+def larger_than_memory(path: Path) -> None:
+    nib.save(nib.Nifti1Image(ramp(), AFFINE), path)
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[40:56] = np.array([7, *[32767] * 7], dtype="<i2").tobytes()  # dim
+    path.write_bytes(gzip.compress(bytes(content)))
+
+
+def with_sform(affine: NDArray[np.float64]) -> Callable[[Path], None]:
+    """Write an affine that nibabel itself would not."""
+
+    def write(path: Path) -> None:
+        image = nib.Nifti1Image(ramp(), None)
+        image.header["sform_code"] = 1
+        for field, row in zip(("srow_x", "srow_y", "srow_z"), affine, strict=False):
+            image.header[field] = row
+        nib.save(image, path)
+
+    return write
+
+
+def with_axis(column: NDArray[np.float64] | list[float]) -> NDArray[np.float64]:
+    affine = np.eye(4)
+    affine[:3, 1] = column
+    return affine
+
+
+BAD = {
+    "2D": (save(ramp(shape=(4, 5))), "three axes"),
+    "rgb": (rgb, "real numbers"),
+    "complex": (save(np.zeros(SHAPE, dtype=np.complex64)), "real numbers"),
+    "truncated": (truncated, "truncated or damaged"),
+    "junk": (lambda path: path.write_bytes(bytes(range(256)) * 4), "cannot read"),
+    "empty": (lambda path: path.write_bytes(b""), "cannot read"),
+    "text": (lambda path: path.write_text("a\nb\n"), "cannot read"),
+    "missing": (lambda path: None, "no such scan"),
+    "folder": (lambda path: path.mkdir(), "no such scan"),
+    "larger than memory": (larger_than_memory, "cannot read the voxels|4D"),
+    "flat affine": (with_sform(with_axis([0, 0, 0])), "degenerate affine"),
+    "affine not finite": (with_sform(with_axis([0, np.nan, 0])), "degenerate affine"),
+    "parallel axes": (with_sform(with_axis([1, 0, 0])), "sheared by 90"),
+    "gantry tilt": (with_sform(with_axis([0, 1, np.tan(np.radians(12))])), "sheared by 12.0"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_unusable_scan_is_one_line_that_names_the_file(tmp_path: Path, fault: str) -> None:
+    write, message = BAD[fault]
+    path = tmp_path / "a.nii.gz"
+    write(path)
+    with pytest.raises(InputError, match=message) as caught:
+        read_volume(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_file_that_says_it_is_larger_than_it_is_cannot_be_read(tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Image(ramp(), AFFINE), tmp_path / "a.nii")
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    for dims in ([3, 32767, 32767, 32767], [7, *[32767] * 7]):
+        content[40 : 40 + 2 * len(dims)] = np.array(dims, dtype="<i2").tobytes()
+        (tmp_path / "a.nii").write_bytes(content)
+        with pytest.raises(InputError, match="cannot read the voxels"):
+            read_volume(tmp_path / "a.nii", frame=0)
+
+
+def test_damaged_headers_are_read_or_refused_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nib.imageglobals.logger, "disabled", True)
+    path = tmp_path / "a.nii"
+    nib.save(nib.Nifti1Image(ramp(), AFFINE), path)
+    sound, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
+    for _ in range(400):
+        content = bytearray(sound)
+        for place in rng.integers(0, 348, 3):
+            content[place] = rng.integers(0, 256)
+        path.write_bytes(content)
+        try:
+            read_volume(path, frame=0)
+        except InputError as error:
+            refused += 1
+            assert "\n" not in str(error)  # noqa: PT017
+    assert 0 < refused < 400
+
+
+def test_shear_below_a_degree_is_accepted(tmp_path: Path) -> None:
+    with_sform(with_axis([0, 1, np.tan(np.radians(0.9))]))(tmp_path / "a.nii")
+    assert read_volume(tmp_path / "a.nii").raw.shape == SHAPE
+
+
+def no_form(image: nib.Nifti1Image) -> None:
+    image.header["qform_code"] = image.header["sform_code"] = 0
+    image.header["pixdim"][1:4] = (0.7, 0.8, 3.0)
+
+
+def qform_only(image: nib.Nifti1Image) -> None:
+    image.set_qform(AFFINE, 1)
+    image.set_sform(None, 0)
+
+
+def sform_only(image: nib.Nifti1Image) -> None:
+    image.set_qform(None, 0)
+    image.set_sform(AFFINE, 3)
+
+
+def both_differ(image: nib.Nifti1Image) -> None:
+    image.set_qform(OTHER_AFFINE, 1)
+    image.set_sform(AFFINE, 4)
+
+
+@pytest.mark.parametrize("forms", [no_form, qform_only, sform_only, both_differ])
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_labels_keep_the_scans_geometry_bit_for_bit(
+    tmp_path: Path, forms: Callable[[nib.Nifti1Image], None], kind: Any, order: str
+) -> None:
+    image = kind(ramp(), None, kind.header_class(endianness=order))
+    image.header.set_xyzt_units("mm", "sec")
+    image.header["pixdim"][4:] = (2.5, 0, 0, 0)
+    forms(image)
+    nib.save(image, tmp_path / "a.nii.gz")
+    volume = read_volume(tmp_path / "a.nii.gz")
+    write_labels(tmp_path / "l.nii.gz", some_labels(), volume, NAMES)
+    scan, written = raw_header(tmp_path / "a.nii.gz"), raw_header(tmp_path / "l.nii.gz")
+    assert type(written) is type(scan)
+    for field in GEOMETRY:
+        assert written[field].tobytes() == scan[field].tobytes(), field
+    labels = nib.load(tmp_path / "l.nii.gz")
+    np.testing.assert_array_equal(labels.affine, volume.affine)
+    assert labels.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(np.asarray(labels.dataobj), some_labels())
+
+
+def test_scale_and_display_range_of_the_scan_do_not_reach_the_labels(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(ramp(), AFFINE)
+    image.header["cal_max"] = 400
+    save_unscaled(image, tmp_path / "a.nii", 3.0, -1024.0)
+    write_labels(tmp_path / "l.nii", some_labels(), read_volume(tmp_path / "a.nii"), NAMES)
+    header = raw_header(tmp_path / "l.nii")
+    assert (header["scl_slope"], header["scl_inter"], header["cal_max"]) == (1, 0, 0)
+    np.testing.assert_array_equal(nib.load(tmp_path / "l.nii").get_fdata(), some_labels())
+
+
+def test_nothing_that_may_name_the_patient_reaches_the_labels(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(ramp(), AFFINE)
+    image.header["descrip"], image.header["aux_file"] = b"DOE^JANE", b"DOE^JANE"
+    image.header.extensions.extend(Nifti1Extension(code, b"DOE^JANE") for code in (2, 6, 44))
+    nib.save(image, tmp_path / "a.nii")
+    assert b"DOE^JANE" in (tmp_path / "a.nii").read_bytes()
+    volume = read_volume(tmp_path / "a.nii")
+    write_labels(tmp_path / "l.nii", some_labels(), volume, NAMES)
+    assert b"DOE^JANE" not in (tmp_path / "l.nii").read_bytes()
+    assert len(nib.load(tmp_path / "l.nii").header.extensions) == 1
+    assert len(volume.header.extensions) == 3  # the scan in memory is left alone
+
+
+def test_label_names_come_back(tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Image(ramp(), AFFINE), tmp_path / "a.nii")
+    volume = read_volume(tmp_path / "a.nii")
+    for name in ("l.nii", "l.nii.gz"):
+        write_labels(tmp_path / name, some_labels(), volume, NAMES)
+        assert read_label_names(tmp_path / name) == NAMES
+
+
+@pytest.mark.parametrize("comment", [b"hello", b"[]", b'{"leuda": 3}', b"\xff\xfe\xfd", b"{"])
+def test_comments_of_others_are_not_label_names(tmp_path: Path, comment: bytes) -> None:
+    image = nib.Nifti1Image(ramp(), AFFINE)
+    assert not image.header.extensions
+    image.header.extensions.append(Nifti1Extension(6, comment))
+    nib.save(image, tmp_path / "a.nii")
+    assert read_label_names(tmp_path / "a.nii") == {}
+
+
+def test_scan_without_nifti_header_gives_labels_on_its_grid(tmp_path: Path) -> None:
+    nib.save(nib.MGHImage(ramp("float32"), AFFINE), tmp_path / "a.mgz")
+    volume = read_volume(tmp_path / "a.mgz")
+    assert volume.header is None
+    write_labels(tmp_path / "l.nii.gz", some_labels(), volume, NAMES)
+    written = nib.load(tmp_path / "l.nii.gz")
+    np.testing.assert_allclose(written.affine, nib.load(tmp_path / "a.mgz").affine, atol=1e-6)
+    np.testing.assert_array_equal(np.asarray(written.dataobj), some_labels())
+    assert written.header.get_xyzt_units()[0] == "mm"
+
+
+def test_failed_write_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nib.save(nib.Nifti1Image(ramp(), AFFINE), tmp_path / "a.nii")
+    (tmp_path / "l.nii").write_bytes(b"the old labels")
+
+    def half_a_file(image: Any, stream: io.BytesIO) -> None:
+        stream.write(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(nib.Nifti1Image, "to_stream", half_a_file)
+    with pytest.raises(OSError, match="no space left"):
+        write_labels(tmp_path / "l.nii", some_labels(), read_volume(tmp_path / "a.nii"), NAMES)
+    assert (tmp_path / "l.nii").read_bytes() == b"the old labels"
+    assert {path.name for path in tmp_path.iterdir()} == {"a.nii", "l.nii"}
+
+
+def test_written_file_is_as_readable_as_any_other(tmp_path: Path) -> None:
+    with atomic_path(tmp_path / "new" / "file.txt") as temporary:
+        temporary.write_text("x")
+    (tmp_path / "plain.txt").write_text("x")
+    made, plain = tmp_path / "new" / "file.txt", tmp_path / "plain.txt"
+    assert made.stat().st_mode == plain.stat().st_mode
+    assert list(made.parent.iterdir()) == [made]
+
+
+def test_failed_folder_leaves_the_old_one(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "out") as folder:
+        (folder / "a").write_text("old")
+
+    def fail() -> None:
+        with atomic_folder(tmp_path / "out") as folder:
+            (folder / "a").write_text("new")
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        fail()
+    assert (tmp_path / "out" / "a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    with atomic_folder(tmp_path / "out") as folder:
+        (folder / "b").write_text("newer")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b"]
+
+
+def test_labels_go_to_nifti_and_never_over_the_scan(tmp_path: Path) -> None:
+    scan = tmp_path / "a.nii"
+    scan.write_bytes(b"")
+    with pytest.raises(InputError, match="labels are written as NIfTI"):
+        check_label_path(tmp_path / "l.mgz", scan)
+    with pytest.raises(InputError, match="would replace the scan"):
+        check_label_path(tmp_path / "." / "a.nii", scan)
+    check_label_path(tmp_path / "l.nii.gz", scan)
+
+
+def test_voxel_size_and_volume_come_from_the_affine(make_volume: Callable[..., Volume]) -> None:
+    volume = make_volume(ramp(), AFFINE)
+    assert volume.spacing_mm == (0.75, 1.5, 2.5)
+    assert volume.voxel_ml == pytest.approx(0.75 * 1.5 * 2.5 / 1000)
+
+
+def test_gzip_with_a_wrong_checksum_is_refused(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 30000, (20, 20, 20)).astype(np.int16)
+    nib.save(nib.Nifti1Image(noise, AFFINE), tmp_path / "a.nii.gz")
+    content = bytearray((tmp_path / "a.nii.gz").read_bytes())
+    content[-6] ^= 1  # the checksum of the unpacked bytes
+    (tmp_path / "a.nii.gz").write_bytes(content)
+    with pytest.raises(InputError, match="truncated or damaged"):
+        read_volume(tmp_path / "a.nii.gz")
+
+
+def test_only_the_chosen_frame_is_held(tmp_path: Path) -> None:
+    data = ramp(shape=(*SHAPE, 5, 2))
+    for name in ("a.nii", "a.nii.gz"):
+        nib.save(nib.Nifti1Image(data, AFFINE), tmp_path / name)
+        volume = read_volume(tmp_path / name, frame=7)  # counted as they lie on disk
+        np.testing.assert_array_equal(volume.raw, data[..., 2, 1])
+    assert volume.raw.base is None or volume.raw.base.nbytes == volume.raw.nbytes
+    assert volume.raw.flags.f_contiguous
+
+
+def test_labels_are_the_same_bytes_every_time_and_name_no_file(tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Image(ramp(), AFFINE), tmp_path / "a.nii")
+    volume = read_volume(tmp_path / "a.nii")
+    for name in ("one.nii.gz", "other.nii.gz"):
+        write_labels(tmp_path / name, some_labels(), volume, NAMES)
+    one = (tmp_path / "one.nii.gz").read_bytes()
+    assert one == (tmp_path / "other.nii.gz").read_bytes()
+    assert b"one" not in one
+    assert b"tmp" not in one

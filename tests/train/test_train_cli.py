@@ -1,0 +1,143 @@
+"""The training commands: what they need, what they pass on, and what they print."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import tiny
+from support.command import leuda
+from typer.testing import CliRunner
+
+from leuda_train.cli import app
+
+# what an interpreter without the package does; a None in sys.modules alone confuses scipy
+WITHOUT_TORCH = """
+import sys
+from importlib.machinery import PathFinder
+
+class Finder(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name == "torch" else super().find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
+"""
+BLOCKED_TORCH = "import sys; sys.modules['torch'] = None"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "cohort.toml", "--out", "run"),
+        ("export", "run", "-o", "out"),
+        ("demo", "--out", "demo"),
+    ],
+)
+@pytest.mark.parametrize("prelude", [WITHOUT_TORCH, BLOCKED_TORCH], ids=["missing", "blocked"])
+def test_without_torch_training_commands_say_how_to_install_it(arguments, prelude):
+    done = leuda(*arguments, prelude=prelude)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == (
+        f"error: leuda {arguments[0]} needs PyTorch, which is not installed: "
+        "pip install 'leuda[train]'\n"
+    )
+
+
+def test_the_training_half_cannot_be_imported_there():
+    done = leuda("--help", prelude=WITHOUT_TORCH + "import leuda_train.objective.step")
+    assert "No module named 'torch'" in done.stderr
+
+
+def test_phantom_works_without_torch(tmp_path):
+    few = (
+        "import functools, leuda_train.data.phantom.phantom_cohort as p\n"
+        "p.write_cohort = functools.partial(p.write_cohort, source_labelled=1,"
+        " source_unlabelled=0, target_unlabelled=0, target_test=0)\n"
+    )
+    done = leuda("phantom", tmp_path / "data", prelude=WITHOUT_TORCH + few)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(tmp_path / "data" / "cohort.toml")
+    assert (tmp_path / "data" / "mr_labelled" / "mr_1001_image.nii.gz").is_file()
+
+
+def test_evaluate_works_without_torch(tmp_path):
+    cohort = tiny.write_tiny_cohort(tmp_path / "data")
+    predicted = np.zeros((18, 16, 3), dtype=np.uint8)
+    predicted[2:6, 3:9], predicted[8:12, 3:9] = 1, 2
+    tiny.write_scan(tmp_path / "found" / "c3_label.nii.gz", predicted)
+    truth = tmp_path / "data" / "ct_test" / "c3_label.nii.gz"
+    found = tmp_path / "found" / "c3_label.nii.gz"
+    done = leuda("evaluate", found, truth, "--cohort", cohort, "--json", prelude=WITHOUT_TORCH)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)["summary"]["as_predicted"]
+    assert summary["mean"]["dice"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "missing.toml", "--out", "run"), "error: no such cohort file: missing.toml"),
+        (
+            ("train", "missing.toml", "--out", "run", "--config", "nonesuch"),
+            "error: no config named 'nonesuch'",
+        ),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line_and_exit_code_2(arguments, message):
+    done = leuda(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith(message)
+    assert done.stderr.count("\n") == 1
+    assert not Path("run").exists()
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """What `leuda train` asks of the training half, which does nothing."""
+    seen: dict[str, object] = {}
+
+    def train(cohort, config, out, *, stage, **settings):
+        seen.update(cohort=cohort, config=config, out=out, **settings)
+        return {"method": config.method, "hardware": "a test"}
+
+    monkeypatch.setattr("leuda_train.runs.run.train", train)
+    return seen
+
+
+def write_config(path: Path) -> Path:
+    import tomli_w
+
+    content = tiny.content(seed=5)
+    del content["name"], content["method"]
+    path.write_text(tomli_w.dumps(content))
+    return path
+
+
+def test_options_not_given_leave_the_config_as_it_is(asked, tmp_path):
+    config = write_config(tmp_path / "mine.toml")
+    result = CliRunner().invoke(app, ["train", "c.toml", "--out", "r", "--config", str(config)])
+    assert result.exit_code == 0, result.output
+    chosen = asked["config"]
+    assert (chosen.device, chosen.precision, chosen.seed) == ("cpu", "fp32", 5)
+    assert (asked["cohort"], asked["out"], asked["cache"]) == (Path("c.toml"), Path("r"), None)
+
+
+def test_options_given_replace_the_configs_values(asked, tmp_path):
+    config = write_config(tmp_path / "mine.toml")
+    options = ["--seed", "9", "--precision", "bf16", "--device", "auto", "--cache", "c"]
+    arguments = ["train", "c.toml", "--out", "r", "--config", str(config), *options]
+    result = CliRunner().invoke(app, [*arguments, "--json"])
+    assert result.exit_code == 0, result.output
+    chosen = asked["config"]
+    assert (chosen.device, chosen.precision, chosen.seed) == ("auto", "bf16", 9)
+    assert asked["cache"] == Path("c")
+    assert json.loads(result.stdout) == {"method": "le-uda-plus", "hardware": "a test"}
+
+
+def test_after_training_the_next_command_is_printed(asked, tmp_path):
+    result = CliRunner().invoke(app, ["train", "c.toml", "--out", "runs/r"])
+    assert "leuda export runs/r -o exports/r" in result.output
