@@ -15,6 +15,7 @@ from leuda_deploy.errors import LeudaError, MissingExtraError, ParityError
 from leuda_deploy.export.to_half import to_bf16, to_fp16
 from leuda_deploy.export.to_int8 import calibrate, quantisable, quantise, split_concatenations
 from leuda_deploy.inference.sliding_window import Engine
+from leuda_deploy.machine.progress import Progress
 from leuda_deploy.model.card import ModelCard, Precision
 from leuda_deploy.model.model_file import read_model, write_model
 from leuda_deploy.proof.layers import Float32, first_layer_that_differs, layers_of, values_of
@@ -24,7 +25,6 @@ from leuda_deploy.proof.probes import Probes
 # What counts as another layer when the fault is looked for: several times what rounding does.
 LAYER_LIMITS: dict[Precision, float] = {"fp32": 1e-3, "fp16": 1e-2, "int8": 0.25}
 SENSITIVITY_WINDOWS = 8
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,10 +15,9 @@ from nibabel.nifti1 import Nifti1Extension
 from numpy.typing import NDArray
 
 from leuda_deploy.errors import InputError
+from leuda_deploy.machine.files import atomic_folder, atomic_path
 from leuda_deploy.scans.volume import (
     Volume,
-    atomic_folder,
-    atomic_path,
     check_label_path,
     read_label_names,
     read_volume,
