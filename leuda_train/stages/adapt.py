@@ -65,7 +65,7 @@ def adapt(
 
     to_source  the generator of stage 1, where a network is tested on x^{t→s}
     """
-    trainer = _Trainer(sets, classes, config, hardware, to_source)
+    trainer = Adaptation(sets, classes, config, hardware, to_source)
     schedule = config.schedule
     history = run_steps(
         trainer,
@@ -134,7 +134,7 @@ def learning_rate(step: int, schedule: ScheduleConfig, warmup_epochs: int) -> fl
     return schedule.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
-class _Trainer:
+class Adaptation:
     """One LE-UDA iteration at a time."""
 
     def __init__(

@@ -18,7 +18,7 @@ from leuda_train.config.schema import TrainConfig
 from leuda_train.data.batches import AlignedSets, Draw, make_batch, seed_dropout
 from leuda_train.loop.hardware import Hardware
 from leuda_train.loop.loop import Watch, run_steps
-from leuda_train.loop.optimizer_step import descend
+from leuda_train.loop.optimizer_step import optimizer_step
 from leuda_train.loop.profile import phase
 from leuda_train.networks.batchnorm import with_joint_batchnorm
 from leuda_train.networks.product import Product
@@ -39,7 +39,7 @@ def distil(
 
     Resumes from folder. Returns what is shipped.
     """
-    trainer = _Trainer(teachers, sets, classes, config, hardware)
+    trainer = Distillation(teachers, sets, classes, config, hardware)
     assert config.distil is not None
     run_steps(
         trainer,
@@ -67,7 +67,7 @@ def draw_of(config: TrainConfig) -> Draw:
     )
 
 
-class _Trainer:
+class Distillation:
     """One update of the small network at a time."""
 
     def __init__(
@@ -115,7 +115,7 @@ class _Trainer:
             "L_seg": segmentation_loss(labelled, batch.labels, ranks),
             "L_pseudo": pseudo_loss(target, *pseudo_labels(q_mean, self.confidence, ranks), ranks),
         }
-        descend(self.optimizer, terms["L_seg"] + terms["L_pseudo"], self.scaler, ranks)
+        optimizer_step(self.optimizer, terms["L_seg"] + terms["L_pseudo"], self.scaler, ranks)
         self.scaler.update()
         return {name: term.detach() for name, term in terms.items()}
 
