@@ -21,7 +21,7 @@ from leuda_deploy.cli import app
 from leuda_deploy.engines.open_engine import EngineName, OnnxEngine, open_engine
 from leuda_deploy.errors import InputError, ModelError
 from leuda_deploy.export.add_engines import probes_of_scans
-from leuda_deploy.export.import_onnx import seal
+from leuda_deploy.export.import_onnx import package_graph
 from leuda_deploy.inference.memory_plan import make_plan
 from leuda_deploy.inference.segment import segment
 from leuda_deploy.inference.segmenter import Segmenter, sample_windows
@@ -337,7 +337,7 @@ def test_a_graph_from_elsewhere_gets_its_card_and_is_run(
     def refused(changes: dict[str, Any]) -> str:
         card.write_text(json.dumps(json.loads(read_model(model)[1].to_json()) | changes))
         with pytest.raises(ModelError) as caught:
-            seal(tmp_path / "net.onnx", card, tmp_path / "other")
+            package_graph(tmp_path / "net.onnx", card, tmp_path / "other")
         assert not (tmp_path / "other").exists()
         return str(caught.value)
 
@@ -346,7 +346,7 @@ def test_a_graph_from_elsewhere_gets_its_card_and_is_run(
     assert "its card says" in refused({"structures": one})
     card.write_text("{")
     with pytest.raises(ModelError, match="is not JSON"):
-        seal(tmp_path / "net.onnx", card, tmp_path / "other")
+        package_graph(tmp_path / "net.onnx", card, tmp_path / "other")
     (tmp_path / "net.onnx").write_bytes(b"not a graph")
     with pytest.raises(ModelError, match="is not an ONNX model"):
-        seal(tmp_path / "net.onnx", card, tmp_path / "other")
+        package_graph(tmp_path / "net.onnx", card, tmp_path / "other")
