@@ -50,7 +50,7 @@ from leuda_train.data.slices import Slices
 from leuda_train.loop.hardware import DTYPES, Hardware, choose_hardware
 from leuda_train.loop.loop import Trainer
 from leuda_train.networks.cyclegan import Generator
-from leuda_train.stages.adapt import Adaptation
+from leuda_train.stages.adapt import Adaptation, draw_of
 from leuda_train.stages.translate import Translation
 
 RESULTS = Path(__file__).parent / "results"
@@ -216,7 +216,7 @@ def compare_speed(setting: Setting, threads: int, rounds: int) -> dict[str, Any]
         worker.end()
         config = configs[name]
         cyclegan = VARIANTS[name][0] == "cyclegan"
-        images = 2 * config.translation.batch if cyclegan else config.images_per_step
+        images = 2 * config.translation.batch if cyclegan else draw_of(config).images_per_step
         seconds = [turn["seconds"] / steps[name] for turn in turns[name]]
         found[name] = {
             "images_per_step": images,

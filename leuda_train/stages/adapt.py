@@ -12,7 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from leuda_train.config.schema import ObjectiveConfig, ScheduleConfig, TrainConfig
-from leuda_train.data.batches import AlignedSets, make_batch, seed_dropout, step_generator
+from leuda_train.data.batches import (
+    AlignedSets,
+    Draw,
+    make_batch,
+    seed_dropout,
+    step_generator,
+)
 from leuda_train.loop.hardware import Hardware, compile_networks
 from leuda_train.loop.loop import Row, Watch, run_steps
 from leuda_train.loop.profile import phase
@@ -86,6 +92,20 @@ def adapt(
     )
 
 
+def draw_of(config: TrainConfig) -> Draw:
+    """What a step of stage 2 draws."""
+    return Draw(
+        seed=config.seed,
+        supervised=config.objective.supervised_on,
+        labelled_count=config.schedule.batch_labelled,
+        unlabelled=config.objective.unlabelled_streams,
+        unlabelled_count=config.schedule.batch_unlabelled,
+        restyle_target=config.objective.lambda_pseudo > 0,
+        augment=config.augment,
+        style=config.style,
+    )
+
+
 def ramp(epoch: int, objective: ObjectiveConfig) -> float:
     """0 in the warm-up, then exp(-5 (1 - epoch/ramp_epochs)²), 1 from ramp_epochs on."""
     if epoch < objective.warmup_epochs:
@@ -126,7 +146,8 @@ class Adaptation:
         to_source: Generator | None = None,
     ) -> None:
         self.sets, self.config, self.hardware = sets.on_device(hardware), config, hardware
-        self.images_per_step = config.images_per_step
+        self.draw = draw_of(config)
+        self.images_per_step = self.draw.images_per_step
         self.to_source = hardware.place(to_source) if to_source is not None else None
         self.probe = None if config.uses_target_labels else make_probe(sets, hardware, config.seed)
         self.scores: list[Row] = []
@@ -174,7 +195,7 @@ class Adaptation:
         rate = learning_rate(step, config.schedule, objective.warmup_epochs)
         self.nets.student_optimizer.param_groups[0]["lr"] = rate
         with phase("data"):
-            batch = make_batch(self.sets, config, self.hardware, step)
+            batch = make_batch(self.sets, self.draw, self.hardware, step)
         seed_dropout(config.seed, "dropout", step, self.hardware)
         terms = le_uda_step(
             self.nets,

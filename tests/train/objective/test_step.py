@@ -40,7 +40,7 @@ def one_step(trainer: Adaptation, λ: Lambdas = ALL_ON, update: int = 0) -> dict
     torch.manual_seed(0)
     terms = le_uda_step(
         trainer.nets,
-        make_batch(trainer.sets, trainer.config, tiny.CPU, 0),
+        make_batch(trainer.sets, trainer.draw, tiny.CPU, 0),
         λ,
         trainer.config.objective,
         tiny.CPU,
