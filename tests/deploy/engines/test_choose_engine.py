@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from support.engine_files import HERE, VERSION, with_engine
+from support.makers import MakeModel, MakeVolume
 
 from leuda_deploy.engines import tensorrt as tensorrt_engine
 from leuda_deploy.engines.open_engine import OnnxEngine, open_engine
@@ -30,10 +30,6 @@ from leuda_deploy.model.export_folder import file_sha256, read_manifest, write_m
 from leuda_deploy.model.model_file import MODEL_FILE
 from leuda_deploy.proof.probes import make_probes
 from leuda_deploy.proof.trial import Trial
-from leuda_deploy.scans.volume import Volume
-
-MakeModel = Callable[..., Path]
-MakeVolume = Callable[..., Volume]
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 from support import cuda_stand_in
 from support.engine_files import HERE, VERSION, with_engine
+from support.makers import MakeModel
 
 from leuda_deploy.engines import cuda
 from leuda_deploy.engines import tensorrt as tensorrt_engine
@@ -34,7 +34,6 @@ from leuda_deploy.machine.gpu import find_gpu
 from leuda_deploy.model.default_model import default_model
 from leuda_deploy.model.passport import Family
 
-MakeModel = Callable[..., Path]
 LARGEST, SIDE, CLASSES = 8, 16, 3
 
 

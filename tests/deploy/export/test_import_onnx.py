@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from support.makers import MakeCard, MakeModel
 from typer.testing import CliRunner
 
 from leuda_deploy.engines.open_engine import OnnxEngine
@@ -19,13 +20,10 @@ from leuda_deploy.export.import_onnx import copy_export, package_graph, precisio
 from leuda_deploy.export.to_half import to_bf16, to_fp16
 from leuda_deploy.export.to_int8 import calibrate, quantise
 from leuda_deploy.export.verify import verify
-from leuda_deploy.model.card import ModelCard
 from leuda_deploy.model.export_folder import check_target
 from leuda_deploy.model.model_file import read_model
 from leuda_train.cli import app
 
-MakeCard = Callable[..., ModelCard]
-MakeModel = Callable[..., Path]
 Change = Callable[[onnx.ModelProto], object]
 
 

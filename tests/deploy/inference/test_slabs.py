@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tracemalloc
-from collections.abc import Callable
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ import onnx
 import pytest
 from nibabel import orientations
 from numpy.typing import NDArray
+from support.makers import MakeModel, MakeVolume, ThresholdLabels
 from typer.testing import CliRunner
 
 from leuda_deploy.cli import app
@@ -30,12 +30,9 @@ from leuda_deploy.inference.sliding_window import Engine, Tiling, blend_weights,
 from leuda_deploy.model.model_file import read_model, write_model
 from leuda_deploy.scans.recipe import Depth, Recipe, Stack, window_at
 from leuda_deploy.scans.resample import fit_to_window, taps
-from leuda_deploy.scans.volume import Volume, read_volume
+from leuda_deploy.scans.volume import read_volume
 from leuda_train.cli import app as whole_app
 
-MakeVolume = Callable[..., Volume]
-MakeModel = Callable[..., Path]
-ThresholdLabels = Callable[[NDArray[Any]], NDArray[np.uint8]]
 Float32 = NDArray[np.float32]
 
 PLANE = (12, 16)
