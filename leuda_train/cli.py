@@ -298,11 +298,15 @@ def export(
 ) -> None:
     """Write a model and prove it, or refuse.  [dim]A run needs: leuda\\[train].[/dim]"""
     from leuda_deploy.export.add_engines import add_engines, probes_of_scans, summary
-    from leuda_deploy.export.import_onnx import adopt, seal
-    from leuda_deploy.export.to_tensorrt import plan_engines
+    from leuda_deploy.export.import_onnx import copy_export, package_graph
+    from leuda_deploy.export.to_tensorrt import engine_targets
     from leuda_deploy.export.to_triton import to_triton
 
-    plans = plan_engines(trt_target.split(",")) if trt else []  # refused before the long work
+    targets = (  # refused before the long work
+        engine_targets(trt_target.split(","), batch=trt_batch, workspace_mb=trt_workspace_mb)
+        if trt
+        else []
+    )
     from_run = source.suffix != ".onnx"
     if card is not None and (from_run or output is None):
         raise InputError("--card is for an *.onnx file from elsewhere, and needs -o exports/NAME")
@@ -322,22 +326,22 @@ def export(
             raise InputError(
                 f"{source} is an export already: ask for --trt or --triton, or -o exports/NAME"
             )
-        folder = seal(source, card, output) if card and output else adopt(source, output)
+        folder = (
+            package_graph(source, card, output) if card and output else copy_export(source, output)
+        )
     probes = probes_of_scans(folder, prove) if prove else None
-    if plans and probes is None and from_run:
+    if targets and probes is None and from_run:
         from leuda_train.export.export_run import run_probes
 
         probes = run_probes(source)
-    if plans:
+    if targets:
         from leuda_deploy.machine.progress import stage
 
         with stage("TensorRT") as progress:
             add_engines(
                 folder,
-                plans,
+                targets,
                 probes=probes,
-                batch=trt_batch,
-                workspace_mb=trt_workspace_mb,
                 progress=progress,
             )
     served = to_triton(folder, triton) if triton is not None else None

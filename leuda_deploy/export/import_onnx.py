@@ -1,4 +1,4 @@
-"""a model file or a graph from elsewhere -> an export folder that holds it, checked before."""
+"""an ONNX file from elsewhere -> an export folder that holds it, if it is what its card says."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ QUANTISED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"} | {
 }  # fmt: skip
 
 
-def adopt(source: Path, output: Path | None) -> Path:
+def copy_export(source: Path, output: Path | None) -> Path:
     """A model file from elsewhere -> an export folder that holds it; checked before it is kept.
 
     Without `output` the file must be the one of an export folder already.
@@ -50,7 +50,7 @@ def adopt(source: Path, output: Path | None) -> Path:
     return output
 
 
-def seal(source: Path, card_file: Path, output: Path) -> Path:
+def package_graph(source: Path, card_file: Path, output: Path) -> Path:
     """A graph from elsewhere, 2D or 3D, and its card -> an export folder, if they fit each other.
 
     The graph is run on noise. Raises ModelError in one line if it is not ONNX, is not what its card

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import permutations, product
 from typing import Any
 
@@ -12,14 +12,13 @@ import pytest
 from nibabel import orientations
 from numpy.typing import NDArray
 from pydantic import ValidationError
+from support.makers import MakeAffine, MakeVolume
 
 from leuda_deploy.errors import InputError
 from leuda_deploy.scans.recipe import Recipe, Stack, fit_intensity
 from leuda_deploy.scans.resample import fit_to_window, resize
 from leuda_deploy.scans.volume import Volume
 
-MakeVolume = Callable[..., Volume]
-MakeAffine = Callable[[tuple[float, float, float]], NDArray[np.float64]]
 WORLD_AXES = ("superior", "anterior", "right")
 AXES = (*WORLD_AXES, "array-0", "array-1", "array-2")
 SHAPE = (3, 5, 7)
