@@ -38,8 +38,9 @@ from leuda_deploy.scans.volume import read_volume, write_labels
 from leuda_train.data.cohort import Cohort, read_cohort
 from leuda_train.evaluation.scores import evaluate_pairs
 from leuda_train.export.export_run import export, run_probes
+from leuda_train.export.product_file import load_product
 from leuda_train.loop.hardware import Hardware
-from leuda_train.networks.product import TorchEngine, load_product
+from leuda_train.networks.product import TorchEngine
 
 RESULT = Path(__file__).parent / "results" / "export_matrix.json"
 FIGURES = ("max_abs", "mean_abs", "disagreement", "class_dice")

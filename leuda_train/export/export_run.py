@@ -33,8 +33,9 @@ from leuda_deploy.proof.parity import Parity, run_windows
 from leuda_deploy.proof.probes import Probes, make_probes
 from leuda_deploy.proof.prove import LAYER_LIMITS, Reference, prove
 from leuda_train.export.first_wrong_layer import first_layer_that_differs
+from leuda_train.export.product_file import ProductFacts, load_product
 from leuda_train.loop.hardware import Hardware
-from leuda_train.networks.product import ProductFacts, TorchEngine, load_product
+from leuda_train.networks.product import TorchEngine
 
 
 def export(

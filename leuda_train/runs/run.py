@@ -43,11 +43,11 @@ from leuda_train.data.batches import AlignedSets
 from leuda_train.data.cohort import Cohort, read_cohort
 from leuda_train.data.slices import Slices, load_slices
 from leuda_train.evaluation.held_out import evaluate_product, oracle
+from leuda_train.export.product_file import ProductFacts, save_product
 from leuda_train.loop.hardware import Hardware, check_compiler, choose_hardware
 from leuda_train.loop.loop import Watch
 from leuda_train.loop.metrics_log import Metrics
 from leuda_train.loop.ranks import Ranks, process_group
-from leuda_train.networks.product import ProductFacts, save_product
 from leuda_train.runs.pictures import draw_predictions, draw_run
 from leuda_train.stages.adapt import Adapted, adapt
 from leuda_train.stages.distil import distil
