@@ -18,73 +18,67 @@ import numpy as np
 from leuda_deploy.engines.open_engine import OnnxEngine, OpenVinoEngine
 from leuda_deploy.engines.tensorrt import TensorRTEngine
 from leuda_deploy.errors import ModelError, ParityError
-from leuda_deploy.export.tensorrt_progress import Progress
-from leuda_deploy.export.to_tensorrt import (
-    BATCH,
-    WORKSPACE_MB,
-    Plan,
-    engine_file,
-    plan_key,
-    to_tensorrt,
-)
+from leuda_deploy.export.to_tensorrt import EngineTarget, to_tensorrt
 from leuda_deploy.export.verify import PARITY_FILE
-from leuda_deploy.model.export_folder import (
-    Manifest,
-    file_sha256,
-    read_manifest,
-    write_manifest,
-)
+from leuda_deploy.machine.files import atomic_path, file_sha256
+from leuda_deploy.machine.progress import Progress, no_progress
+from leuda_deploy.model.export_folder import Manifest, read_manifest, write_manifest
 from leuda_deploy.model.model_file import MODEL_FILE, find_model, read_model
 from leuda_deploy.model.passport import Passport
 from leuda_deploy.proof.layers import Float32
 from leuda_deploy.proof.parity import LIMITS, Parity, check_parity, class_names, run_windows
 from leuda_deploy.proof.probes import Probes, make_probes
 from leuda_deploy.scans.recipe import Stack, window_at
-from leuda_deploy.scans.volume import atomic_path, read_volume
+from leuda_deploy.scans.volume import read_volume
 
 
 def add_engines(
     folder: Path,
-    plans: list[Plan],
+    targets: list[EngineTarget],
     *,
     probes: Probes | None,
-    batch: int = BATCH,
-    workspace_mb: int = WORKSPACE_MB,
-    progress: Progress = lambda done, total, note: None,
+    progress: Progress = no_progress,
 ) -> dict[str, Passport]:
-    """Build engines into an export folder; the very engine that is there already is kept.
+    """Build engines into an export folder. An engine that is there already is not built again.
 
-    Those for this machine's GPU are run and proven, unless they were before.
+    Engines for this machine's GPU are run and proven, unless they were before.
 
-    probes  windows to compare an engine of this machine on; without them it stays unproven, and
-            unproven engines are not loaded by `infer`
-    Raises ParityError if an engine disagrees with ONNX Runtime; then it is not kept.
+    Args:
+        folder: The export folder.
+        targets: What to build.
+        probes: Windows to compare an engine of this machine on. Without them it stays unproven,
+            and `leuda infer` does not load it.
+        progress: Told how far the builder is.
+
+    Returns:
+        The passport of every engine in the folder, by file name.
+
+    Raises:
+        ParityError: An engine disagrees with ONNX Runtime; it is not kept.
+        ModelError: The model file is not the one in the folder's manifest.
     """
     manifest = read_manifest(folder)
     found = file_sha256(folder / MODEL_FILE)
     if manifest.files.get(MODEL_FILE) != found:
         raise ModelError(f"{folder / MODEL_FILE} is not the one of the manifest beside it")
     engines = dict(manifest.engines)
-    for plan in plans:
-        name = engine_file(plan)
-        key = plan_key(plan, found, batch, workspace_mb)
+    for target in targets:
+        name = target.file_name
         there = (
             name in engines
-            and engines[name].key() == key
+            and engines[name].key() == target.key(found)
             and engines[name].sha256 == manifest.files.get(name) == _sha256_if_there(folder / name)
         )
         if not there:
             engines[name] = to_tensorrt(
                 folder / MODEL_FILE,
-                plan,
+                target,
                 folder / name,
-                batch=batch,
-                workspace_mb=workspace_mb,
                 cache=folder.parent / ".timing-cache",
                 progress=progress,
             )
             _record(folder, engines)
-        if plan.gpu is not None and probes is not None and not engines[name].proven:
+        if target.gpu is not None and probes is not None and not engines[name].proven:
             try:
                 prove_engine(folder, name, probes)
             except ParityError:

@@ -1,4 +1,4 @@
-"""a model file or a graph from elsewhere -> an export folder that holds it, checked before."""
+"""an ONNX file from elsewhere -> an export folder that holds it, if it is what its card says."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from onnx import TensorProto
 from leuda_deploy.engines.open_engine import OnnxEngine, OpenVinoEngine
 from leuda_deploy.errors import InputError, LeudaError, MissingExtraError, ModelError
 from leuda_deploy.export.verify import CARD_FILE, PARITY_FILE, verify
+from leuda_deploy.machine.files import atomic_folder
 from leuda_deploy.model.card import ModelCard, Precision, parse_card
 from leuda_deploy.model.export_folder import MANIFEST_FILE, check_target, write_manifest
 from leuda_deploy.model.model_file import MODEL_FILE, find_model, read_model, write_model
 from leuda_deploy.proof.layers import Float32
-from leuda_deploy.scans.volume import atomic_folder
 
 PROBED = 2  # windows of noise that a graph from elsewhere is run on
 QUANTISED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"} | {
@@ -25,7 +25,7 @@ QUANTISED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"} | {
 }  # fmt: skip
 
 
-def adopt(source: Path, output: Path | None) -> Path:
+def copy_export(source: Path, output: Path | None) -> Path:
     """A model file from elsewhere -> an export folder that holds it; checked before it is kept.
 
     Without `output` the file must be the one of an export folder already.
@@ -50,7 +50,7 @@ def adopt(source: Path, output: Path | None) -> Path:
     return output
 
 
-def seal(source: Path, card_file: Path, output: Path) -> Path:
+def package_graph(source: Path, card_file: Path, output: Path) -> Path:
     """A graph from elsewhere, 2D or 3D, and its card -> an export folder, if they fit each other.
 
     The graph is run on noise. Raises ModelError in one line if it is not ONNX, is not what its card

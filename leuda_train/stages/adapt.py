@@ -24,7 +24,7 @@ from leuda_train.loop.profile import phase
 from leuda_train.networks.batchnorm import with_joint_batchnorm
 from leuda_train.networks.cyclegan import Generator
 from leuda_train.networks.discriminators import FeatureDiscriminator
-from leuda_train.networks.product import Product
+from leuda_train.networks.product import DeployedNetwork
 from leuda_train.networks.unet import UNet
 from leuda_train.objective.ema import teacher_mode
 from leuda_train.objective.label_free import label_free_score, make_probe
@@ -43,8 +43,8 @@ class Adapted:
     scores    label-free scores by epoch, a row each
     """
 
-    products: dict[str, Product]
-    chosen: Product
+    products: dict[str, DeployedNetwork]
+    chosen: DeployedNetwork
     network: str
     epoch: int | None
     score: float | None
@@ -182,11 +182,11 @@ class Adaptation:
             self._select(step + 1)
         return terms
 
-    def product(self, network: str) -> Product:
+    def product(self, network: str) -> DeployedNetwork:
         """What would be shipped of a network as it is now."""
         through = self.config.test.feed_of(network) == "target_as_source"
         assert self.to_source is not None or not through
-        return Product(getattr(self.nets, network), self.to_source if through else None)
+        return DeployedNetwork(getattr(self.nets, network), self.to_source if through else None)
 
     def _select(self, done: int) -> None:
         """Score the candidates every few epochs and at the end; keep the best that may be kept."""

@@ -13,11 +13,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 from rich.console import Console
+from support.makers import MakeModel
 
 from leuda_deploy.cli import main
 from leuda_deploy.jobs.report import Report, show_report
 
-MakeModel = Callable[..., Path]
 Captured = pytest.CaptureFixture[str]
 LEUDA = "from leuda_train.cli import main; main()"
 

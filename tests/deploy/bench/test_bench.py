@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from support.makers import MakeModel
 
 from leuda_deploy.bench.bench import bench, parse_shape, regressions
 from leuda_deploy.cli import main
@@ -23,7 +23,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 
 
 def test_bench_measures_and_compares(
-    tmp_path: Path, make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     model, saved = make_model(tmp_path / "model"), tmp_path / "bench.json"
@@ -62,7 +62,7 @@ def test_engine_that_cannot_run_is_one_line(
 
 
 def test_engines_are_named_in_a_list_and_a_wrong_name_is_one_line(
-    make_model: Callable[..., Path], tmp_path: Path
+    make_model: MakeModel, tmp_path: Path
 ) -> None:
     model = make_model(tmp_path)
     found = bench(model, "ort-cpu,openvino", (20, 20, 3), rounds=1, threads=1)

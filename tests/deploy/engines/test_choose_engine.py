@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +14,23 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from support.engine_files import HERE, VERSION, with_engine
+from support.makers import MakeModel, MakeVolume
 
 from leuda_deploy.engines import tensorrt as tensorrt_engine
 from leuda_deploy.engines.open_engine import OnnxEngine, open_engine
 from leuda_deploy.errors import InputError, LeudaError, ModelError, ParityError
-from leuda_deploy.export import add_engines as ship
+from leuda_deploy.export import add_engines as add_engines_module
 from leuda_deploy.export.add_engines import add_engines
-from leuda_deploy.export.to_tensorrt import Plan, plan_engines
+from leuda_deploy.export.to_tensorrt import EngineTarget, engine_targets
 from leuda_deploy.inference import segmenter as segmenter_module
 from leuda_deploy.inference.segmenter import Segmenter, installed_engines
+from leuda_deploy.machine.files import file_sha256
 from leuda_deploy.machine.gpu import find_gpu
 from leuda_deploy.model.default_model import default_model
-from leuda_deploy.model.export_folder import file_sha256, read_manifest, write_manifest
+from leuda_deploy.model.export_folder import read_manifest, write_manifest
 from leuda_deploy.model.model_file import MODEL_FILE
 from leuda_deploy.proof.probes import make_probes
 from leuda_deploy.proof.trial import Trial
-from leuda_deploy.scans.volume import Volume
-
-MakeModel = Callable[..., Path]
-MakeVolume = Callable[..., Volume]
 
 
 @pytest.fixture
@@ -157,19 +154,21 @@ def test_engine_that_is_there_unproven_is_proven_and_not_built_again(
     name = "model.here.engine"
     with_engine(folder, proven=False)
     key = read_manifest(folder).engines[name].key()
-    monkeypatch.setattr(ship, "plan_key", lambda *asked: key)
-    monkeypatch.setattr(ship, "to_tensorrt", lambda *asked, **more: pytest.fail("built again"))
-    monkeypatch.setattr(ship, "TensorRTEngine", OnnxInPlace)
+    monkeypatch.setattr(EngineTarget, "key", lambda self, onnx_sha256: key)
+    monkeypatch.setattr(
+        add_engines_module, "to_tensorrt", lambda *asked, **more: pytest.fail("built again")
+    )
+    monkeypatch.setattr(add_engines_module, "TensorRTEngine", OnnxInPlace)
     images = np.random.default_rng(0).uniform(-1, 1, (8, 16, 16)).astype(np.float32)
-    plan = Plan(family="tensorrt", target="here", capability="8.9", gpu=HERE.name)
-    assert not add_engines(folder, [plan], probes=None)[name].proven
-    assert add_engines(folder, [plan], probes=make_probes({"noise": images}))[name].proven
+    target = EngineTarget(family="tensorrt", name="here", capability="8.9", gpu=HERE.name)
+    assert not add_engines(folder, [target], probes=None)[name].proven
+    assert add_engines(folder, [target], probes=make_probes({"noise": images}))[name].proven
     assert read_manifest(folder).engines[name].proven
     monkeypatch.setattr(OnnxInPlace, "scale", 2.0)
-    add_engines(folder, [plan], probes=make_probes({"noise": images}))  # proven before: not again
+    add_engines(folder, [target], probes=make_probes({"noise": images}))  # proven before: not again
     with_engine(folder, proven=False)
     with pytest.raises(ParityError):
-        add_engines(folder, [plan], probes=make_probes({"noise": images}))
+        add_engines(folder, [target], probes=make_probes({"noise": images}))
     assert not (folder / name).exists()
     assert read_manifest(folder).engines == {}
 
@@ -180,9 +179,9 @@ def test_engine_of_this_gpu_labels_as_onnx_runtime_does(tmp_path: Path) -> None:
         pytest.skip("no NVIDIA GPU here")
     shutil.copytree(default_model(), tmp_path / "export")
     images = np.random.default_rng(0).uniform(-1, 1, (16, 64, 64)).astype(np.float32)
-    (plan,) = plan_engines([])
-    add_engines(tmp_path / "export", [plan], probes=make_probes({"noise": images}))
-    name: Any = plan.family.replace("_", "-")
+    (target,) = engine_targets([])
+    add_engines(tmp_path / "export", [target], probes=make_probes({"noise": images}))
+    name: Any = target.family.replace("_", "-")
     found = open_engine(name, tmp_path / "export")
     reference = OnnxEngine(tmp_path / "export", threads=1)
     assert found.sha256 == reference.sha256

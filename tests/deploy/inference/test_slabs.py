@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tracemalloc
-from collections.abc import Callable
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, Literal
@@ -15,13 +14,14 @@ import onnx
 import pytest
 from nibabel import orientations
 from numpy.typing import NDArray
+from support.makers import MakeModel, MakeVolume, ThresholdLabels
 from typer.testing import CliRunner
 
 from leuda_deploy.cli import app
 from leuda_deploy.engines.open_engine import EngineName, OnnxEngine, open_engine
 from leuda_deploy.errors import InputError, ModelError
 from leuda_deploy.export.add_engines import probes_of_scans
-from leuda_deploy.export.import_onnx import seal
+from leuda_deploy.export.import_onnx import package_graph
 from leuda_deploy.inference.memory_plan import make_plan
 from leuda_deploy.inference.segment import segment
 from leuda_deploy.inference.segmenter import Segmenter, sample_windows
@@ -30,12 +30,9 @@ from leuda_deploy.inference.sliding_window import Engine, Tiling, blend_weights,
 from leuda_deploy.model.model_file import read_model, write_model
 from leuda_deploy.scans.recipe import Depth, Recipe, Stack, window_at
 from leuda_deploy.scans.resample import fit_to_window, taps
-from leuda_deploy.scans.volume import Volume, read_volume
+from leuda_deploy.scans.volume import read_volume
 from leuda_train.cli import app as whole_app
 
-MakeVolume = Callable[..., Volume]
-MakeModel = Callable[..., Path]
-ThresholdLabels = Callable[[NDArray[Any]], NDArray[np.uint8]]
 Float32 = NDArray[np.float32]
 
 PLANE = (12, 16)
@@ -337,7 +334,7 @@ def test_a_graph_from_elsewhere_gets_its_card_and_is_run(
     def refused(changes: dict[str, Any]) -> str:
         card.write_text(json.dumps(json.loads(read_model(model)[1].to_json()) | changes))
         with pytest.raises(ModelError) as caught:
-            seal(tmp_path / "net.onnx", card, tmp_path / "other")
+            package_graph(tmp_path / "net.onnx", card, tmp_path / "other")
         assert not (tmp_path / "other").exists()
         return str(caught.value)
 
@@ -346,7 +343,7 @@ def test_a_graph_from_elsewhere_gets_its_card_and_is_run(
     assert "its card says" in refused({"structures": one})
     card.write_text("{")
     with pytest.raises(ModelError, match="is not JSON"):
-        seal(tmp_path / "net.onnx", card, tmp_path / "other")
+        package_graph(tmp_path / "net.onnx", card, tmp_path / "other")
     (tmp_path / "net.onnx").write_bytes(b"not a graph")
     with pytest.raises(ModelError, match="is not an ONNX model"):
-        seal(tmp_path / "net.onnx", card, tmp_path / "other")
+        package_graph(tmp_path / "net.onnx", card, tmp_path / "other")

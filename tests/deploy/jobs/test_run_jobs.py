@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from support.makers import MakeModel, MakeVolume, ThresholdLabels
 
 import leuda_deploy
 from leuda_deploy.cli import main
@@ -28,11 +28,8 @@ from leuda_deploy.machine.memory import parse_bytes, peak_bytes, resident_bytes
 from leuda_deploy.proof.parity import LIMITS
 from leuda_deploy.proof.trial import Trial, cache_folder, limits_of, run_trial
 from leuda_deploy.scans.recipe import Recipe, Stack
-from leuda_deploy.scans.volume import Volume, read_volume
+from leuda_deploy.scans.volume import read_volume
 
-MakeModel = Callable[..., Path]
-MakeVolume = Callable[..., Volume]
-ThresholdLabels = Callable[[NDArray[Any]], NDArray[np.uint8]]
 Captured = pytest.CaptureFixture[str]
 AFFINE = np.diag([0.8, 1.3, 5.0, 1.0])
 

@@ -8,13 +8,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from support.makers import MakeModel
 
 from leuda_deploy.errors import InputError, ModelError
 from leuda_deploy.jobs.find_jobs import Job, find_jobs
@@ -22,7 +22,6 @@ from leuda_deploy.jobs.run_jobs import run_jobs
 from leuda_deploy.jobs.workers import Settings, spread
 from leuda_deploy.machine.memory import resident_bytes
 
-MakeModel = Callable[..., Path]
 Captured = pytest.CaptureFixture[str]
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from support.makers import MakeModel
 
 from leuda_deploy.engines.open_engine import EngineName, OnnxEngine
 from leuda_deploy.errors import LeudaError
@@ -26,7 +26,7 @@ WINDOWS = np.random.default_rng(0).normal(size=(4, 1, 16, 16)).astype(np.float32
 
 
 @pytest.fixture
-def model(make_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def model(make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A model on a machine where nothing was tried, in this process or before."""
     monkeypatch.setenv("LEUDA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(module, "_said_here", {})

@@ -10,10 +10,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from support.makers import MakeCard, MakeModel
 
 from leuda_deploy.cli import main
 from leuda_deploy.errors import InputError
-from leuda_deploy.model.card import ModelCard
 
 pydicom = pytest.importorskip("pydicom", reason="the dicom extra is not installed")
 highdicom = pytest.importorskip("highdicom", reason="the dicom extra is not installed")
@@ -120,9 +120,7 @@ def test_series_that_is_no_grid_is_one_line(tmp_path: Path, fault: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_seg_refers_to_the_series_and_lies_on_it(
-    tmp_path: Path, make_card: Callable[..., ModelCard]
-) -> None:
+def test_seg_refers_to_the_series_and_lies_on_it(tmp_path: Path, make_card: MakeCard) -> None:
     found = read_series(write(tmp_path / "s", series()))
     labels = np.zeros(found.volume.raw.shape, np.uint8)
     labels[found.volume.raw > 50], labels[found.volume.raw > 100] = 1, 2
@@ -144,7 +142,7 @@ def test_seg_refers_to_the_series_and_lies_on_it(
 
 
 def test_infer_reads_a_series_and_writes_seg(
-    tmp_path: Path, make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "in").mkdir()
     write(tmp_path / "in" / "a", series())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -12,9 +11,10 @@ import numpy as np
 import pytest
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
+from support.makers import MakeCard, MakeModel
 
 from leuda_deploy.cli import main
-from leuda_deploy.model.card import ModelCard, parse_card
+from leuda_deploy.model.card import parse_card
 from leuda_deploy.scans.likeness import domain_of, likeness
 from leuda_deploy.scans.recipe import Intensity, Recipe, fit_intensity
 from leuda_deploy.scans.volume import volume_of
@@ -23,8 +23,6 @@ from leuda_train.data.phantom.phantom_cohort import draw_anatomy, render_ct, ren
 RECIPE = Recipe(slice_axis="superior", spacing_mm="native", window=(16, 16))
 SHAPE, AFFINE = (48, 44, 20), np.diag([-6.0, -6.0, 8.0, 1.0])
 RENDER = {"CT": render_ct, "MR": render_mr}
-MakeCard = Callable[..., ModelCard]
-MakeModel = Callable[..., Path]
 Phantoms = dict[str, list[NDArray[np.generic]]]
 
 

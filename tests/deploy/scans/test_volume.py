@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 from nibabel.nifti1 import Nifti1Extension
 from numpy.typing import NDArray
+from support.makers import MakeVolume
 
 from leuda_deploy.errors import InputError
+from leuda_deploy.machine.files import atomic_folder, atomic_path
 from leuda_deploy.scans.volume import (
-    Volume,
-    atomic_folder,
-    atomic_path,
     check_label_path,
     read_label_names,
     read_volume,
@@ -425,7 +424,7 @@ def test_labels_go_to_nifti_and_never_over_the_scan(tmp_path: Path) -> None:
     check_label_path(tmp_path / "l.nii.gz", scan)
 
 
-def test_voxel_size_and_volume_come_from_the_affine(make_volume: Callable[..., Volume]) -> None:
+def test_voxel_size_and_volume_come_from_the_affine(make_volume: MakeVolume) -> None:
     volume = make_volume(ramp(), AFFINE)
     assert volume.spacing_mm == (0.75, 1.5, 2.5)
     assert volume.voxel_ml == pytest.approx(0.75 * 1.5 * 2.5 / 1000)
