@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import zlib
 from collections.abc import Mapping
@@ -17,11 +18,11 @@ from numpy.typing import NDArray
 
 from leuda_deploy.errors import InputError, one_line
 from leuda_deploy.machine.files import atomic_path
-from leuda_deploy.scans import gzip_array as compressed
+from leuda_deploy.scans import gzip_array
 
 COMMENT_EXTENSION = 6  # NIfTI-1 extension code "comment", where the label names are kept
 MAX_SHEAR_DEGREES = 1.0
-# What nibabel lets through for a file that is damaged, foreign, or says it is larger than memory.
+# What nibabel raises for a file that is damaged, foreign, or says it is larger than memory.
 UNREADABLE = (
     ImageFileError,
     HeaderDataError,
@@ -31,7 +32,7 @@ UNREADABLE = (
     OverflowError,
     MemoryError,
     zlib.error,
-    compressed.DecodeError,
+    gzip_array.DecodeError,
 )
 
 
@@ -39,10 +40,14 @@ UNREADABLE = (
 class Volume:
     """One scan. Values stay as stored (int16 CT stays int16) until a slab of them is needed.
 
-    raw        (X, Y, Z), any real dtype and byte order; value = raw * slope + inter
-    affine     (4, 4) float64, voxel index -> RAS+ world in mm
-    header     the NIfTI header as read, or None for other formats
-    shape      the shape on disk; (X, Y, Z) but for trailing axes of length 1
+    Attributes:
+        name: What messages call it: the file's name.
+        raw: (X, Y, Z), any real dtype and byte order. A value is raw * slope + inter.
+        slope: See `raw`.
+        inter: See `raw`.
+        affine: (4, 4) float64, voxel index -> RAS+ world in mm.
+        header: The NIfTI header as it was read; None for other formats.
+        shape: The shape on disk: (X, Y, Z), and trailing axes of length 1 if there are any.
     """
 
     name: str
@@ -74,11 +79,20 @@ class Volume:
 
 
 def read_volume(path: Path | str, *, frame: int | None = None, voxels: bool = True) -> Volume:
-    """Read any scan that nibabel reads; 4D scans need `frame`.
+    """Read a scan: NIfTI, Analyze, MGH or any other format that nibabel reads.
 
-    voxels=False reads the header alone: all is there but the values, which are 0 and take no room.
+    Args:
+        path: The file.
+        frame: Which 3D scan of a 4D file, from 0. A file with one frame needs none.
+        voxels: False reads the header alone. The values are then 0, and take no memory.
 
-    Raises InputError for a missing, unreadable, non-real, 2D, unchosen-4D or degenerate scan.
+    Returns:
+        The scan, its values as they are stored.
+
+    Raises:
+        InputError: The file is missing, damaged or no scan; its values are not real numbers; it has
+            fewer than three axes, or frames of which none was chosen; its affine is degenerate or
+            sheared; or it is not measured in mm.
     """
     path = Path(path)
     image = _load(path)
@@ -88,16 +102,22 @@ def read_volume(path: Path | str, *, frame: int | None = None, voxels: bool = Tr
 
 
 def count_frames(path: Path | str) -> int:
-    """How many 3D scans a file holds. Raises InputError as `read_volume` does."""
+    """How many 3D scans a file holds. Raises InputError if it cannot be read."""
     return int(np.prod(_load(Path(path)).shape[3:]))
 
 
 def volume_of(
     scan: Any, affine: NDArray[np.float64] | None = None, *, frame: int | None = None
 ) -> Volume:
-    """A nibabel image, or an array (X, Y, Z) and its affine, as a scan; nothing is copied.
+    """A scan that is in memory. Nothing is copied.
 
-    Raises InputError as `read_volume` does.
+    Args:
+        scan: A nibabel image, or an array (X, Y, Z).
+        affine: (4, 4) of an array, voxel index -> RAS+ world in mm.
+        frame: As for `read_volume`.
+
+    Raises:
+        InputError: As `read_volume` does.
     """
     if isinstance(scan, np.ndarray):
         if affine is None or np.shape(affine) != (4, 4):
@@ -184,7 +204,7 @@ def _stored_values(image: Any, path: Path | str, frame: int) -> tuple[NDArray[An
             return np.asanyarray(proxy).reshape(shape, order="F")[..., frame], 1.0, 0.0
         slope, inter = float(proxy.slope), float(proxy.inter)
         with np.errstate(over="ignore"):  # the size that a damaged header states
-            if isinstance(proxy.file_like, str) and compressed.is_gzip(Path(proxy.file_like)):
+            if isinstance(proxy.file_like, str) and gzip_array.is_gzip(Path(proxy.file_like)):
                 return _unpacked_frame(proxy, frame), slope, inter
             return (
                 np.asanyarray(proxy.get_unscaled()).reshape(shape, order="F")[..., frame],
@@ -201,7 +221,7 @@ def _unpacked_frame(proxy: Any, frame: int) -> NDArray[Any]:
     """One frame of a gzipped scan; the other frames are passed over and never held."""
     plane, frames = tuple(proxy.shape[:3]), int(np.prod(proxy.shape[3:]))
     frame_bytes = int(np.prod(plane, dtype=object)) * proxy.dtype.itemsize
-    return compressed.read_array(
+    return gzip_array.read_array(
         Path(proxy.file_like),
         offset=int(proxy.offset) + frame * frame_bytes,
         shape=plane,
@@ -233,8 +253,16 @@ def write_labels(
 ) -> None:
     """Write labels on the scan's own grid: shape, affine, sform and qform with codes, bit for bit.
 
-    labels (X, Y, Z) uint8; names label value -> structure, kept in a header extension.
-    Written beside the target first and moved into place, so a reader never sees half a file.
+    The same labels give the same bytes. A reader never sees half a file.
+
+    Args:
+        path: *.nii.gz or *.nii.
+        labels: (X, Y, Z) uint8.
+        scan: The scan that was labelled.
+        names: Label value -> structure, kept in a header extension.
+
+    Raises:
+        InputError: The path does not end in .nii.gz or .nii.
     """
     image = _on_grid(labels, scan)
     image.header.set_intent("label", name="leuda")
@@ -248,12 +276,31 @@ def write_map(path: Path | str, values: NDArray[np.uint8], scan: Volume) -> None
     _save(_on_grid(values, scan), Path(path))
 
 
+def write_scan(
+    path: Path | str,
+    stored: NDArray[Any],
+    affine: NDArray[np.float64],
+    *,
+    slope: float = 1.0,
+    inter: float = 0.0,
+) -> None:
+    """Write an array (X, Y, Z) as *.nii.gz in mm whose values are slope * stored + inter.
+
+    zlib, level 3, and no time in the file: the bytes of a phantom are part of its cohort's hash.
+    """
+    image = nib.Nifti1Image(stored, affine)
+    image.header.set_slope_inter(slope, inter)
+    image.header.set_xyzt_units("mm")
+    image.set_qform(affine, code=1)
+    image.set_sform(affine, code=1)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(gzip.compress(image.to_bytes(), compresslevel=3, mtime=0))
+
+
 def _on_grid(values: NDArray[np.uint8], scan: Volume) -> Any:
     """An image with these values and exactly the scan's geometry, and nothing else of it."""
-    if values.shape != scan.raw.shape or values.dtype != np.uint8:
-        raise AssertionError(
-            f"values {values.shape} {values.dtype} do not fit scan {scan.raw.shape}"
-        )
+    assert values.shape == scan.raw.shape
+    assert values.dtype == np.uint8
     data = values.reshape(scan.shape)
     if scan.header is None:
         image = nib.Nifti1Image(data, scan.affine)
@@ -277,7 +324,7 @@ def _save(image: Any, path: Path) -> None:
     check_label_path(path)
     with (
         atomic_path(path) as temporary,
-        compressed.open_to_write(temporary, compress=path.name.endswith(".gz")) as stream,
+        gzip_array.open_to_write(temporary, compress=path.name.endswith(".gz")) as stream,
     ):
         image.to_stream(stream)
 
