@@ -13,8 +13,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from leuda_deploy.errors import InputError
-from leuda_deploy.model.card import describe
+from leuda_deploy.errors import InputError, describe
 from leuda_deploy.scans.recipe import Recipe
 from leuda_train.config.schema import TrainConfig
 
