@@ -22,14 +22,9 @@ from leuda_deploy.machine.memory import peak_bytes
 from leuda_deploy.machine.progress import show_progress
 from leuda_deploy.scans.intensity import Intensity
 from leuda_deploy.scans.likeness import likeness
+from leuda_deploy.scans.nifti import check_label_path, write_labels, write_map
 from leuda_deploy.scans.stack import Stack
-from leuda_deploy.scans.volume import (
-    Volume,
-    check_label_path,
-    read_volume,
-    write_labels,
-    write_map,
-)
+from leuda_deploy.scans.volume import Volume, read_volume
 
 
 @dataclass(frozen=True, kw_only=True)

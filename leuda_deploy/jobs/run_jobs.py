@@ -25,8 +25,9 @@ from leuda_deploy.jobs.report import Report, segment_shown, show_report, write_f
 from leuda_deploy.machine.clock import Clock
 from leuda_deploy.machine.files import check_writable
 from leuda_deploy.scans.likeness import likeness
+from leuda_deploy.scans.nifti import check_label_path
 from leuda_deploy.scans.stack import Stack
-from leuda_deploy.scans.volume import Volume, check_label_path, read_volume
+from leuda_deploy.scans.volume import Volume, read_volume
 
 if TYPE_CHECKING:
     from leuda_deploy.scans.dicom import Series

@@ -1,11 +1,8 @@
-"""scan file <-> Volume: voxel values as stored, and where they stand in the patient."""
+"""scan file -> Volume: voxel values as stored, and where they stand in the patient."""
 
 from __future__ import annotations
 
-import gzip
-import json
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +14,8 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from leuda_deploy.errors import InputError, one_line
-from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.scans import gzip_array
 
-COMMENT_EXTENSION = 6  # NIfTI-1 extension code "comment", where the label names are kept
 MAX_SHEAR_DEGREES = 1.0
 # What nibabel raises for a file that is damaged, foreign, or says it is larger than memory.
 UNREADABLE = (
@@ -95,7 +90,7 @@ def read_volume(path: Path | str, *, frame: int | None = None, voxels: bool = Tr
             sheared; or it is not measured in mm.
     """
     path = Path(path)
-    image = _load(path)
+    image = load_image(path)
     if not isinstance(image, nib.spatialimages.SpatialImage):
         raise InputError(f"{path} is a {type(image).__name__}, not a volume")
     return _volume(path.name, path, image, frame, voxels=voxels)
@@ -103,7 +98,7 @@ def read_volume(path: Path | str, *, frame: int | None = None, voxels: bool = Tr
 
 def count_frames(path: Path | str) -> int:
     """How many 3D scans a file holds. Raises InputError if it cannot be read."""
-    return int(np.prod(_load(Path(path)).shape[3:]))
+    return int(np.prod(load_image(Path(path)).shape[3:]))
 
 
 def volume_of(
@@ -146,7 +141,8 @@ class _ArrayImage:
         return self.dataobj.dtype
 
 
-def _load(path: Path) -> Any:
+def load_image(path: Path) -> Any:
+    """The nibabel image of a file, its header read and its voxels not. Raises InputError."""
     if not path.is_file():
         raise InputError(f"no such scan: {path}")
     try:
@@ -246,108 +242,3 @@ def _check_affine(affine: NDArray[np.float64], path: Path | str) -> None:
             f"{path} is sheared by {shear:.1f} degrees (gantry tilt?); "
             "resample it to an orthogonal grid"
         )
-
-
-def write_labels(
-    path: Path | str, labels: NDArray[np.uint8], scan: Volume, names: Mapping[int, str]
-) -> None:
-    """Write labels on the scan's own grid: shape, affine, sform and qform with codes, bit for bit.
-
-    The same labels give the same bytes. A reader never sees half a file.
-
-    Args:
-        path: *.nii.gz or *.nii.
-        labels: (X, Y, Z) uint8.
-        scan: The scan that was labelled.
-        names: Label value -> structure, kept in a header extension.
-
-    Raises:
-        InputError: The path does not end in .nii.gz or .nii.
-    """
-    image = _on_grid(labels, scan)
-    image.header.set_intent("label", name="leuda")
-    content = json.dumps({"leuda": {"labels": {str(k): v for k, v in names.items()}}})
-    image.header.extensions.append(nib.nifti1.Nifti1Extension(COMMENT_EXTENSION, content.encode()))
-    _save(image, Path(path))
-
-
-def write_map(path: Path | str, values: NDArray[np.uint8], scan: Volume) -> None:
-    """Write a map (X, Y, Z) uint8 that is no label, e.g. uncertainty, on the scan's own grid."""
-    _save(_on_grid(values, scan), Path(path))
-
-
-def write_scan(
-    path: Path | str,
-    stored: NDArray[Any],
-    affine: NDArray[np.float64],
-    *,
-    slope: float = 1.0,
-    inter: float = 0.0,
-) -> None:
-    """Write an array (X, Y, Z) as *.nii.gz in mm whose values are slope * stored + inter.
-
-    zlib, level 3, and no time in the file: the bytes of a phantom are part of its cohort's hash.
-    """
-    image = nib.Nifti1Image(stored, affine)
-    image.header.set_slope_inter(slope, inter)
-    image.header.set_xyzt_units("mm")
-    image.set_qform(affine, code=1)
-    image.set_sform(affine, code=1)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(gzip.compress(image.to_bytes(), compresslevel=3, mtime=0))
-
-
-def _on_grid(values: NDArray[np.uint8], scan: Volume) -> Any:
-    """An image with these values and exactly the scan's geometry, and nothing else of it."""
-    assert values.shape == scan.raw.shape
-    assert values.dtype == np.uint8
-    data = values.reshape(scan.shape)
-    if scan.header is None:
-        image = nib.Nifti1Image(data, scan.affine)
-        image.header.set_xyzt_units("mm")
-    else:
-        single = nib.Nifti2Image if isinstance(scan.header, nib.Nifti2Header) else nib.Nifti1Image
-        header = single.header_class.from_header(scan.header, check=False)
-        header.extensions.clear()  # a scan's extensions and free text may name the patient
-        header["descrip"], header["aux_file"] = b"", b""
-        header.set_data_dtype(np.uint8)
-        header.set_data_shape(data.shape)
-        header["pixdim"] = scan.header["pixdim"]  # set_data_shape loses those beyond the shape
-        # affine=None: nibabel then leaves sform and qform exactly as they stand in the header
-        image = single(data, None, header)
-    image.header["scl_slope"], image.header["scl_inter"] = 1, 0
-    image.header["cal_min"], image.header["cal_max"] = 0, 0
-    return image
-
-
-def _save(image: Any, path: Path) -> None:
-    check_label_path(path)
-    with (
-        atomic_path(path) as temporary,
-        gzip_array.open_to_write(temporary, compress=path.name.endswith(".gz")) as stream,
-    ):
-        image.to_stream(stream)
-
-
-def check_label_path(path: Path, scan: Path | None = None) -> None:
-    """Refuse, before any work is done, a label file that is not NIfTI or is the scan itself."""
-    if not path.name.endswith((".nii", ".nii.gz")):
-        raise InputError(f"labels are written as NIfTI; name {path} *.nii.gz or *.nii")
-    if scan is not None and path.exists() and scan.exists() and path.samefile(scan):
-        raise InputError(f"the labels would replace the scan {scan}; choose another --output")
-
-
-def read_label_names(path: Path | str) -> dict[int, str]:
-    """Label value -> structure, from the header extension that `write_labels` wrote; else empty."""
-    image = _load(Path(path))
-    for extension in getattr(image.header, "extensions", []):
-        if extension.get_code() != COMMENT_EXTENSION:
-            continue
-        try:
-            content = extension.get_content()
-            text = content.decode() if isinstance(content, bytes) else str(content)
-            labels = json.loads(text.rstrip("\x00"))["leuda"]["labels"]
-            return {int(value): str(name) for value, name in labels.items()}
-        except (UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError):
-            continue  # somebody else's comment
-    return {}

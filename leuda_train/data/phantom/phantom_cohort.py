@@ -8,12 +8,10 @@ subject is scanned twice, so the two modalities are unpaired.
 
 from __future__ import annotations
 
-import gzip
 from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
 
-import nibabel as nib
 import numpy as np
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
@@ -23,6 +21,7 @@ from scipy.spatial.transform import Rotation
 from leuda_deploy.errors import InputError
 from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.machine.progress import Progress, no_progress
+from leuda_deploy.scans.nifti import write_scan
 
 Floats = NDArray[np.floating]
 Vector = tuple[float, float, float]
@@ -410,23 +409,6 @@ def render_ct(
     return np.clip(np.rint(hu), -1024, 3071).astype(np.int16)
 
 
-def _write(path: Path, content: bytes) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
-
-
-def _nifti(
-    stored: NDArray[np.generic], affine: Floats, inter: float = 0.0, slope: float = 1.0
-) -> bytes:
-    """Gzipped NIfTI-1 whose values are slope * stored + inter; the same bytes every time."""
-    image = nib.Nifti1Image(stored, affine)
-    image.header.set_slope_inter(slope, inter)
-    image.header.set_xyzt_units("mm")
-    image.set_qform(affine, code=1)
-    image.set_sform(affine, code=1)
-    return gzip.compress(image.to_bytes(), compresslevel=3, mtime=0)
-
-
 def _write_subject(out: Path, role: Role, number: int, seed: int) -> None:
     rng = np.random.default_rng([seed, number])
     shape, affine = draw_affine(rng, PROTOCOLS[role.modality])
@@ -435,15 +417,15 @@ def _write_subject(out: Path, role: Role, number: int, seed: int) -> None:
     if role.modality == "mr":
         image = render_mr(tissue, rng, spacing)
         stored = np.rint(image).astype(np.int16) if rng.random() < 0.5 else image
-        content = _nifti(stored, affine)
+        inter = 0
     else:
         inter = (0, -1024)[rng.integers(2)]  # some scanners store HU + 1024
-        content = _nifti(render_ct(tissue, rng, spacing) - np.int16(inter), affine, inter)
+        stored = render_ct(tissue, rng, spacing) - np.int16(inter)
     name = f"{role.modality}_{number}"
-    _write(out / role.images / f"{name}_image.nii.gz", content)
+    write_scan(out / role.images / f"{name}_image.nii.gz", stored, affine, inter=inter)
     if role.labels:
         raw = np.array([RAW_LABEL.get(t, 0) for t in Tissue], np.int16)
-        _write(out / role.labels / f"{name}_label.nii.gz", _nifti(raw[tissue], affine))
+        write_scan(out / role.labels / f"{name}_label.nii.gz", raw[tissue], affine)
 
 
 def write_cohort(
@@ -477,5 +459,6 @@ def write_cohort(
         _write_subject(out, role, number, seed)
         progress(done, len(plan), f"{role.modality}_{number}")
     path = out / "cohort.toml"
-    _write(path, COHORT_TOML.encode())
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(COHORT_TOML.encode())
     return path

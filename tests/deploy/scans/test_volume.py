@@ -16,12 +16,8 @@ from numpy.typing import NDArray
 from support.makers import MakeVolume
 
 from leuda_deploy.errors import InputError
-from leuda_deploy.scans.volume import (
-    check_label_path,
-    read_label_names,
-    read_volume,
-    write_labels,
-)
+from leuda_deploy.scans.nifti import check_label_path, read_label_names, write_labels
+from leuda_deploy.scans.volume import read_volume
 
 SHAPE = (3, 4, 5)
 AFFINE = np.array([[0, 0, 2.5, -5], [-0.75, 0, 0, 6], [0, 1.5, 0, 7], [0, 0, 0, 1.0]])
