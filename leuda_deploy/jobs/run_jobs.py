@@ -170,10 +170,10 @@ def _write(case: _Case, segmenter: Segmenter, overlay: bool) -> None:
     assert case.stack is not None
     assert case.found is not None
     if case.series is not None and case.job.seg is not None:
-        from leuda_deploy.scans.dicom import write_seg
+        from leuda_deploy.jobs.dicom_seg import write_dicom_seg
 
         with case.clock("write"):
-            write_seg(case.job.seg, case.found.labels, case.series, segmenter.card)
+            write_dicom_seg(case.job.seg, case.found.labels, case.series, segmenter.card)
     report = write_found(
         case.job.scan,
         case.stack.volume,

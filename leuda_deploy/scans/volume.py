@@ -13,7 +13,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from leuda_deploy.errors import InputError, one_line
+from leuda_deploy.errors import ScanError, one_line
 from leuda_deploy.scans import gzip_array
 
 MAX_SHEAR_DEGREES = 1.0
@@ -85,19 +85,19 @@ def read_volume(path: Path | str, *, frame: int | None = None, voxels: bool = Tr
         The scan, its values as they are stored.
 
     Raises:
-        InputError: The file is missing, damaged or no scan; its values are not real numbers; it has
+        ScanError: The file is missing, damaged or no scan; its values are not real numbers; it has
             fewer than three axes, or frames of which none was chosen; its affine is degenerate or
-            sheared; or it is not measured in mm.
+            sheared; or it is not measured in mm. `fault` says which.
     """
     path = Path(path)
     image = load_image(path)
     if not isinstance(image, nib.spatialimages.SpatialImage):
-        raise InputError(f"{path} is a {type(image).__name__}, not a volume")
+        raise ScanError("no volume", f"{path} is a {type(image).__name__}, not a volume")
     return _volume(path.name, path, image, frame, voxels=voxels)
 
 
 def count_frames(path: Path | str) -> int:
-    """How many 3D scans a file holds. Raises InputError if it cannot be read."""
+    """How many 3D scans a file holds. Raises ScanError if it cannot be read."""
     return int(np.prod(load_image(Path(path)).shape[3:]))
 
 
@@ -112,16 +112,18 @@ def volume_of(
         frame: As for `read_volume`.
 
     Raises:
-        InputError: As `read_volume` does.
+        ScanError: As `read_volume` does.
     """
     if isinstance(scan, np.ndarray):
         if affine is None or np.shape(affine) != (4, 4):
-            raise InputError("an array needs the affine (4, 4) that says where it lies")
+            raise ScanError("no volume", "an array needs the affine (4, 4) that says where it lies")
         image: Any = _ArrayImage(scan, np.asarray(affine, dtype=np.float64))
     elif isinstance(scan, nib.spatialimages.SpatialImage):
         image = scan
     else:
-        raise InputError(f"a scan is a file, a nibabel image or an array, not {type(scan)}")
+        raise ScanError(
+            "no volume", f"a scan is a file, a nibabel image or an array, not {type(scan)}"
+        )
     return _volume("scan", "scan", image, frame)
 
 
@@ -142,13 +144,13 @@ class _ArrayImage:
 
 
 def load_image(path: Path) -> Any:
-    """The nibabel image of a file, its header read and its voxels not. Raises InputError."""
+    """The nibabel image of a file, its header read and its voxels not. Raises ScanError."""
     if not path.is_file():
-        raise InputError(f"no such scan: {path}")
+        raise ScanError("missing", f"no such scan: {path}")
     try:
         return nib.load(path)
     except UNREADABLE as error:
-        raise InputError(f"cannot read {path} as a scan: {one_line(error)}") from error
+        raise ScanError("damaged", f"cannot read {path} as a scan: {one_line(error)}") from error
 
 
 def _volume(
@@ -158,16 +160,23 @@ def _volume(
     _check_affine(affine, path)
     shape = tuple(int(n) for n in image.shape)
     if image.get_data_dtype().kind not in "iufb":
-        raise InputError(f"{path} holds {image.get_data_dtype()} values; a scan has real numbers")
+        raise ScanError(
+            "no real numbers",
+            f"{path} holds {image.get_data_dtype()} values; a scan has real numbers",
+        )
     if len(shape) < 3 or min(shape) < 1:
-        raise InputError(f"{path} has shape {shape}; a scan has three axes of at least one voxel")
+        raise ScanError(
+            "axes", f"{path} has shape {shape}; a scan has three axes of at least one voxel"
+        )
     frames = int(np.prod(shape[3:]))
     if frames > 1 and frame is None:
-        raise InputError(
-            f"{path} is 4D with {frames} frames; choose one with --frame 0..{frames - 1}"
+        raise ScanError(
+            "frames", f"{path} is 4D with {frames} frames; choose one with --frame 0..{frames - 1}"
         )
     if frame is not None and not 0 <= frame < frames:
-        raise InputError(f"{path} has {frames} frame(s); --frame {frame} is not in 0..{frames - 1}")
+        raise ScanError(
+            "frames", f"{path} has {frames} frame(s); --frame {frame} is not in 0..{frames - 1}"
+        )
     _check_units(image.header, path)
     raw, slope, inter = np.broadcast_to(image.get_data_dtype().type(0), shape[:3]), 1.0, 0.0
     if voxels:
@@ -188,7 +197,7 @@ def _check_units(header: Any, path: Path | str) -> None:
     code = int(header["xyzt_units"]) % 8 if isinstance(header, nib.Nifti1Header) else 0
     if code in (1, 3):
         unit = "metres" if code == 1 else "microns"
-        raise InputError(f"{path} is measured in {unit}; convert its header to mm")
+        raise ScanError("units", f"{path} is measured in {unit}; convert its header to mm")
 
 
 def _stored_values(image: Any, path: Path | str, frame: int) -> tuple[NDArray[Any], float, float]:
@@ -208,8 +217,9 @@ def _stored_values(image: Any, path: Path | str, frame: int) -> tuple[NDArray[An
                 inter,
             )
     except UNREADABLE as error:
-        raise InputError(
-            f"cannot read the voxels of {path} (truncated or damaged?): {one_line(error)}"
+        raise ScanError(
+            "damaged",
+            f"cannot read the voxels of {path} (truncated or damaged?): {one_line(error)}",
         ) from error
 
 
@@ -232,13 +242,16 @@ def _check_affine(affine: NDArray[np.float64], path: Path | str) -> None:
     axes = affine[:3, :3]
     lengths = np.linalg.norm(axes, axis=0)
     if not np.isfinite(affine).all() or (lengths < 1e-6).any():
-        raise InputError(f"{path} has a degenerate affine (voxel sizes {lengths.tolist()} mm)")
+        raise ScanError(
+            "degenerate", f"{path} has a degenerate affine (voxel sizes {lengths.tolist()} mm)"
+        )
     cosines = (axes / lengths).T @ (axes / lengths)
     shear = float(
         np.degrees(np.arcsin(np.clip(np.abs(cosines[~np.eye(3, dtype=bool)]).max(), 0, 1)))
     )
     if shear > MAX_SHEAR_DEGREES:
-        raise InputError(
+        raise ScanError(
+            "sheared",
             f"{path} is sheared by {shear:.1f} degrees (gantry tilt?); "
-            "resample it to an orthogonal grid"
+            "resample it to an orthogonal grid",
         )
