@@ -14,7 +14,7 @@ from leuda_deploy.cli import JsonOption, app, run
 from leuda_deploy.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
-    from leuda_deploy.inference.sliding_window import Tiling
+    from leuda_deploy.model.tiling import Tiling
 
 
 class DeviceOption(StrEnum):
@@ -307,7 +307,7 @@ def export(
     if card is not None and (from_run or output is None):
         raise InputError("--card is for an *.onnx file from elsewhere, and needs -o exports/NAME")
     if from_run:
-        from leuda_deploy.inference.sliding_window import Tiling
+        from leuda_deploy.model.tiling import Tiling
 
         tiling = Tiling(
             overlap=overlap, blending=blending.value, mirror=tuple(m.value for m in mirror or ())

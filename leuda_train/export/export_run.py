@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from leuda_deploy.errors import ParityError
 from leuda_deploy.export.lower_precision import LAYER_LIMITS, Progress, lower, prove
 from leuda_deploy.export.to_onnx import OPSET, WithSoftmax, to_onnx
-from leuda_deploy.inference.sliding_window import DEFAULT_TILING, Engine, Tiling
+from leuda_deploy.engines.engine import Scorer
+from leuda_deploy.model.tiling import DEFAULT_TILING, Tiling
 from leuda_deploy.model.card import (
     PALETTE,
     GraphOptions,
@@ -83,7 +84,7 @@ def export(
     return card, parities[-1]
 
 
-def scores_windows_alone(engine: Engine, windows: NDArray[np.float32]) -> bool:
+def scores_windows_alone(engine: Scorer, windows: NDArray[np.float32]) -> bool:
     """Whether an empty window is scored alike by itself and among others (N, 1, h, w).
 
     If so, the scores of one empty window stand for all of a scan: they differ by rounding alone, by

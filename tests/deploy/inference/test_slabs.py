@@ -26,7 +26,9 @@ from leuda_deploy.inference.memory_plan import make_plan
 from leuda_deploy.inference.segment import segment
 from leuda_deploy.inference.segmenter import Segmenter, sample_windows
 from leuda_deploy.inference.slabs import Blocks, ScanSlices
-from leuda_deploy.inference.sliding_window import Engine, Tiling, blend_weights, window_starts
+from leuda_deploy.engines.engine import Scorer
+from leuda_deploy.inference.sliding_window import blend_weights, window_starts
+from leuda_deploy.model.tiling import Tiling
 from leuda_deploy.model.model_file import read_model, write_model
 from leuda_deploy.scans.recipe import Depth, Recipe, Stack, window_at
 from leuda_deploy.scans.resample import fit_to_window, taps
@@ -56,7 +58,7 @@ def stack_of(
     return Stack(make_volume(raw, np.diag([1.0, 1.0, spacing_mm, 1.0])), RECIPE, depth=depth)
 
 
-def scored(engine: Engine, stack: Stack, tiling: Tiling) -> Float32:
+def scored(engine: Scorer, stack: Stack, tiling: Tiling) -> Float32:
     """(D, K, h, w) of the whole stack, put together from what comes out slab by slab."""
     blocks = Blocks(engine, stack, fill=-1.0, tiling=tiling, batch=3)
     found, at = [], 0
@@ -95,7 +97,7 @@ def test_voxelwise_engine_gives_its_function_of_the_scan(
 
 
 def blended_at_once(
-    engine: Engine, images: Float32, window: tuple[int, int, int], tiling: Tiling
+    engine: Scorer, images: Float32, window: tuple[int, int, int], tiling: Tiling
 ) -> Float32:
     """(D, H, W) of at least the window's size -> (D, K, H, W), in arrays of the whole size."""
     starts = [

@@ -20,7 +20,7 @@ from leuda_deploy.engines.open_engine import OnnxEngine, OpenVinoEngine, open_en
 from leuda_deploy.errors import InputError, LeudaError
 from leuda_deploy.inference.memory_plan import make_plan
 from leuda_deploy.inference.segmenter import Segmenter
-from leuda_deploy.inference.sliding_window import Tiling
+from leuda_deploy.model.tiling import Tiling
 from leuda_deploy.jobs.find_jobs import find_jobs
 from leuda_deploy.jobs.run_jobs import run_jobs
 from leuda_deploy.machine.gpu import find_gpu
