@@ -185,16 +185,26 @@ def write_int8(source: Path, folder: Path) -> None:
     import onnx
 
     from leuda_deploy.engines.open_engine import OnnxEngine
-    from leuda_deploy.export.lower_precision import lower
+    from leuda_deploy.export.lower_precision import lower_precision
     from leuda_deploy.model.model_file import MODEL_FILE, read_model
     from leuda_deploy.proof.parity import run_windows
     from leuda_deploy.proof.probes import make_probes
+    from leuda_deploy.proof.prove import Reference
 
     content, card = read_model(source / MODEL_FILE)
     images, _ = training_slices(np.random.default_rng(1))
     probes = make_probes({"made CT": images[::3]})
-    expected = run_windows(OnnxEngine(source), probes.windows)
-    lower(
-        onnx.load_model_from_string(content), card, "int8", probes, images[1::3], expected,
-        folder / MODEL_FILE, lambda done, total, what: None,
-    )  # fmt: skip
+    reference = Reference(
+        title="ONNX fp32",
+        probes=probes,
+        scores=run_windows(OnnxEngine(source), probes.windows),
+        graph=onnx.load_model_from_string(content),
+    )
+    lower_precision(
+        reference,
+        card,
+        "int8",
+        folder / MODEL_FILE,
+        calibration=images[1::3],
+        progress=lambda done, total, note: None,
+    )

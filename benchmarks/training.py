@@ -50,8 +50,8 @@ from leuda_train.data.slices import Slices
 from leuda_train.loop.hardware import DTYPES, Hardware, choose_hardware
 from leuda_train.loop.loop import Trainer
 from leuda_train.networks.cyclegan import Generator
-from leuda_train.stages.adapt import _Trainer
-from leuda_train.stages.translate import _Trainer as CycleGANTrainer
+from leuda_train.stages.adapt import Adaptation, draw_of
+from leuda_train.stages.translate import Translation
 
 RESULTS = Path(__file__).parent / "results"
 CLASSES = 5
@@ -116,8 +116,8 @@ def make_trainer(kind: str, config: TrainConfig, hardware: Hardware) -> Trainer:
             target=target,
             target_labels=None,
         )
-        return CycleGANTrainer(slices, config.translation, hardware, seed=0)
-    return _Trainer(sets, CLASSES, config, hardware, Generator(4, 1))
+        return Translation(slices, config.translation, hardware, seed=0)
+    return Adaptation(sets, CLASSES, config, hardware, Generator(4, 1))
 
 
 def stepper(kind: str, config: TrainConfig) -> tuple[Callable[[int], Any], torch.device]:
@@ -216,7 +216,7 @@ def compare_speed(setting: Setting, threads: int, rounds: int) -> dict[str, Any]
         worker.end()
         config = configs[name]
         cyclegan = VARIANTS[name][0] == "cyclegan"
-        images = 2 * config.translation.batch if cyclegan else config.images_per_step
+        images = 2 * config.translation.batch if cyclegan else draw_of(config).images_per_step
         seconds = [turn["seconds"] / steps[name] for turn in turns[name]]
         found[name] = {
             "images_per_step": images,

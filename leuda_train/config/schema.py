@@ -350,14 +350,6 @@ class TrainConfig(_Part):
         return tuple(name for name, asked in used if asked and name != "student")
 
     @property
-    def images_per_step(self) -> int:
-        """How many images a step of stage 2 draws, over all streams."""
-        objective, schedule = self.objective, self.schedule
-        unlabelled = len(objective.unlabelled_streams) + (objective.lambda_pseudo > 0)
-        labelled = len(objective.supervised_on)
-        return schedule.batch_labelled * labelled + schedule.batch_unlabelled * unlabelled
-
-    @property
     def uses_translation(self) -> bool:
         """Whether stage 1 is needed at all."""
         read = {*self.objective.supervised_on, *self.objective.unlabelled_streams, self.test.feed}

@@ -18,8 +18,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from leuda_train.config.schema import SOURCE_STREAMS, TARGET_STREAMS, Stream, TrainConfig
-from leuda_train.data.augment.affine import random_affine, warp
+from leuda_train.config.schema import (
+    SOURCE_STREAMS,
+    TARGET_STREAMS,
+    AugmentConfig,
+    Stream,
+    StyleConfig,
+)
+from leuda_train.data.augment.affine import random_affine, warp, warp_labelled
 from leuda_train.data.augment.style import randomise_style
 from leuda_train.loop.hardware import Hardware
 from leuda_train.loop.ranks import Ranks
@@ -45,6 +51,35 @@ class AlignedSets:
         """The same sets on the GPU where they fit `RESIDENT_SHARE` of its free memory."""
         *images, labels = on_device([*self.images.values(), self.labels], hardware)
         return replace(self, images=dict(zip(self.images, images, strict=True)), labels=labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """What a step's batch is made of: which streams, how many images of each, how they are varied.
+
+    seed                of every random choice, together with the step's number
+    supervised          the streams with labels; they show the same slices, so share one label
+    labelled_count      images of each of them
+    unlabelled          the streams without labels; those of one family show the same slices
+    unlabelled_count    images of each of them
+    restyle_target      also draw `Batch.strong`; "target" is then among `unlabelled`
+    augment, style      the random affine of every image; the random style of what is trained on
+    """
+
+    seed: int
+    supervised: tuple[Stream, ...]
+    labelled_count: int
+    unlabelled: tuple[Stream, ...]
+    unlabelled_count: int
+    restyle_target: bool
+    augment: AugmentConfig
+    style: StyleConfig
+
+    @property
+    def images_per_step(self) -> int:
+        """How many images all processes together draw for a step."""
+        unlabelled = len(self.unlabelled) + self.restyle_target
+        return self.labelled_count * len(self.supervised) + self.unlabelled_count * unlabelled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,39 +151,60 @@ def _order(size: int, seed: int, purpose: str, turn: int) -> NDArray[np.int64]:
     return torch.randperm(size, generator=generator).numpy()
 
 
-def make_batch(sets: AlignedSets, config: TrainConfig, hardware: Hardware, step: int) -> Batch:
+def make_batch(sets: AlignedSets, draw: Draw, hardware: Hardware, step: int) -> Batch:
     """Draw and augment the batch of a step. Each family (and its label) shares one warp.
 
-    B is this process's share of the config's batch sizes.
+    B is this process's share of the draw's counts.
     """
-    supervised, ranks = config.objective.supervised_on, hardware.ranks
-    rows = draw_rows(
-        sets.labelled_rows, config.schedule.batch_labelled, step, config.seed, "labelled"
-    )
+    ranks = hardware.ranks
+    rows = draw_rows(sets.labelled_rows, draw.labelled_count, step, draw.seed, "labelled")
+    images = _take_family(sets, draw.supervised, rows, hardware)
     labels = take_rows(sets.labels, ranks.share(rows), hardware).long()
-    labelled, warped = _family(sets, supervised, rows, config, hardware, step, "labelled", labels)
-    assert warped is not None
-    restyle = step_generator(config.seed, "style", step)
-    labelled = [_restyled(images, config, restyle, ranks) for images in labelled]
+    affine = _draw_affine(draw, images[0], len(rows), step, "labelled")
+    images, labels = warp_labelled(images, labels, ranks.share(affine))
+    restyle = step_generator(draw.seed, "style", step)
+    labelled = [_restyled(hardware.put(image), draw.style, restyle, ranks) for image in images]
+
     unlabelled: dict[Stream, Tensor] = {}
     for family in (SOURCE_STREAMS, TARGET_STREAMS):
-        streams = tuple(s for s in family if s in config.objective.unlabelled_streams)
-        if streams:
-            every = np.arange(len(sets.images[family[0]]))
-            count = config.schedule.batch_unlabelled
-            rows = draw_rows(every, count, step, config.seed, family[0])
-            images, _ = _family(sets, streams, rows, config, hardware, step, family[0], None)
-            unlabelled.update(zip(streams, images, strict=True))
+        streams = tuple(stream for stream in family if stream in draw.unlabelled)
+        if not streams:
+            continue
+        every = np.arange(len(sets.images[family[0]]))
+        rows = draw_rows(every, draw.unlabelled_count, step, draw.seed, family[0])
+        images = _take_family(sets, streams, rows, hardware)
+        affine = _draw_affine(draw, images[0], len(rows), step, family[0])
+        images = warp(images, ranks.share(affine))
+        unlabelled |= {s: hardware.put(image) for s, image in zip(streams, images, strict=True)}
     strong = None
-    if config.objective.lambda_pseudo > 0:
-        strong = _restyled(unlabelled["target"], config, restyle, ranks)
-    return Batch(labelled=labelled, labels=warped, unlabelled=unlabelled, strong=strong)
+    if draw.restyle_target:
+        strong = _restyled(unlabelled["target"], draw.style, restyle, ranks)
+    return Batch(labelled=labelled, labels=labels, unlabelled=unlabelled, strong=strong)
+
+
+def _take_family(
+    sets: AlignedSets, streams: tuple[Stream, ...], rows: NDArray[np.int64], hardware: Hardware
+) -> list[Tensor]:
+    """This process's share of the same rows of several aligned sets, (B, 1, h, w) each."""
+    own = hardware.ranks.share(rows)
+    return [take_rows(sets.images[stream], own, hardware)[:, None] for stream in streams]
+
+
+def _draw_affine(draw: Draw, images: Tensor, count: int, step: int, purpose: str) -> Tensor:
+    """The warp of each image of the joint batch, (count, 2, 3)."""
+    height, width = images.shape[-2:]
+    return random_affine(
+        count,
+        scale=draw.augment.scale,
+        rotation_degrees=draw.augment.rotation_degrees,
+        aspect=height / width,
+        generator=step_generator(draw.seed, f"warp/{purpose}", step),
+    )
 
 
 def _restyled(
-    images: Tensor, config: TrainConfig, generator: torch.Generator, ranks: Ranks
+    images: Tensor, style: StyleConfig, generator: torch.Generator, ranks: Ranks
 ) -> Tensor:
-    style = config.style
     return randomise_style(
         images,
         generator,
@@ -157,28 +213,3 @@ def _restyled(
         convolution=style.convolution,
         noise=style.noise,
     )
-
-
-def _family(
-    sets: AlignedSets,
-    streams: tuple[Stream, ...],
-    rows: NDArray[np.int64],
-    config: TrainConfig,
-    hardware: Hardware,
-    step: int,
-    purpose: str,
-    labels: Tensor | None,
-) -> tuple[list[Tensor], Tensor | None]:
-    """The same rows of several aligned sets, under one warp a row."""
-    own = hardware.ranks.share(rows)
-    images = [take_rows(sets.images[stream], own, hardware)[:, None] for stream in streams]
-    height, width = images[0].shape[-2:]
-    affine = random_affine(
-        len(rows),
-        scale=config.augment.scale,
-        rotation_degrees=config.augment.rotation_degrees,
-        aspect=height / width,
-        generator=step_generator(config.seed, f"warp/{purpose}", step),
-    )
-    warped, labels = warp(images, labels, hardware.ranks.share(affine))
-    return [hardware.put(image) for image in warped], labels

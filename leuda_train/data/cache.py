@@ -33,17 +33,17 @@ def made_once(
     if there is any to do, and wait.
     """
     if not ranks.first:
-        if ranks.told():  # the first process is making it
+        if ranks.broadcast():  # the first process is making it
             assist()
-            ranks.told()
+            ranks.broadcast()
         return folder
 
     def make_together(temporary: Path) -> None:
-        ranks.told(True)
+        ranks.broadcast(True)
         make(temporary)
 
     _made_once(folder, make_together)
-    ranks.told(False)  # either nothing was to be made, or it is there now
+    ranks.broadcast(False)  # either nothing was to be made, or it is there now
     return folder
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from leuda_deploy.errors import ParityError
-from leuda_deploy.export.lower_precision import LAYER_LIMITS, Progress, lower, prove
+from leuda_deploy.export.lower_precision import Progress, lower_precision
 from leuda_deploy.export.to_onnx import OPSET, WithSoftmax, to_onnx
 from leuda_deploy.engines.engine import Scorer
 from leuda_deploy.model.tiling import DEFAULT_TILING, Tiling
@@ -29,6 +30,7 @@ from leuda_deploy.model.export_folder import check_target, write_manifest
 from leuda_deploy.model.model_file import MODEL_FILE
 from leuda_deploy.proof.parity import Parity, run_windows
 from leuda_deploy.proof.probes import Probes, make_probes
+from leuda_deploy.proof.prove import LAYER_LIMITS, Reference, prove
 from leuda_deploy.scans.volume import atomic_folder
 from leuda_train.export.first_wrong_layer import first_layer_that_differs
 from leuda_train.loop.hardware import Hardware
@@ -60,18 +62,24 @@ def export(
     probes = make_probes(families)
     # the yardstick is float32 on the CPU, wherever and however the run was trained
     engine = TorchEngine(module, Hardware(torch.device("cpu"), "fp32"))
-    expected = run_windows(engine, probes.windows)
+    reference = Reference(
+        title="PyTorch fp32", probes=probes, scores=run_windows(engine, probes.windows)
+    )
     alone = scores_windows_alone(engine, probes.windows)
     card = card.model_copy(update={"tiling": tiling.model_copy(update={"skip_floor": alone})})
     with atomic_folder(out) as folder:
         path = folder / MODEL_FILE
         card = to_onnx(module, card, path)
-        parities = _prove_onnx(path, module, probes, expected)
+        parities = _prove_onnx(path, module, reference)
         report: dict[str, object] = {}
         if precision != "fp32":
-            model = onnx.load(path)
-            found = lower(
-                model, card, precision, probes, families["target"], expected, path, progress
+            found = lower_precision(
+                replace(reference, title="ONNX fp32", graph=onnx.load(path)),
+                card,
+                precision,
+                path,
+                calibration=families["target"],
+                progress=progress,
             )
             card, parities = found.card, (*parities, *found.parities)
             if precision == "int8":
@@ -101,16 +109,14 @@ def run_probes(run: Path) -> Probes:
     return make_probes(load_product(run)[2])
 
 
-def _prove_onnx(
-    path: Path, module: torch.nn.Module, probes: Probes, expected: NDArray[np.float32]
-) -> tuple[Parity, ...]:
+def _prove_onnx(path: Path, module: torch.nn.Module, reference: Reference) -> tuple[Parity, ...]:
     """The first stage; a refusal names the first layer that the graph does not compute."""
     try:
-        return prove(path, probes, expected, origin="PyTorch fp32")
+        return prove(path, reference)
     except ParityError as error:
         if error.window is None:
             raise
-        window = probes.windows[error.window][None]
+        window = reference.probes.windows[error.window][None]
         where = first_layer_that_differs(
             module, onnx.load(path), window, limit=LAYER_LIMITS["fp32"]
         )

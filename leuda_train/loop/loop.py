@@ -86,7 +86,7 @@ def run_steps(
     TrainingError if a term is not finite; the last checkpoint from before stays.
     """
     begin, history = 0, []
-    saved = ranks.told(checkpoint.load_latest(folder) if ranks.first else None)
+    saved = ranks.broadcast(checkpoint.load_latest(folder) if ranks.first else None)
     if saved is not None:
         begin, history = int(saved["step"]), list(saved["history"])
         trainer.restore(saved["trainer"])

@@ -9,7 +9,7 @@ from leuda_train.loop.profile import phase
 from leuda_train.loop.ranks import Ranks
 
 
-def descend(
+def optimizer_step(
     optimizer: torch.optim.Optimizer, loss: Tensor, scaler: torch.amp.GradScaler, ranks: Ranks
 ) -> None:
     """Backward, the mean of the gradients over processes, and the optimiser's step."""

@@ -92,7 +92,7 @@ class Ranks:
             list(tensors), [part.view(t.shape) for part, t in zip(parts, tensors, strict=True)]
         )
 
-    def told(self, value: Any = None) -> Any:
+    def broadcast(self, value: Any = None) -> Any:
         """What the first process passes; the others wait for it."""
         if self.size == 1:
             return value
@@ -121,7 +121,7 @@ class _Gather(torch.autograd.Function):
 
 
 @contextmanager
-def joined(device: str) -> Iterator[Ranks]:
+def process_group(device: str) -> Iterator[Ranks]:
     """The processes that torchrun started, together; one alone where it started none.
 
     device  "auto", "cpu" or "cuda": whose tensors will be exchanged

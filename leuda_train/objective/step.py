@@ -32,7 +32,7 @@ from leuda_train.config.schema import SOURCE_LIKE, ObjectiveConfig, Stream
 from leuda_train.data.augment.affine import teacher_noise
 from leuda_train.data.batches import Batch
 from leuda_train.loop.hardware import Hardware
-from leuda_train.loop.optimizer_step import descend
+from leuda_train.loop.optimizer_step import optimizer_step
 from leuda_train.loop.profile import phase
 from leuda_train.networks.batchnorm import normalised_by
 from leuda_train.objective.ema import ema_decay, update_teacher
@@ -159,7 +159,7 @@ def le_uda_step(
     )
 
     # --- student
-    descend(nets.student_optimizer, L, nets.scaler, ranks)
+    optimizer_step(nets.student_optimizer, L, nets.scaler, ranks)
 
     # --- discriminators, on detached features
     if objective.lambda_adv_intra > 0 or objective.lambda_adv_inter > 0:
@@ -168,7 +168,7 @@ def le_uda_step(
                 L_D = L_D + _discern_all(nets.intra_critic, g_intra, f_intra)
             if objective.lambda_adv_inter > 0:
                 L_D = L_D + _discern_all(nets.inter_critic, g_inter, f_inter)
-        descend(nets.critic_optimizer, L_D, nets.scaler, ranks)
+        optimizer_step(nets.critic_optimizer, L_D, nets.scaler, ranks)
     nets.scaler.update()
 
     # --- EMA last: teachers follow the student

@@ -21,7 +21,7 @@ from leuda_train.config.schema import SOURCE_STREAMS, TARGET_STREAMS, Stream
 from leuda_train.data.cohort import Cohort, Scan
 from leuda_train.data.slices import Slices, class_numbers
 from leuda_train.loop.loop import Row
-from leuda_train.stages.translate import Translation
+from leuda_train.stages.translate import TranslatedSets
 
 TITLES = {
     "source": "source $x^s$",
@@ -37,7 +37,7 @@ RUN_ROWS, RUN_COLUMNS = 4, 6  # of slices in run.png
 
 
 def draw_run(
-    path: Path, slices: Slices, translation: Translation | None, history: list[Row]
+    path: Path, slices: Slices, translation: TranslatedSets | None, history: list[Row]
 ) -> None:
     """Write the picture: the image sets that there are and the curves of the stages trained.
 

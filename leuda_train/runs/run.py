@@ -44,12 +44,12 @@ from leuda_train.evaluation.held_out import evaluate_product, oracle
 from leuda_train.loop.hardware import Hardware, check_compiler, choose_hardware
 from leuda_train.loop.loop import Progress, Watch
 from leuda_train.loop.metrics_log import Metrics
-from leuda_train.loop.ranks import Ranks, joined
+from leuda_train.loop.ranks import Ranks, process_group
 from leuda_train.networks.product import ProductFacts, save_product
 from leuda_train.runs.pictures import draw_predictions, draw_run
 from leuda_train.stages.adapt import Adapted, adapt
 from leuda_train.stages.distil import distil
-from leuda_train.stages.translate import Translation, load_translation
+from leuda_train.stages.translate import TranslatedSets, load_translation
 
 # The image families that look like what the product is fed, and how many slices of each are kept
 # to prove exports on.
@@ -74,7 +74,7 @@ def train(
     stage("name") gives a context manager that yields a progress function. Raises InputError if
     `out` holds a run of another config or cohort.
     """
-    with joined(config.device) as ranks:
+    with process_group(config.device) as ranks:
         return _train(cohort_file, config, out, cache, stage, labelled, profile, tensorboard, ranks)
 
 
@@ -96,7 +96,7 @@ def _train(
     recipe = make_recipe(config, cohort.spec.slices.axis, cohort.spec.slices.spacing_mm)
     resolved = _resolved(out, config, cohort)
     done = out / "evaluation.json"
-    finished: dict[str, Any] | None = ranks.told(
+    finished: dict[str, Any] | None = ranks.broadcast(
         json.loads(done.read_text()) if ranks.first and done.is_file() else None
     )
     if finished is not None:
@@ -155,7 +155,7 @@ def _train(
     if metrics is not None:
         metrics.close()
     if not ranks.first:
-        told: dict[str, Any] = ranks.told()
+        told: dict[str, Any] = ranks.broadcast()
         return told
     if profiles:
         with atomic_path(out / "profile.json") as temporary:
@@ -186,7 +186,7 @@ def _train(
     with atomic_path(done) as temporary:
         temporary.write_text(json.dumps(evaluation, indent=1, allow_nan=False))
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
-    ranks.told(evaluation)
+    ranks.broadcast(evaluation)
     return evaluation
 
 
@@ -236,7 +236,9 @@ def _same_run(path: Path, config: TrainConfig, cohort: Cohort) -> bool:
         return False
 
 
-def _aligned(slices: Slices, translation: Translation | None, config: TrainConfig) -> AlignedSets:
+def _aligned(
+    slices: Slices, translation: TranslatedSets | None, config: TrainConfig
+) -> AlignedSets:
     images = (
         translation.images
         if translation is not None
@@ -254,7 +256,7 @@ def _aligned(slices: Slices, translation: Translation | None, config: TrainConfi
     )
 
 
-def _samples(slices: Slices, translation: Translation | None) -> dict[str, NDArray[np.float32]]:
+def _samples(slices: Slices, translation: TranslatedSets | None) -> dict[str, NDArray[np.float32]]:
     """Slices (n, h, w) of each image family that there is, evenly spread over it."""
     images = {"target": slices.target} if translation is None else translation.images
     samples = {}

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from leuda_train.config.schema import ObjectiveConfig, ScheduleConfig, TrainConfig
-from leuda_train.data.batches import AlignedSets, make_batch, seed_dropout, step_generator
+from leuda_train.data.batches import (
+    AlignedSets,
+    Draw,
+    make_batch,
+    seed_dropout,
+    step_generator,
+)
 from leuda_train.loop.hardware import Hardware, compile_networks
 from leuda_train.loop.loop import Row, Watch, run_steps
 from leuda_train.loop.profile import phase
@@ -59,7 +65,7 @@ def adapt(
 
     to_source  the generator of stage 1, where a network is tested on x^{t→s}
     """
-    trainer = _Trainer(sets, classes, config, hardware, to_source)
+    trainer = Adaptation(sets, classes, config, hardware, to_source)
     schedule = config.schedule
     history = run_steps(
         trainer,
@@ -83,6 +89,20 @@ def adapt(
         score=best["score"],
         scores=trainer.scores,
         history=history,
+    )
+
+
+def draw_of(config: TrainConfig) -> Draw:
+    """What a step of stage 2 draws."""
+    return Draw(
+        seed=config.seed,
+        supervised=config.objective.supervised_on,
+        labelled_count=config.schedule.batch_labelled,
+        unlabelled=config.objective.unlabelled_streams,
+        unlabelled_count=config.schedule.batch_unlabelled,
+        restyle_target=config.objective.lambda_pseudo > 0,
+        augment=config.augment,
+        style=config.style,
     )
 
 
@@ -114,7 +134,7 @@ def learning_rate(step: int, schedule: ScheduleConfig, warmup_epochs: int) -> fl
     return schedule.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
-class _Trainer:
+class Adaptation:
     """One LE-UDA iteration at a time."""
 
     def __init__(
@@ -126,7 +146,8 @@ class _Trainer:
         to_source: Generator | None = None,
     ) -> None:
         self.sets, self.config, self.hardware = sets.on_device(hardware), config, hardware
-        self.images_per_step = config.images_per_step
+        self.draw = draw_of(config)
+        self.images_per_step = self.draw.images_per_step
         self.to_source = hardware.place(to_source) if to_source is not None else None
         self.probe = None if config.uses_target_labels else make_probe(sets, hardware, config.seed)
         self.scores: list[Row] = []
@@ -174,7 +195,7 @@ class _Trainer:
         rate = learning_rate(step, config.schedule, objective.warmup_epochs)
         self.nets.student_optimizer.param_groups[0]["lr"] = rate
         with phase("data"):
-            batch = make_batch(self.sets, config, self.hardware, step)
+            batch = make_batch(self.sets, self.draw, self.hardware, step)
         seed_dropout(config.seed, "dropout", step, self.hardware)
         terms = le_uda_step(
             self.nets,

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from leuda_train.config.schema import TrainConfig
-from leuda_train.data.batches import AlignedSets, make_batch, seed_dropout
+from leuda_train.data.batches import AlignedSets, Draw, make_batch, seed_dropout
 from leuda_train.loop.hardware import Hardware
 from leuda_train.loop.loop import Watch, run_steps
-from leuda_train.loop.optimizer_step import descend
+from leuda_train.loop.optimizer_step import optimizer_step
 from leuda_train.loop.profile import phase
 from leuda_train.networks.batchnorm import with_joint_batchnorm
 from leuda_train.networks.product import Product
@@ -39,7 +39,7 @@ def distil(
 
     Resumes from folder. Returns what is shipped.
     """
-    trainer = _Trainer(teachers, sets, classes, config, hardware)
+    trainer = Distillation(teachers, sets, classes, config, hardware)
     assert config.distil is not None
     run_steps(
         trainer,
@@ -53,7 +53,21 @@ def distil(
     return Product(trainer.network, None).eval()
 
 
-class _Trainer:
+def draw_of(config: TrainConfig) -> Draw:
+    """What a step of stage 3 draws: labelled x^{s→t}, and x^t plain and restyled."""
+    return Draw(
+        seed=config.seed,
+        supervised=("source_as_target",),
+        labelled_count=config.schedule.batch_labelled,
+        unlabelled=("target",),
+        unlabelled_count=config.schedule.batch_unlabelled,
+        restyle_target=True,
+        augment=config.augment,
+        style=config.style,
+    )
+
+
+class Distillation:
     """One update of the small network at a time."""
 
     def __init__(
@@ -68,23 +82,9 @@ class _Trainer:
         self.teachers = [hardware.place(t).eval().requires_grad_(False) for t in teachers.values()]
         self.sets, self.hardware = sets.on_device(hardware), hardware
         self.distil = config.distil
-        # the batches of a run that is supervised on x^{s→t} and self-trains on x^t
-        self.config = config.model_copy(
-            update={
-                "objective": config.objective.model_copy(
-                    update={
-                        "supervised_on": ("source_as_target",),
-                        "lambda_intra": 0.0,
-                        "lambda_inter": 0.0,
-                        "lambda_adv_intra": 0.0,
-                        "lambda_adv_inter": 0.0,
-                        "lambda_pseudo": 1.0,
-                        "pseudo_from": ("inter_teacher",),  # it reads x^t: no other stream is drawn
-                    }
-                )
-            }
-        )
-        self.images_per_step = self.config.images_per_step
+        self.seed, self.confidence = config.seed, config.objective.pseudo_confidence
+        self.draw = draw_of(config)
+        self.images_per_step = self.draw.images_per_step
         torch.manual_seed(config.seed)
         widths = self.distil.widths(config.unet.widths)
         network: nn.Module = UNet(classes, widths, config.unet.dropout)
@@ -100,9 +100,9 @@ class _Trainer:
         """Pseudo-labels from the teachers, then one update on both kinds of label."""
         rate = 0.5 * (1.0 + math.cos(math.pi * step / self.distil.steps))
         self.optimizer.param_groups[0]["lr"] = self.distil.learning_rate * rate
-        seed_dropout(self.config.seed, "distil dropout", step, self.hardware)
+        seed_dropout(self.seed, "distil dropout", step, self.hardware)
         with phase("data"):
-            batch = make_batch(self.sets, self.config, self.hardware, step)
+            batch = make_batch(self.sets, self.draw, self.hardware, step)
         assert batch.strong is not None
         with self.hardware.autocast():
             with torch.no_grad():
@@ -110,12 +110,12 @@ class _Trainer:
             logits, _ = self.network(torch.cat([*batch.labelled, batch.strong]))
         labelled, target = logits.split([len(batch.labels), len(batch.strong)])
         q_mean = torch.stack([vote.float().softmax(dim=1) for vote in votes]).mean(dim=0)
-        confidence, ranks = self.config.objective.pseudo_confidence, self.hardware.ranks
+        ranks = self.hardware.ranks
         terms = {
             "L_seg": segmentation_loss(labelled, batch.labels, ranks),
-            "L_pseudo": pseudo_loss(target, *pseudo_labels(q_mean, confidence, ranks), ranks),
+            "L_pseudo": pseudo_loss(target, *pseudo_labels(q_mean, self.confidence, ranks), ranks),
         }
-        descend(self.optimizer, terms["L_seg"] + terms["L_pseudo"], self.scaler, ranks)
+        optimizer_step(self.optimizer, terms["L_seg"] + terms["L_pseudo"], self.scaler, ranks)
         self.scaler.update()
         return {name: term.detach() for name, term in terms.items()}
 

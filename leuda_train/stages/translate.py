@@ -26,16 +26,15 @@ from leuda_train.data.cache import content_key, made_once
 from leuda_train.data.slices import Slices
 from leuda_train.loop.hardware import Hardware
 from leuda_train.loop.loop import Row, Watch, checkpoint, run_steps
-from leuda_train.loop.optimizer_step import descend
+from leuda_train.loop.optimizer_step import optimizer_step
 from leuda_train.loop.profile import phase
 from leuda_train.loop.ranks import ALONE
-from leuda_train.networks.cyclegan import (
+from leuda_train.networks.cyclegan import Generator, patch_discriminator
+from leuda_train.stages.cyclegan import (
     CycleGAN,
-    Generator,
     ImagePool,
-    critic_loss,
+    discriminator_losses,
     generator_losses,
-    patch_discriminator,
 )
 
 STAGE = "translation"
@@ -43,7 +42,7 @@ log = logging.getLogger("leuda")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Translation:
+class TranslatedSets:
     """The six image sets, (N, h, w) float32 memory-mapped, and the generator that made x^{t→s}.
 
     to_source is None where no generator was trained.
@@ -63,7 +62,7 @@ def load_translation(
     seed: int,
     checkpoint_seconds: float,
     watch: Watch,
-) -> Translation:
+) -> TranslatedSets:
     """Open the six aligned sets, training the translator first if they are not there."""
     key = content_key(slices.key, config.model_dump(mode="json"), seed, hardware.precision)
     training = cache / f"training-{key}"
@@ -79,8 +78,8 @@ def load_translation(
                 ranks.size,
             )
 
-    def train() -> tuple[_Trainer, list[Row]]:
-        trainer = _Trainer(slices, config, hardware, seed)
+    def train() -> tuple[Translation, list[Row]]:
+        trainer = Translation(slices, config, hardware, seed)
         history = run_steps(
             trainer,
             name=STAGE,
@@ -117,7 +116,7 @@ def load_translation(
     return translation
 
 
-def _open(folder: Path, slices: Slices, config: TranslationConfig) -> Translation:
+def _open(folder: Path, slices: Slices, config: TranslationConfig) -> TranslatedSets:
     to_source = None
     if config.kind == "cyclegan":
         to_source = Generator(config.width, config.blocks)
@@ -129,7 +128,7 @@ def _open(folder: Path, slices: Slices, config: TranslationConfig) -> Translatio
         "target_cycled",
     )
     sets = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in translated}
-    return Translation(
+    return TranslatedSets(
         images={"source": slices.source, "target": slices.target, **sets},
         to_source=to_source,
         history=json.loads((folder / "history.json").read_text()),
@@ -141,7 +140,7 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * min(1.0, 2.0 * (1.0 - step / steps))
 
 
-class _Trainer:
+class Translation:
     """Both generators, then both discriminators, one iteration at a time."""
 
     def __init__(
@@ -154,16 +153,18 @@ class _Trainer:
         self.nets = CycleGAN(
             to_target=hardware.place(_initialised(Generator(config.width, config.blocks))),
             to_source=hardware.place(_initialised(Generator(config.width, config.blocks))),
-            target_critic=hardware.place(self._critic()),
-            source_critic=hardware.place(self._critic()),
+            target_discriminator=hardware.place(self._discriminator()),
+            source_discriminator=hardware.place(self._discriminator()),
             target_pool=ImagePool(config.pool),
             source_pool=ImagePool(config.pool),
         )
         self.generators = self._adam(self.nets.to_target, self.nets.to_source)
-        self.critics = self._adam(self.nets.target_critic, self.nets.source_critic)
+        self.discriminators = self._adam(
+            self.nets.target_discriminator, self.nets.source_discriminator
+        )
         self.scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.needs_scaler)
 
-    def _critic(self) -> nn.Module:
+    def _discriminator(self) -> nn.Module:
         config = self.config
         return _initialised(
             patch_discriminator(config.discriminator_width, config.discriminator_layers)
@@ -187,34 +188,34 @@ class _Trainer:
         with phase("data"):
             source = self._draw(self.source, "source", step)
             target = self._draw(self.target, "target", step)
-        for optimizer in (self.generators, self.critics):
+        for optimizer in (self.generators, self.discriminators):
             rate = learning_rate(step, config.steps, config.learning_rate)
             optimizer.param_groups[0]["lr"] = rate
 
-        # --- generators: the critics' weights get no gradient here
-        for critic in (nets.target_critic, nets.source_critic):
-            critic.requires_grad_(False)
+        # --- generators: the discriminators' weights get no gradient here
+        for discriminator in (nets.target_discriminator, nets.source_discriminator):
+            discriminator.requires_grad_(False)
         with self.hardware.autocast():
             total, terms, fakes = generator_losses(
                 nets, source, target, config.lambda_cycle, config.lambda_identity
             )
-        descend(self.generators, total, self.scaler, ranks)
+        optimizer_step(self.generators, total, self.scaler, ranks)
 
-        # --- critics, on detached fakes
-        for critic in (nets.target_critic, nets.source_critic):
-            critic.requires_grad_(True)
+        # --- discriminators, on detached fakes
+        for discriminator in (nets.target_discriminator, nets.source_discriminator):
+            discriminator.requires_grad_(True)
         with self.hardware.autocast():
             pool = step_generator(self.seed, "pool", step)
-            terms["critic"] = critic_loss(nets, source, target, fakes, pool, ranks)
-        descend(self.critics, terms["critic"], self.scaler, ranks)
+            terms["discriminator"] = discriminator_losses(nets, source, target, fakes, pool, ranks)
+        optimizer_step(self.discriminators, terms["discriminator"], self.scaler, ranks)
         self.scaler.update()
         return {name: term.detach() for name, term in terms.items()}
 
     def _stateful(self) -> dict[str, Any]:
-        names = ("to_target", "to_source", "target_critic", "source_critic")
+        names = ("to_target", "to_source", "target_discriminator", "source_discriminator")
         return {name: getattr(self.nets, name) for name in names} | {
             "generators": self.generators,
-            "critics": self.critics,
+            "discriminators": self.discriminators,
             "scaler": self.scaler,
         }
 

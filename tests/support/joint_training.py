@@ -13,7 +13,7 @@ import torch
 from support import tiny
 
 from leuda_train.loop.loop import Watch, run_steps
-from leuda_train.loop.ranks import Ranks, joined
+from leuda_train.loop.ranks import Ranks, process_group
 from leuda_train.networks.product import Product
 from leuda_train.networks.unet import UNet
 from leuda_train.stages import adapt, distil, translate
@@ -35,21 +35,21 @@ def trainer_of(stage: str, ranks: Ranks):
     sets = tiny.aligned_sets()
     if stage == "translation":
         config = tiny.config().translation
-        return translate._Trainer(tiny.make_slices(), config, hardware, seed=0)
+        return translate.Translation(tiny.make_slices(), config, hardware, seed=0)
     if stage == "distillation":
         config = tiny.config(
             **NO_DROPOUT, **SLOW, distil={"width": 1.0, "steps": 20, "learning_rate": 3e-4}
         )
         torch.manual_seed(3)
         teachers = {name: Product(UNet(3, (4, 8), (0.0, 0.0)), None) for name in ("a", "b")}
-        return distil._Trainer(teachers, sets, 3, config, hardware)
+        return distil.Distillation(teachers, sets, 3, config, hardware)
     more: dict[str, dict] = {"objective": {}, "style": {}}
     if stage == "self-training":
         more = {"objective": SELF_TRAINING, "style": STYLE}
     if stage == "by stream":
         more["objective"] = {"batchnorm_over": "stream"}
     config = tiny.config(**NO_DROPOUT, **SLOW, **more)
-    return adapt._Trainer(sets, 3, config, hardware, tiny.generator())
+    return adapt.Adaptation(sets, 3, config, hardware, tiny.generator())
 
 
 def end(stage: str, steps: int, folder: Path, ranks: Ranks) -> tuple[dict, list]:
@@ -70,11 +70,11 @@ def end(stage: str, steps: int, folder: Path, ranks: Ranks) -> tuple[dict, list]
 
 if __name__ == "__main__":
     out = Path(sys.argv[1])
-    with joined("cpu") as ranks:
+    with process_group("cpu") as ranks:
         if sys.argv[2:] == ["the first fails"]:
             if ranks.first:
                 sys.exit("as the test wants it")
-            ranks.told()  # which never comes
+            ranks.broadcast()  # which never comes
         for job in sys.argv[2:]:
             stage, steps = job.split(":")
             found = end(stage, int(steps), out / "checkpoints" / stage, ranks)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from leuda_train.config.schema import SOURCE_STREAMS, TARGET_STREAMS, TrainConfig, parse_config
-from leuda_train.data.batches import AlignedSets
+from leuda_train.data.batches import AlignedSets, Draw
 from leuda_train.data.slices import Slices
 from leuda_train.loop.hardware import Hardware
 from leuda_train.networks.cyclegan import Generator
@@ -106,6 +106,22 @@ def content(**sections: object) -> dict:
 
 def config(**sections: object) -> TrainConfig:
     return parse_config(content(**sections), "the tiny config")
+
+
+def draw(**changed: object) -> Draw:
+    """What a step of the tiny config draws: both labelled streams, all six unlabelled ones."""
+    tiny = config()
+    every = {
+        "seed": tiny.seed,
+        "supervised": tiny.objective.supervised_on,
+        "labelled_count": 2,
+        "unlabelled": (*SOURCE_STREAMS, *TARGET_STREAMS),
+        "unlabelled_count": 2,
+        "restyle_target": False,
+        "augment": tiny.augment,
+        "style": tiny.style,
+    }
+    return Draw(**{**every, **changed})
 
 
 def aligned_sets(count: int = 6, size: int = 16, seed: int = 0) -> AlignedSets:

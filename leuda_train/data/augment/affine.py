@@ -36,22 +36,26 @@ def random_affine(
     return torch.stack(rows, dim=1)
 
 
-def warp(
-    images: Sequence[Tensor], labels: Tensor | None, affine: Tensor
-) -> tuple[list[Tensor], Tensor | None]:
-    """Warp every image (B, 1, H, W) of a family, and its label (B, H, W), by one affine (B, 2, 3).
+def warp(images: Sequence[Tensor], affine: Tensor) -> list[Tensor]:
+    """Warp every image (B, 1, H, W) of a family by one affine (B, 2, 3).
 
-    Images are interpolated linearly, labels by nearest neighbour; the border is continued.
+    Interpolates linearly and continues the border.
     """
     family = torch.cat(list(images), dim=1)  # (B, n, H, W): one sampling for all
-    grid = F.affine_grid(affine.to(family), list(family.shape), align_corners=False)
-    family = F.grid_sample(family, grid, padding_mode="border", align_corners=False)
-    warped = list(family.split(1, dim=1))
-    if labels is None:
-        return warped, None
-    plane = labels[:, None].to(family.dtype)
-    plane = F.grid_sample(plane, grid, mode="nearest", padding_mode="border", align_corners=False)
-    return warped, plane[:, 0].to(labels.dtype)
+    return list(_sample(family, affine, "bilinear").split(1, dim=1))
+
+
+def warp_labelled(
+    images: Sequence[Tensor], labels: Tensor, affine: Tensor
+) -> tuple[list[Tensor], Tensor]:
+    """`warp`, and the family's label (B, H, W) by the same affine, by nearest neighbour."""
+    plane = labels[:, None].to(images[0].dtype)
+    return warp(images, affine), _sample(plane, affine, "nearest")[:, 0].to(labels.dtype)
+
+
+def _sample(images: Tensor, affine: Tensor, mode: str) -> Tensor:
+    grid = F.affine_grid(affine.to(images), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode=mode, padding_mode="border", align_corners=False)
 
 
 def teacher_noise(

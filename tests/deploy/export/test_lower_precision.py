@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from leuda_deploy.engines.open_engine import OnnxEngine, OpenVinoEngine
 from leuda_deploy.errors import LeudaError, MissingExtraError, ModelError, ParityError
-from leuda_deploy.export import lower_precision as lower_module
-from leuda_deploy.export.lower_precision import lower, prove
+from leuda_deploy.export.lower_precision import Lowered, lower_precision
 from leuda_deploy.export.to_half import to_bf16, to_fp16
 from leuda_deploy.export.to_int8 import calibrate, quantisable, quantise, split_concatenations
+from leuda_deploy.model.card import Precision
 from leuda_deploy.model.model_file import MODEL_FILE, read_model
+from leuda_deploy.proof import prove as prove_module
 from leuda_deploy.proof.layers import first_layer_that_differs, layers_of, values_of
 from leuda_deploy.proof.parity import run_windows
 from leuda_deploy.proof.probes import Probes, make_probes
+from leuda_deploy.proof.prove import Reference, prove
 from leuda_deploy.scans.recipe import Stack
 from leuda_deploy.scans.resample import fit_to_window
 from leuda_deploy.scans.volume import read_volume
@@ -57,12 +61,19 @@ def probes(slices: np.ndarray) -> Probes:
 
 
 @pytest.fixture(scope="module")
-def expected(probes: Probes) -> np.ndarray:
-    return run_windows(OnnxEngine(TRANSLATED), probes.windows)
+def reference(model: onnx.ModelProto, probes: Probes) -> Reference:
+    scores = run_windows(OnnxEngine(TRANSLATED), probes.windows)
+    return Reference(title="ONNX fp32", probes=probes, scores=scores, graph=model)
 
 
-def quiet(done: int, total: int, note: str) -> None:
-    pass
+def lowered(
+    reference: Reference, precision: Precision, path: Path, slices: NDArray[np.float32]
+) -> Lowered:
+    """The phantom model in that precision, written to `path`."""
+    _, card = read_model(TRANSLATED / MODEL_FILE)
+    return lower_precision(
+        reference, card, precision, path, calibration=slices, progress=lambda *step: None
+    )
 
 
 def test_splitting_concatenations_changes_nothing(model: onnx.ModelProto, slices) -> None:
@@ -111,11 +122,10 @@ def graph_of(model: onnx.ModelProto) -> onnx.ModelProto:
 
 @pytest.mark.slow
 def test_int8_lifts_layers_until_the_gate_passes(
-    model: onnx.ModelProto, slices, probes: Probes, expected, tmp_path: Path
+    reference: Reference, slices, tmp_path: Path
 ) -> None:
-    _, card = read_model(TRANSLATED / MODEL_FILE)
     path = tmp_path / MODEL_FILE
-    found = lower(model, card, "int8", probes, slices, expected, path, quiet)
+    found = lowered(reference, "int8", path, slices)
     assert found.card.precision == "int8"
     assert min(dice for dice in found.parities[-1].class_dice.values() if dice is not None) >= 0.98
     every = {str(layer) for layer in layers_of(split_concatenations(model))}
@@ -127,38 +137,31 @@ def test_int8_lifts_layers_until_the_gate_passes(
 
 
 @pytest.mark.slow
-def test_int8_that_never_passes_is_refused(
-    model: onnx.ModelProto, slices, probes: Probes, expected, tmp_path: Path
-) -> None:
-    _, card = read_model(TRANSLATED / MODEL_FILE)
-    swapped = expected[:, [0, 2, 1, 3, 4]]
+def test_int8_that_never_passes_is_refused(reference: Reference, slices, tmp_path: Path) -> None:
+    swapped = replace(reference, scores=reference.scores[:, [0, 2, 1, 3, 4]])
     with pytest.raises(ParityError) as refused:
-        lower(model, card, "int8", probes, slices, swapped, tmp_path / MODEL_FILE, quiet)
+        lowered(swapped, "int8", tmp_path / MODEL_FILE, slices)
     said = str(refused.value)
     assert said.startswith("ONNX fp32 -> ONNX Runtime CPU int8")
     assert "no layer of it can be int8" in said
 
 
-def test_fp16_halves_the_file_and_passes(
-    model: onnx.ModelProto, slices, probes: Probes, expected, tmp_path: Path
-) -> None:
-    _, card = read_model(TRANSLATED / MODEL_FILE)
+def test_fp16_halves_the_file_and_passes(reference: Reference, slices, tmp_path: Path) -> None:
     path = tmp_path / MODEL_FILE
-    found = lower(model, card, "fp16", probes, slices, expected, path, quiet)
+    found = lowered(reference, "fp16", path, slices)
     assert 1e-5 < found.parities[-1].max_abs < 0.05
     assert path.stat().st_size < 0.55 * (TRANSLATED / MODEL_FILE).stat().st_size
 
 
 @pytest.mark.slow
 def test_bf16_is_proven_by_the_engine_that_runs_it(
-    model: onnx.ModelProto, slices, probes: Probes, expected, tmp_path: Path
+    reference: Reference, slices, tmp_path: Path
 ) -> None:
     pytest.importorskip("openvino")
     if "bf16" not in OpenVinoEngine(TRANSLATED, precision="auto").layers:
         pytest.skip("this processor has no bf16")
-    _, card = read_model(TRANSLATED / MODEL_FILE)
     path = tmp_path / MODEL_FILE
-    found = lower(model, card, "bf16", probes, slices, expected, path, quiet)
+    found = lowered(reference, "bf16", path, slices)
     (parity,) = found.parities
     assert parity.stage == "ONNX fp32 -> OpenVINO CPU bf16"
     assert 1e-4 < parity.mean_abs < 1e-2
@@ -167,13 +170,12 @@ def test_bf16_is_proven_by_the_engine_that_runs_it(
 
 
 def test_bf16_that_nothing_here_can_run_is_refused(
-    model: onnx.ModelProto, slices, probes: Probes, expected, tmp_path: Path, monkeypatch
+    reference: Reference, slices, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lower_module, "find_spec", lambda name: None)
-    _, card = read_model(TRANSLATED / MODEL_FILE)
+    monkeypatch.setattr(prove_module, "find_spec", lambda name: None)
     path = tmp_path / MODEL_FILE
     with pytest.raises(MissingExtraError, match=r"proving a bf16 graph.*leuda\[openvino\]"):
-        lower(model, card, "bf16", probes, slices, expected, path, quiet)
+        lowered(reference, "bf16", path, slices)
     with pytest.raises(LeudaError, match="does not run on the CPU; use --engine openvino"):
         OnnxEngine(path)
 
@@ -191,17 +193,16 @@ def test_bf16_weights_are_the_nearest(model: onnx.ModelProto) -> None:
 
 
 def test_what_one_engine_computes_and_another_does_not_is_refused(
-    probes: Probes, expected, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Off:
         def __call__(self, windows):
-            return np.roll(expected[: len(windows)], 1, axis=1)
+            return np.roll(reference.scores[: len(windows)], 1, axis=1)
 
-    honest = lower_module._proving_engines
-    both = lambda *given: {**honest(*given), "OpenVINO CPU": Off()}
-    monkeypatch.setattr(lower_module, "_proving_engines", both)
+    monkeypatch.setattr(prove_module, "find_spec", lambda name: name)  # as if it were installed
+    monkeypatch.setattr(prove_module, "OpenVinoEngine", lambda *given, **more: Off())
     with pytest.raises(ParityError) as refused:
-        prove(TRANSLATED / MODEL_FILE, probes, expected, origin="ONNX fp32")
+        prove(TRANSLATED / MODEL_FILE, reference)
     said = str(refused.value)
     assert said.startswith("ONNX fp32 -> OpenVINO CPU fp32: ")
     assert "'ONNX fp32 -> ONNX Runtime CPU fp32' passed; nothing was kept" in said

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from leuda_train.data.augment.affine import random_affine, teacher_noise, warp
+from leuda_train.data.augment.affine import random_affine, teacher_noise, warp_labelled
 
 IDENTITY = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]])
 
@@ -26,7 +26,7 @@ def affine(count: int = 4, *, scale=(0.9, 1.1), degrees: float = 10.0, aspect: f
 def test_identity_leaves_images_and_labels_as_they_are():
     images = torch.randn(1, 1, 7, 12)
     labels = torch.randint(5, (1, 7, 12))
-    (warped,), warped_labels = warp([images], labels, IDENTITY)
+    (warped,), warped_labels = warp_labelled([images], labels, IDENTITY)
     torch.testing.assert_close(warped, images, atol=1e-5, rtol=0)
     assert torch.equal(warped_labels, labels)
 
@@ -39,7 +39,7 @@ def test_all_images_of_a_family_and_the_label_are_warped_alike():
     labels = torch.zeros(4, 16, 16, dtype=torch.int64)
     labels[:, 3:9, 5:12] = 1
     image = labels[:, None].float()
-    (first, second), warped_labels = warp([image, 2.0 * image + 1.0], labels, affine())
+    (first, second), warped_labels = warp_labelled([image, 2.0 * image + 1.0], labels, affine())
     torch.testing.assert_close(second, 2.0 * first + 1.0)
     # where linear interpolation is not in doubt, the label says the same
     sure = (first[:, 0] - 0.5).abs() > 0.49
@@ -55,7 +55,7 @@ def test_rows_of_a_batch_are_warped_differently():
 
 def test_labels_keep_to_their_values():
     labels = torch.tensor([0, 3, 200])[torch.randint(3, (4, 16, 16), generator=generator())]
-    _, warped = warp([torch.zeros(4, 1, 16, 16)], labels, affine(degrees=45.0))
+    _, warped = warp_labelled([torch.zeros(4, 1, 16, 16)], labels, affine(degrees=45.0))
     assert set(warped.unique().tolist()) <= {0, 3, 200}
     assert warped.dtype == labels.dtype
 
@@ -76,7 +76,7 @@ def test_a_rotated_square_on_a_wide_image_keeps_its_area_and_sides():
     labels[:, 22:42, 70:90] = 1
     (cos, sin), aspect = (math.cos(0.6), math.sin(0.6)), 64 / 160
     turn = torch.tensor([[[cos, -sin * aspect, 0.0], [sin / aspect, cos, 0.0]]])
-    _, turned = warp([torch.zeros(1, 1, 64, 160)], labels, turn)
+    _, turned = warp_labelled([torch.zeros(1, 1, 64, 160)], labels, turn)
     points = np.argwhere(turned[0].numpy())
     assert len(points) == pytest.approx(400, rel=0.03)
     spread = np.linalg.eigvalsh(np.cov(points.T))  # of a square: the same along every direction
@@ -86,7 +86,8 @@ def test_a_rotated_square_on_a_wide_image_keeps_its_area_and_sides():
 def test_a_zoom_of_two_enlarges_twofold():
     labels = torch.zeros(1, 64, 64, dtype=torch.int64)
     labels[:, 28:36, 28:36] = 1
-    _, zoomed = warp([torch.zeros(1, 1, 64, 64)], labels, affine(1, scale=(2.0, 2.0), degrees=0.0))
+    twice = affine(1, scale=(2.0, 2.0), degrees=0.0)
+    _, zoomed = warp_labelled([torch.zeros(1, 1, 64, 64)], labels, twice)
     assert zoomed.sum().item() == 16 * 16
 
 

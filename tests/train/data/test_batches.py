@@ -44,18 +44,18 @@ def everything(batch) -> list[torch.Tensor]:
 
 
 def test_a_batch_does_not_depend_on_what_was_drawn_before():
-    sets, config = tiny.aligned_sets(), tiny.config()
-    straight = [make_batch(sets, config, tiny.CPU, step) for step in range(4)][3]
+    sets, draw = tiny.aligned_sets(), tiny.draw()
+    straight = [make_batch(sets, draw, tiny.CPU, step) for step in range(4)][3]
     torch.manual_seed(1234)
-    alone = make_batch(tiny.aligned_sets(), config, tiny.CPU, 3)
+    alone = make_batch(tiny.aligned_sets(), draw, tiny.CPU, 3)
     for a, b in zip(everything(straight), everything(alone), strict=True):
         assert torch.equal(a, b)
-    other = make_batch(sets, tiny.config(seed=1), tiny.CPU, 3)
+    other = make_batch(sets, tiny.draw(seed=1), tiny.CPU, 3)
     assert not torch.equal(alone.unlabelled["target"], other.unlabelled["target"])
 
 
 def test_families_are_aligned_before_and_after_the_warp():
-    batch = make_batch(tiny.aligned_sets(), tiny.config(), tiny.CPU, 5)
+    batch = make_batch(tiny.aligned_sets(), tiny.draw(), tiny.CPU, 5)
     assert set(batch.unlabelled) == {*SOURCE_STREAMS, *TARGET_STREAMS}
     for family in (SOURCE_STREAMS, TARGET_STREAMS):
         first = batch.unlabelled[family[0]]
@@ -70,7 +70,7 @@ def test_labels_follow_their_images_through_the_warp():
     sets = tiny.aligned_sets()
     images = dict(sets.images, source=sets.labels.astype(np.float32))
     sets = replace(sets, images=images)
-    batch = make_batch(sets, tiny.config(), tiny.CPU, 0)
+    batch = make_batch(sets, tiny.draw(), tiny.CPU, 0)
     shown = batch.labelled[0][:, 0]
     sure = (shown - shown.round()).abs() < 0.01
     # interpolation between 0 and 2 passes 1 by chance, so agreement is not quite everywhere
@@ -81,16 +81,15 @@ def test_only_labelled_rows_are_supervised():
     sets = tiny.aligned_sets()
     sets.images["source"][4:] = 1e6
     for step in range(6):
-        batch = make_batch(sets, tiny.config(), tiny.CPU, step)
+        batch = make_batch(sets, tiny.draw(), tiny.CPU, step)
         assert batch.labelled[0].max() < 1e3
 
 
 def test_methods_without_unlabelled_terms_draw_no_unlabelled_images():
-    objective = {**tiny.NO_TERMS, "supervised_on": ["source"]}
-    config = tiny.config(objective=objective, test={"network": "student", "feed": "target"})
+    draw = tiny.draw(supervised=("source",), unlabelled=())
     sets = tiny.aligned_sets()
     sets = replace(sets, images={"source": sets.images["source"]})
-    batch = make_batch(sets, config, tiny.CPU, 0)
+    batch = make_batch(sets, draw, tiny.CPU, 0)
     assert batch.unlabelled == {}
     assert len(batch.labelled) == 1
     assert batch.labels.shape == (2, 16, 16)
@@ -99,13 +98,13 @@ def test_methods_without_unlabelled_terms_draw_no_unlabelled_images():
 def test_each_step_warps_anew():
     sets = tiny.aligned_sets(count=1)  # the same row every time
     sets = replace(sets, labelled_rows=np.arange(1))
-    first, second = (make_batch(sets, tiny.config(), tiny.CPU, step) for step in (0, 1))
+    first, second = (make_batch(sets, tiny.draw(), tiny.CPU, step) for step in (0, 1))
     assert not torch.equal(first.labelled[0], second.labelled[0])
     assert not torch.equal(first.unlabelled["target"], second.unlabelled["target"])
 
 
 def test_images_are_channels_last():
-    batch = make_batch(tiny.aligned_sets(), tiny.config(), tiny.CPU, 0)
+    batch = make_batch(tiny.aligned_sets(), tiny.draw(), tiny.CPU, 0)
     for image in (*batch.labelled, *batch.unlabelled.values()):
         assert image.shape == (2, 1, 16, 16)
         assert image.is_contiguous(memory_format=torch.channels_last)
@@ -119,8 +118,8 @@ def test_on_a_gpu_resident_and_pinned_sets_give_the_batch_of_the_cpu(monkeypatch
     gpu = Hardware(torch.device("cuda"), "fp32")
     sets = tiny.aligned_sets().on_device(gpu)
     assert all(isinstance(images, torch.Tensor) == (share > 0) for images in sets.images.values())
-    found = make_batch(sets, tiny.config(), gpu, 3)
-    expected = make_batch(tiny.aligned_sets(), tiny.config(), tiny.CPU, 3)
+    found = make_batch(sets, tiny.draw(), gpu, 3)
+    expected = make_batch(tiny.aligned_sets(), tiny.draw(), tiny.CPU, 3)
     for a, b in zip(everything(found), everything(expected), strict=True):
         torch.testing.assert_close(a.cpu(), b, atol=1e-4, rtol=1e-4)
 

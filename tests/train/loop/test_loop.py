@@ -75,11 +75,11 @@ def run(trainer, folder, *, steps: int = STEPS, log_every: int = 1, seconds: flo
 
 def adaptation(**changes):
     config = tiny.config(**changes)
-    return adapt._Trainer(tiny.aligned_sets(), 3, config, tiny.CPU, tiny.generator())
+    return adapt.Adaptation(tiny.aligned_sets(), 3, config, tiny.CPU, tiny.generator())
 
 
 def translation():
-    return translate._Trainer(tiny.make_slices(), tiny.config().translation, tiny.CPU, seed=0)
+    return translate.Translation(tiny.make_slices(), tiny.config().translation, tiny.CPU, seed=0)
 
 
 def scored_adaptation():

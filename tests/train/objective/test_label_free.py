@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from leuda_train.loop.loop import Watch
 from leuda_train.objective.label_free import label_free_score, make_probe
-from leuda_train.stages.adapt import _Trainer, adapt
+from leuda_train.stages.adapt import Adaptation, adapt
 
 
 class Thresholds(nn.Module):
@@ -79,7 +79,7 @@ def test_pseudo_labels_train_the_student_on_the_target():
     for weight in (0.0, 1.0):
         on = {**terms, "lambda_pseudo": weight, "warmup_epochs": 0, "ramp_epochs": 1}
         network = target if weight else {"network": "student", "feed": "target"}
-        trainer = _Trainer(sets, 3, tiny.config(objective=on, test=network), tiny.CPU)
+        trainer = Adaptation(sets, 3, tiny.config(objective=on, test=network), tiny.CPU)
         losses[weight] = [trainer.step(step) for step in range(6)][-1]
     assert losses[0.0]["L_pseudo"] == 0
     assert losses[1.0]["L_pseudo"] > 0

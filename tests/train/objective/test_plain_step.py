@@ -9,7 +9,7 @@ import pytest
 import torch
 from support import tiny
 
-from leuda_train.stages.adapt import _Trainer
+from leuda_train.stages.adapt import Adaptation
 
 PLAIN = Path(__file__).parents[3] / "benchmarks" / "plain_step.py"
 STEPS = 6
@@ -30,7 +30,7 @@ def both(plain_step, batchnorm_over: str):
         schedule={"learning_rate": 3e-4},
         objective={"batchnorm_over": batchnorm_over},
     )
-    batched = _Trainer(tiny.aligned_sets(), 3, config, tiny.CPU, tiny.generator())
+    batched = Adaptation(tiny.aligned_sets(), 3, config, tiny.CPU, tiny.generator())
     plain = plain_step.PlainLoop(tiny.aligned_sets(), 3, config, torch.device("cpu"))
     ours, theirs = [], []
     for step in range(STEPS):

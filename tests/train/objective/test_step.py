@@ -19,7 +19,7 @@ from leuda_train.loop.hardware import check_compiler
 from leuda_train.loop.ranks import Ranks
 from leuda_train.objective.ema import ema_decay
 from leuda_train.objective.step import Lambdas, le_uda_step
-from leuda_train.stages.adapt import _Trainer, lambdas, learning_rate, ramp
+from leuda_train.stages.adapt import Adaptation, lambdas, learning_rate, ramp
 
 GOLDEN = Path(__file__).parents[2] / "data" / "golden" / "le_uda_20_steps.json"
 REWRITE = "LEUDA_REWRITE_GOLDEN"
@@ -32,15 +32,15 @@ TERMS = {
 }
 
 
-def make_trainer(**sections: object) -> _Trainer:
-    return _Trainer(tiny.aligned_sets(), 3, tiny.config(**sections), tiny.CPU, tiny.generator())
+def make_trainer(**sections: object) -> Adaptation:
+    return Adaptation(tiny.aligned_sets(), 3, tiny.config(**sections), tiny.CPU, tiny.generator())
 
 
-def one_step(trainer: _Trainer, λ: Lambdas = ALL_ON, update: int = 0) -> dict[str, float]:
+def one_step(trainer: Adaptation, λ: Lambdas = ALL_ON, update: int = 0) -> dict[str, float]:
     torch.manual_seed(0)
     terms = le_uda_step(
         trainer.nets,
-        make_batch(trainer.sets, trainer.config, tiny.CPU, 0),
+        make_batch(trainer.sets, trainer.draw, tiny.CPU, 0),
         λ,
         trainer.config.objective,
         tiny.CPU,

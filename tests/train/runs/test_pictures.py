@@ -18,7 +18,7 @@ from leuda_train.data.cohort import read_cohort
 from leuda_train.data.slices import Slices
 from leuda_train.evaluation.scores import evaluate_pairs
 from leuda_train.runs.pictures import _ranked, draw_curves, draw_predictions, draw_run
-from leuda_train.stages.translate import Translation
+from leuda_train.stages.translate import TranslatedSets
 
 RECIPE = Recipe(slice_axis="superior", spacing_mm="native", window=(16, 16))
 
@@ -97,7 +97,7 @@ def history_of(*terms, rows=20):
 def test_the_picture_of_a_run_has_no_empty_columns(tmp_path, translated):
     slices = dark_slices()
     families = dict.fromkeys((*SOURCE_STREAMS, *TARGET_STREAMS), slices.source)
-    translation = Translation(images=families, to_source=None, history=history_of("gan"))
+    translation = TranslatedSets(images=families, to_source=None, history=history_of("gan"))
     draw_run(
         tmp_path / "run.png", slices, translation if translated else None, history_of("L", "L_seg")
     )

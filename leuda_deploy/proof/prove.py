@@ -1,0 +1,104 @@
+"""model file + reference scores -> what each engine of this CPU makes of it, or a refusal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import onnx
+
+from leuda_deploy.engines.open_engine import OnnxEngine, OpenVinoEngine
+from leuda_deploy.errors import LeudaError, MissingExtraError, ParityError
+from leuda_deploy.inference.sliding_window import Engine
+from leuda_deploy.model.card import Precision
+from leuda_deploy.model.model_file import read_model
+from leuda_deploy.proof.layers import Float32, first_layer_that_differs
+from leuda_deploy.proof.parity import LIMITS, Parity, check_parity, class_names
+from leuda_deploy.proof.probes import Probes
+
+# What counts as another layer when the fault is looked for: several times what rounding does.
+LAYER_LIMITS: dict[Precision, float] = {"fp32": 1e-3, "fp16": 1e-2, "int8": 0.25}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What a model file is held to.
+
+    title   what gave the scores, as a parity report names it: "PyTorch fp32"
+    probes  the windows that were scored
+    scores  (N, K, h, w) float32, of these windows
+    graph   the ONNX graph that gave the scores, or None; with it, a refusal names the first layer
+            that differs
+    """
+
+    title: str
+    probes: Probes
+    scores: Float32
+    graph: onnx.ModelProto | None = None
+
+
+def prove(path: Path, reference: Reference) -> tuple[Parity, ...]:
+    """Run a model file on each engine of this CPU and compare it with the reference.
+
+    Returns:
+        What was found, by engine: ONNX Runtime, then OpenVINO where it is installed.
+
+    Raises:
+        ParityError: For the first engine that disagrees.
+        MissingExtraError: No installed engine can run the file.
+    """
+    card = read_model(path)[1]
+    found: list[Parity] = []
+    for title, engine in _engines(path, card.precision).items():
+        try:
+            parity = check_parity(
+                reference.scores,
+                engine,
+                reference.probes,
+                stage=f"{reference.title} -> {title} {card.precision}",
+                classes=class_names(card),
+                limits=LIMITS[card.precision],
+            )
+        except ParityError as error:
+            if found:  # another engine computes the same graph rightly: no layer of it is at fault
+                raise ParityError(
+                    f"{error}; '{found[0].stage}' passed; nothing was kept"
+                ) from error
+            where = _first_wrong_layer(path, card.precision, reference, error.window)
+            if where is None:
+                raise
+            raise ParityError(f"{error}; {where}; nothing was kept", error.window) from error
+        found.append(parity)
+    return tuple(found)
+
+
+def _first_wrong_layer(
+    path: Path, precision: Precision, reference: Reference, window: int | None
+) -> str | None:
+    """The first layer that computes something else on this probe; None where it cannot be told."""
+    if reference.graph is None or window is None or precision not in LAYER_LIMITS:
+        return None
+    probe = reference.probes.windows[window][None]
+    limit = LAYER_LIMITS[precision]
+    return first_layer_that_differs(reference.graph, onnx.load(path), probe, limit=limit)
+
+
+def _engines(path: Path, precision: Precision) -> dict[str, Engine]:
+    """ONNX Runtime, which has no bf16 convolution on the CPU, and OpenVINO where it is installed.
+
+    OpenVINO computes in the precision of the graph.
+    """
+    engines: dict[str, Engine] = {}
+    if precision != "bf16":
+        engines["ONNX Runtime CPU"] = OnnxEngine(path)
+    if find_spec("openvino") is not None:
+        engines["OpenVINO CPU"] = openvino = OpenVinoEngine(path, precision="fp32")
+        if precision == "bf16" and not openvino.layers["bf16"]:
+            raise LeudaError(
+                "this processor has no bf16, so a bf16 graph cannot be proven here; export it on "
+                "one that has (AVX512-BF16 or AMX), or choose --precision fp16"
+            )
+    if not engines:
+        raise MissingExtraError("proving a bf16 graph", "OpenVINO", "openvino")
+    return engines
