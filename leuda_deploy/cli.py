@@ -173,9 +173,7 @@ def infer(
             label_scan(todo[0], segmenter, overlay, as_json=as_json, say=_say)
             return
     if jobs > 1:
-        outcomes = spread(
-            todo, opened, settings, jobs, overlay=overlay, skip_done=not again
-        )
+        outcomes = spread(todo, opened, settings, jobs, overlay=overlay, skip_done=not again)
     else:
         segmenter = Segmenter(opened, settings, say=_say)
         outcomes = run_jobs(todo, segmenter, overlay=overlay, skip_done=not again, say=_say)
@@ -240,18 +238,19 @@ def verify(
     """Check an export: whole, what it is, does it fit here.  [dim]Needs: nothing more.[/dim]"""
     from leuda_deploy.export.verify import verify as verify_export
 
-    model = ModelFile.open(export)
-    found = verify_export(model, folder=export.is_dir())
+    found = verify_export(export)
     if prove:
         from leuda_deploy.export.add_engines import prove_engine
+        from leuda_deploy.model.model_file import ModelFile
         from leuda_deploy.proof.probes import probes_of_scans
 
         fitting = [engine.name for engine in found.engines if not engine.misfits]
         if not fitting:
             raise LeudaError(f"{export} has no engine that fits this machine: nothing to prove")
-        probes = probes_of_scans(export, prove)
+        model = ModelFile.open(export)
+        probes = probes_of_scans(model.card, prove)
         for name in fitting:
-            prove_engine(export, name, probes)
+            prove_engine(model, name, probes)
         found = verify_export(export)
     if as_json:
         typer.echo(json.dumps(found.as_dict(), indent=1))

@@ -14,6 +14,7 @@ from leuda_deploy.cli import JsonOption, app, run
 from leuda_deploy.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
+    from leuda_deploy.model.model_file import ModelFile
     from leuda_deploy.model.tiling import Tiling
 
 
@@ -297,10 +298,11 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a model and prove it, or refuse.  [dim]A run needs: leuda\\[train].[/dim]"""
-    from leuda_deploy.export.add_engines import add_engines, probes_of_scans, summary
+    from leuda_deploy.export.add_engines import add_engines, summary
     from leuda_deploy.export.import_onnx import adopt, seal
     from leuda_deploy.export.to_tensorrt import plan_engines
     from leuda_deploy.export.to_triton import to_triton
+    from leuda_deploy.proof.probes import probes_of_scans
 
     plans = plan_engines(trt_target.split(",")) if trt else []  # refused before the long work
     from_run = source.suffix != ".onnx"
@@ -312,7 +314,7 @@ def export(
         tiling = Tiling(
             overlap=overlap, blending=blending.value, mirror=tuple(m.value for m in mirror or ())
         )
-        folder = _export_run(
+        model = _export_run(
             source, output, precision, dynamic_window, probabilities, licence, tiling
         )
     else:
@@ -322,8 +324,8 @@ def export(
             raise InputError(
                 f"{source} is an export already: ask for --trt or --triton, or -o exports/NAME"
             )
-        folder = seal(source, card, output) if card and output else adopt(source, output)
-    probes = probes_of_scans(folder, prove) if prove else None
+        model = seal(source, card, output) if card and output else adopt(source, output)
+    probes = probes_of_scans(model.card, prove) if prove else None
     if plans and probes is None and from_run:
         from leuda_train.export.export_run import run_probes
 
@@ -333,15 +335,15 @@ def export(
 
         with stage("TensorRT") as progress:
             add_engines(
-                folder,
+                model,
                 plans,
                 probes=probes,
                 batch=trt_batch,
                 workspace_mb=trt_workspace_mb,
                 progress=progress,
             )
-    served = to_triton(folder, triton) if triton is not None else None
-    shipped = summary(folder, served)
+    served = to_triton(model, triton) if triton is not None else None
+    shipped = summary(model, served)
     if as_json:
         typer.echo(json.dumps(shipped, allow_nan=False))
         return
@@ -357,7 +359,7 @@ def _export_run(
     probabilities: bool,
     licence: str,
     tiling: Tiling,
-) -> Path:
+) -> ModelFile:
     _need_torch("leuda export")
     from leuda_deploy.machine.progress import stage
     from leuda_deploy.model.card import GraphOptions
@@ -369,7 +371,7 @@ def _export_run(
         dynamic_window=dynamic_window, output="probabilities" if probabilities else "logits"
     )
     with stage(f"ONNX {precision.value}") as progress:
-        export_run(
+        model, _ = export_run(
             run_folder,
             output,
             licence=licence,
@@ -378,7 +380,7 @@ def _export_run(
             tiling=tiling,
             progress=progress,
         )
-    return output
+    return model
 
 
 @app.command()

@@ -44,8 +44,8 @@ class OnnxEngine:
         self.precision, self.streams = self.card.precision, 1
         if provider == "cpu" and not runs_on_the_cpu(self.card.precision):
             raise LeudaError(
-                f"{self.path} is {self.card.precision}, which ONNX Runtime does not run on the CPU; "
-                "use --engine openvino"
+                f"ONNX Runtime does not run {self.card.precision} on the CPU, and {self.path} is "
+                "of that precision; use --engine openvino"
             )
         # what ONNX Runtime would log is in the exception that it raises, too
         ort.set_default_logger_severity(4)
@@ -113,4 +113,3 @@ class OnnxEngine:
             self._session.run_with_iobinding(binding)
             (scores,) = binding.get_outputs()
             return np.asarray(scores.numpy(), dtype=np.float32)
-

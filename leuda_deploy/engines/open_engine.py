@@ -1,4 +1,4 @@
-"""model file + the name of an engine -> exactly that engine, or an error that says what it lacks."""
+"""model file + name of an engine -> exactly that engine, or an error that says what it lacks."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from leuda_deploy.engines.tensorrt import open_tensorrt
 from leuda_deploy.errors import InputError
 from leuda_deploy.model.model_file import ModelFile
 
+DEFAULTS = EngineSettings()
 
-def open_engine(
-    model: ModelFile, name: EngineName, settings: EngineSettings = EngineSettings()
-) -> Engine:
+
+def open_engine(model: ModelFile, name: EngineName, settings: EngineSettings = DEFAULTS) -> Engine:
     """Exactly the engine named.
 
     Raises:

@@ -106,7 +106,6 @@ def _precisions_that_run(compiled: Any) -> Counter[str]:
     return found
 
 
-
 def _coarsest(layers: Counter[str]) -> Precision | None:
     """Of the precisions that layers compute in, the one with the fewest bits."""
     from_coarse = reversed(get_args(Precision))

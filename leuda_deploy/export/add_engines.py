@@ -1,21 +1,15 @@
-"""export folder -> the same folder with TensorRT engines, each with its passport, or refused.
-
-exports/NAME/model.onnx               the model file
-exports/NAME/model.TARGET.engine      an engine built from it
-exports/NAME/model.TARGET.json        its passport, to read; the manifest holds it, too
-exports/NAME/manifest.json            SHA-256 of everything, passports
-"""
+"""export folder -> the same folder with TensorRT engines, each with its passport, or refused."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from leuda_deploy.engines.open_engine import OnnxEngine, OpenVinoEngine
+from leuda_deploy.engines.onnx_runtime import runs_on_the_cpu
+from leuda_deploy.engines.open_engine import reference_engine
 from leuda_deploy.engines.tensorrt import TensorRTEngine
 from leuda_deploy.errors import ModelError, ParityError
 from leuda_deploy.export.tensorrt_progress import Progress
@@ -23,28 +17,27 @@ from leuda_deploy.export.to_tensorrt import (
     BATCH,
     WORKSPACE_MB,
     Plan,
-    engine_file,
     plan_key,
     to_tensorrt,
 )
-from leuda_deploy.export.verify import PARITY_FILE
+from leuda_deploy.machine.files import atomic_path, file_sha256
 from leuda_deploy.model.export_folder import (
+    MODEL_FILE,
+    PARITY_FILE,
     Manifest,
-    file_sha256,
+    engine_file,
+    passport_file,
     read_manifest,
     write_manifest,
 )
-from leuda_deploy.model.model_file import MODEL_FILE, find_model, read_model
+from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.model.passport import Passport
-from leuda_deploy.proof.layers import Float32
 from leuda_deploy.proof.parity import LIMITS, Parity, check_parity, class_names, run_windows
-from leuda_deploy.proof.probes import Probes, make_probes
-from leuda_deploy.scans.recipe import Stack, window_at
-from leuda_deploy.scans.volume import atomic_path, read_volume
+from leuda_deploy.proof.probes import Probes
 
 
 def add_engines(
-    folder: Path,
+    model: ModelFile,
     plans: list[Plan],
     *,
     probes: Probes | None,
@@ -60,14 +53,13 @@ def add_engines(
             unproven engines are not loaded by `infer`
     Raises ParityError if an engine disagrees with ONNX Runtime; then it is not kept.
     """
-    manifest = read_manifest(folder)
-    found = file_sha256(folder / MODEL_FILE)
-    if manifest.files.get(MODEL_FILE) != found:
-        raise ModelError(f"{folder / MODEL_FILE} is not the one of the manifest beside it")
+    folder, manifest = model.folder, read_manifest(model.folder)
+    if manifest.files.get(MODEL_FILE) != model.sha256:
+        raise ModelError(f"{model.path} is not the one of the manifest beside it")
     engines = dict(manifest.engines)
     for plan in plans:
-        name = engine_file(plan)
-        key = plan_key(plan, found, batch, workspace_mb)
+        name = engine_file(plan.target)
+        key = plan_key(plan, model.sha256, batch, workspace_mb)
         there = (
             name in engines
             and engines[name].key() == key
@@ -75,7 +67,7 @@ def add_engines(
         )
         if not there:
             engines[name] = to_tensorrt(
-                folder / MODEL_FILE,
+                model,
                 plan,
                 folder / name,
                 batch=batch,
@@ -83,27 +75,26 @@ def add_engines(
                 cache=folder.parent / ".timing-cache",
                 progress=progress,
             )
-            _record(folder, engines)
+            _record(model, engines)
         if plan.gpu is not None and probes is not None and not engines[name].proven:
             try:
-                prove_engine(folder, name, probes)
+                prove_engine(model, name, probes)
             except ParityError:
-                for file in (folder / name, _passport_file(folder, name)):
+                for file in (folder / name, folder / passport_file(name)):
                     file.unlink(missing_ok=True)
-                write_manifest(folder, {k: v for k, v in engines.items() if k != name})
+                _record(model, {k: v for k, v in engines.items() if k != name})
                 raise
             engines = dict(read_manifest(folder).engines)
     return engines
 
 
-def prove_engine(folder: Path, name: str, probes: Probes) -> Parity:
+def prove_engine(model: ModelFile, name: str, probes: Probes) -> Parity:
     """Compare an engine with ONNX Runtime on this GPU; from then on its passport says so."""
-    engine = TensorRTEngine(folder, name, unproven=True)
-    card = engine.card
-    bf16 = card.precision == "bf16"  # which ONNX Runtime does not run on the CPU
-    reference = OpenVinoEngine(folder, precision="fp32") if bf16 else OnnxEngine(folder)
+    model = replace(model)  # its manifest as it is now
+    engine = TensorRTEngine(model, name, unproven=True)
+    card = model.card
     parity = check_parity(
-        run_windows(reference, probes.windows),
+        run_windows(reference_engine(model), probes.windows),
         engine,
         probes,
         stage=f"ONNX {card.precision} -> {engine.description}",
@@ -111,50 +102,33 @@ def prove_engine(folder: Path, name: str, probes: Probes) -> Parity:
         # a reference of the same precision: two ways to round the same graph
         limits=LIMITS[card.precision],
     )
-    engines = dict(read_manifest(folder).engines)
+    engines = dict(read_manifest(model.folder).engines)
     engines[name] = engines[name].model_copy(
         update={"proven": True, "inspected": engine.inspect(), "memory_mb": engine.memory_mb}
     )
-    _record(folder, engines)
+    _record(model, engines)
     return parity
 
 
-def _record(folder: Path, engines: Mapping[str, Passport]) -> Manifest:
+def _record(model: ModelFile, engines: Mapping[str, Passport]) -> Manifest:
     for name, passport in engines.items():
-        with atomic_path(_passport_file(folder, name)) as temporary:
+        with atomic_path(model.folder / passport_file(name)) as temporary:
             temporary.write_text(passport.model_dump_json(indent=1))
-    return write_manifest(folder, dict(engines))
+    return write_manifest(model.folder, engines, known={MODEL_FILE: model.sha256})
 
 
 def _sha256_if_there(path: Path) -> str | None:
     return file_sha256(path) if path.is_file() else None
 
 
-def _passport_file(folder: Path, name: str) -> Path:
-    return folder / f"{name.removesuffix('.engine')}.json"
-
-
-def probes_of_scans(folder: Path, scans: list[Path]) -> Probes:
-    """Windows of scans, prepared as the model's card says, to prove engines on."""
-    card = read_model(find_model(folder))[1]
-    windows: dict[str, Float32] = {}
-    for path in scans:
-        stack = Stack(read_volume(path), card.recipe, depth=card.depth)
-        # of a 3D graph, windows that lie beside each other
-        starts = range(0, stack.depth, stack.window_slices)
-        windows[str(path)] = np.stack([window_at(stack, start) for start in starts])
-    return make_probes(windows)
-
-
-def summary(folder: Path, served: Path | None) -> dict[str, Any]:
+def summary(model: ModelFile, served: Path | None) -> dict[str, Any]:
     """What an export folder holds, for people ("lines") and programs."""
-    model = folder / MODEL_FILE
-    _, card = read_model(model)
+    folder, card = model.folder, model.card
     manifest = read_manifest(folder)
-    size = model.stat().st_size / 1e6
+    size = len(model.content) / 1e6
     batches = "dynamic batch" + (" and window" if card.options.dynamic_window else "")
     lines = [
-        ("model", f"{model} ({card.precision}, {size:.1f} MB, opset {card.opset}, {batches})"),
+        ("model", f"{model.path} ({card.precision}, {size:.1f} MB, opset {card.opset}, {batches})"),
         ("feed", f"{card.feed}, {card.provenance.network} of {card.provenance.method}"),
     ]
     proof: dict[str, Any] = {}
@@ -183,7 +157,7 @@ def summary(folder: Path, served: Path | None) -> dict[str, Any]:
         )
     if served is not None:
         lines.append(("triton", str(served)))
-    engine = " --engine openvino" if card.precision == "bf16" else ""
+    engine = "" if runs_on_the_cpu(card.precision) else " --engine openvino"
     lines.append(("next", f"leuda infer SCAN.nii.gz --model {folder}{engine}"))
     return {
         "card": card.model_dump(mode="json"),

@@ -20,8 +20,8 @@ from leuda_deploy.errors import InputError, LeudaError, MissingExtraError, Model
 from leuda_deploy.export.tensorrt_progress import Progress, make_log, make_monitor
 from leuda_deploy.machine.gpu import Gpu, find_gpu
 from leuda_deploy.model.card import ModelCard
-from leuda_deploy.model.model_file import read_model
-from leuda_deploy.model.passport import Family, Passport, engine_key
+from leuda_deploy.model.model_file import ModelFile
+from leuda_deploy.model.passport import LARGEST_WINDOW, Family, Passport, engine_key
 from leuda_deploy.scans.volume import atomic_path
 
 THIS_MACHINE = "this-machine"
@@ -35,8 +35,6 @@ RTX_TARGETS = {
 }
 WORKSPACE_MB = 1024
 BATCH = 8
-# Dynamic windows: the profile goes from the smallest to this many times the recipe's window.
-LARGEST_WINDOW = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +78,6 @@ def plan_engines(targets: list[str], *, gpu: Gpu | None = None) -> list[Plan]:
     return plans
 
 
-def engine_file(plan: Plan) -> str:
-    """Name of the engine in its export folder."""
-    return f"model.{plan.target}.engine"
-
-
 def plan_key(plan: Plan, onnx_sha256: str, batch: int, workspace_mb: int) -> str:
     """The key that an engine of this plan would have; see `Passport.key`."""
     version = str(importlib.import_module(plan.family).__version__)
@@ -100,7 +93,7 @@ def plan_key(plan: Plan, onnx_sha256: str, batch: int, workspace_mb: int) -> str
 
 
 def to_tensorrt(
-    model: Path,
+    model: ModelFile,
     plan: Plan,
     out: Path,
     *,
@@ -115,14 +108,14 @@ def to_tensorrt(
     The passport says `proven=False`: running the engine is another step. Raises LeudaError if the
     graph cannot be parsed or built, ModelError if the parsed network lost the card's precision.
     """
-    content, card = read_model(model)
+    card = model.card
     trt: Any = importlib.import_module(plan.family)
-    version, onnx_sha256 = str(trt.__version__), hashlib.sha256(content).hexdigest()
+    version, onnx_sha256 = str(trt.__version__), model.sha256
     log = make_log(trt)
     builder = trt.Builder(log)
-    network = _parse(trt, builder, log, content, model)
+    network = _parse(trt, builder, log, model)
     layers, kinds = read_precisions(trt, network)
-    _check_precision(card.precision, kinds, model)
+    _check_precision(card.precision, kinds, model.path)
 
     config = _configure(trt, builder, network, plan, card, batch, workspace_mb)
     monitor = make_monitor(trt, progress)  # has to live as long as the build
@@ -135,7 +128,7 @@ def to_tensorrt(
     engine = builder.build_serialized_network(network, config)
     seconds = time.perf_counter() - began
     if engine is None:
-        raise LeudaError(f"{plan.family} {version} cannot build {model}: {log.said()}")
+        raise LeudaError(f"{plan.family} {version} cannot build {model.path}: {log.said()}")
     if timings is not None:
         with atomic_path(timings) as temporary:
             temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
@@ -220,13 +213,13 @@ def _check_precision(precision: str, kinds: dict[str, int], model: Path) -> None
         )
 
 
-def _parse(trt: Any, builder: Any, log: Any, content: bytes, model: Path) -> Any:
+def _parse(trt: Any, builder: Any, log: Any, model: ModelFile) -> Any:
     flag = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
     network = builder.create_network(1 << int(flag))
     parser = trt.OnnxParser(network, log)
-    if not parser.parse(content):
+    if not parser.parse(model.content):
         errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
-        raise LeudaError(f"{trt.__name__} cannot parse {model}: {'; '.join(errors)[:300]}")
+        raise LeudaError(f"{trt.__name__} cannot parse {model.path}: {'; '.join(errors)[:300]}")
     return network
 
 

@@ -26,7 +26,7 @@ from leuda_deploy.engines.open_engine import open_engine
 from leuda_deploy.errors import InputError, LeudaError
 from leuda_deploy.inference.memory_plan import Plan, make_plan
 from leuda_deploy.inference.segment import Segmentation, segment_stack
-from leuda_deploy.inference.settings import Settings
+from leuda_deploy.inference.settings import DEFAULT_SETTINGS, Settings
 from leuda_deploy.machine.files import file_sha256
 from leuda_deploy.machine.memory import resident_bytes
 from leuda_deploy.model.card import ModelCard
@@ -52,7 +52,7 @@ class Segmenter:
     def __init__(
         self,
         model: ModelFile | Path | str | None = None,
-        settings: Settings = Settings(),
+        settings: Settings = DEFAULT_SETTINGS,
         *,
         say: Callable[[str], None] | None = None,
     ) -> None:
@@ -148,7 +148,11 @@ class Segmenter:
 
         Not what it came to here: another machine's choice for "auto" is as good an answer.
         """
-        return {"engine": self._name, "precision": self.settings.precision, "mirror": self.settings.mirror}
+        return {
+            "engine": self._name,
+            "precision": self.settings.precision,
+            "mirror": self.settings.mirror,
+        }
 
     @property
     def settled(self) -> bool:
@@ -245,9 +249,7 @@ class Segmenter:
         return installed_engines(self.model, self.settings.precision)
 
 
-def installed_engines(
-    model: ModelFile, precision: PrecisionChoice = "auto"
-) -> list[EngineName]:
+def installed_engines(model: ModelFile, precision: PrecisionChoice = "auto") -> list[EngineName]:
     """Engines that can be tried on this machine with this model file at this precision."""
     names: list[EngineName] = []
     if find_spec("openvino") is not None and sys.platform != "darwin":

@@ -38,3 +38,6 @@ class Settings(EngineSettings):
             raise InputError(f"no engine is called {self.engine!r}; there are {', '.join(known)}")
         if self.max_gpu_bytes is not None and self.engine in ON_THE_CPU:
             raise InputError(f"{self.engine} uses no GPU memory; leave out --max-gpu-memory")
+
+
+DEFAULT_SETTINGS = Settings()

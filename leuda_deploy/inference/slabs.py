@@ -23,7 +23,6 @@ from leuda_deploy.scans.recipe import Stack
 from leuda_deploy.scans.resample import taps
 
 
-
 class Slabs:
     """For a 2D engine: `slab` slices at a time, by default as many as fill a batch.
 

@@ -88,9 +88,7 @@ def window_starts(size: int, window: int, overlap: float) -> list[int]:
 
 
 @lru_cache(maxsize=8)
-def blend_weights(
-    window: tuple[int, ...], blending: Blending = "gaussian"
-) -> Float32:
+def blend_weights(window: tuple[int, ...], blending: Blending = "gaussian") -> Float32:
     """1 throughout, or Gaussian about the centre, an eighth of the window wide, above 0."""
     if blending == "constant":
         return np.ones(window, dtype=np.float32)

@@ -214,9 +214,7 @@ def run_trial(
     )
 
 
-def agrees(
-    reference: Engine, candidate: Engine, windows: Float32
-) -> tuple[str, str | None]:
+def agrees(reference: Engine, candidate: Engine, windows: Float32) -> tuple[str, str | None]:
     """How well two engines agree on windows of a scan, and why that will not do, or None.
 
     The limits are those of exports, by the precision in which the candidate's layers run. Windows
@@ -273,17 +271,20 @@ def _sweep(engine: Engine, windows: Float32) -> tuple[dict[int, float], dict[int
     return window_ms, growth
 
 
-if __name__ == "__main__":
-    asked, asked_model, file, asked_precision, asked_threads = sys.argv[1:]
+def _main(
+    asked: str, asked_model: str, file: str, asked_precision: str, asked_threads: str
+) -> Trial:
     assert asked in get_args(EngineName)
     assert asked_precision in get_args(PrecisionChoice)
-    result = run_trial(
-        asked,  # type: ignore[arg-type]  # checked above
-        ModelFile.open(asked_model),
-        np.load(file),
-        EngineSettings(
-            precision=asked_precision,  # type: ignore[arg-type]
-            threads=int(asked_threads) or None,
-        ),
-    )
-    sys.stdout.write(result.model_dump_json())
+    name: EngineName = asked  # type: ignore[assignment]  # checked above
+    precision: PrecisionChoice = asked_precision  # type: ignore[assignment]
+    settings = EngineSettings(precision=precision, threads=int(asked_threads) or None)
+    try:
+        model = ModelFile.open(asked_model)
+    except LeudaError as error:
+        return _failed(name, str(error), kept="in this process")
+    return run_trial(name, model, np.load(file), settings)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(_main(*sys.argv[1:]).model_dump_json())

@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from leuda_deploy.engines.open_engine import OnnxEngine
+from leuda_deploy.engines.onnx_runtime import OnnxEngine
 from leuda_deploy.jobs.report import infer_file
 from leuda_deploy.machine.progress import Report, stage
 from leuda_deploy.scans.volume import atomic_path
@@ -71,9 +71,8 @@ def _do_all(out: Path, console: Console) -> dict[str, Any]:
         seconds[f"train {method}"] = evaluations[method]["seconds"]
 
     console.print("3/4 export: PyTorch -> ONNX, compared on real slices")
-    model = out / "model"
     with timed("export"):
-        _, parity = export(out / PRODUCT, model, licence="MIT")
+        model, parity = export(out / PRODUCT, out / "model", licence="MIT")
     console.print(
         f"  largest |Δlogit| {parity.max_abs:.2g} of their spread over {parity.windows} windows"
     )
@@ -93,7 +92,7 @@ def _do_all(out: Path, console: Console) -> dict[str, Any]:
             "image sets and curves": str(out / PRODUCT / "run.png"),
             "truth and prediction": str(out / PRODUCT / "predictions.png"),
             "labels": report.labels,
-            "model": str(model / "model.onnx"),
+            "model": str(model.path),
             "summary": str(out / "summary.json"),
         },
     }

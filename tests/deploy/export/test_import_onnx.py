@@ -13,15 +13,15 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
-from leuda_deploy.engines.open_engine import OnnxEngine
+from leuda_deploy.engines.onnx_runtime import OnnxEngine
 from leuda_deploy.errors import InputError, LeudaError, ModelError
 from leuda_deploy.export.import_onnx import adopt, precision_of, seal
 from leuda_deploy.export.to_half import to_bf16, to_fp16
 from leuda_deploy.export.to_int8 import calibrate, quantise
 from leuda_deploy.export.verify import verify
 from leuda_deploy.model.card import ModelCard
-from leuda_deploy.model.export_folder import check_target
-from leuda_deploy.model.model_file import read_model
+from leuda_deploy.model.export_folder import check_replaceable
+from leuda_deploy.model.model_file import ModelFile
 from leuda_train.cli import app
 
 MakeCard = Callable[..., ModelCard]
@@ -58,7 +58,7 @@ def sealed(tmp_path: Path, make_card: MakeCard) -> Callable[..., Path]:
     def make(model: onnx.ModelProto, **card: Any) -> Path:
         onnx.save(model, tmp_path / "net.onnx")
         (tmp_path / "card.json").write_text(make_card(**card).to_json())
-        return seal(tmp_path / "net.onnx", tmp_path / "card.json", tmp_path / "out")
+        return seal(tmp_path / "net.onnx", tmp_path / "card.json", tmp_path / "out").folder
 
     return make
 
@@ -115,7 +115,7 @@ def test_a_graph_that_does_not_fit_is_one_line_about_the_file_given(
 def test_windows_that_a_graph_cannot_run_are_one_line(
     make_model: MakeModel, tmp_path: Path
 ) -> None:
-    engine = OnnxEngine(make_model(tmp_path))
+    engine = OnnxEngine(ModelFile.open(make_model(tmp_path)))
     with pytest.raises(LeudaError, match=r"cannot run .* on windows \(1, 2, 16, 16\)") as refused:
         engine(np.zeros((1, 2, 16, 16), np.float32))
     assert "\n" not in str(refused.value)
@@ -127,10 +127,10 @@ def test_weights_in_another_file_are_taken_in_or_missed_in_one_line(
     source, card = tmp_path / "net.onnx", tmp_path / "card.json"
     onnx.save_model(network(), source, save_as_external_data=True, location="w", size_threshold=0)
     card.write_text(make_card().to_json())
-    folder = seal(source, card, tmp_path / "out")
+    folder = seal(source, card, tmp_path / "out").folder
     verify(folder)
     windows = np.ones((2, 1, 16, 16), np.float32)
-    assert np.abs(OnnxEngine(folder)(windows)).max() > 0
+    assert np.abs(OnnxEngine(ModelFile.open(folder))(windows)).max() > 0
     (tmp_path / "w").unlink()
     done = CliRunner().invoke(
         app, ["export", str(source), "--card", str(card), "-o", str(tmp_path / "other")]
@@ -162,34 +162,34 @@ def test_the_cards_precision_is_the_graphs(
         return
     if computes == "bf16":
         pytest.importorskip("openvino", reason="the openvino extra is not installed")
-    assert read_model(sealed(model, precision=says) / "model.onnx")[1].precision == says
+    assert ModelFile.open(sealed(model, precision=says) / "model.onnx").card.precision == says
 
 
 # --- where to
 
 
 def test_an_export_replaces_nothing_but_an_export(tmp_path: Path) -> None:
-    check_target(tmp_path / "new")
+    check_replaceable(tmp_path / "new")
     thesis = tmp_path / "precious" / "thesis.txt"
     thesis.parent.mkdir()
-    check_target(thesis.parent)
+    check_replaceable(thesis.parent)
     thesis.write_text("years of work")
     with pytest.raises(InputError, match=r"\(thesis\.txt"):
-        check_target(thesis.parent)
+        check_replaceable(thesis.parent)
     with pytest.raises(InputError, match="is a file"):
-        check_target(thesis)
+        check_replaceable(thesis)
     old = tmp_path / "exports" / "old"
     old.mkdir(parents=True)
     (old / "manifest.json").touch()
-    check_target(old)
+    check_replaceable(old)
     with pytest.raises(InputError, match=r"exports holds other things than an export \(old"):
-        check_target(old.parent)
+        check_replaceable(old.parent)
     (old / "rtx.engine").touch()
     with pytest.raises(InputError, match=r"holds engines \(rtx.engine\)"):
-        check_target(old)
+        check_replaceable(old)
     for nameless in (".", "..", "/"):
         with pytest.raises(InputError, match="give it a name: -o exports/NAME"):
-            check_target(Path(nameless))
+            check_replaceable(Path(nameless))
 
 
 def test_all_ways_to_an_export_look_first_where_it_goes(
@@ -216,5 +216,5 @@ def test_all_ways_to_an_export_look_first_where_it_goes(
     assert notes.read_text() == "keep"
     assert [path.name for path in notes.parent.iterdir()] == ["notes.txt"]
     out = tmp_path / "mine"
-    assert json.loads((adopt(model, out) / "card.json").read_text())["name"] == "thresholds"
-    assert adopt(model, out) == out  # an export is replaced
+    assert json.loads((adopt(model, out).folder / "card.json").read_text())["name"] == "thresholds"
+    assert adopt(model, out).folder == out  # an export is replaced
