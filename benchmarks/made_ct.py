@@ -128,7 +128,7 @@ def train_network(classes: int, widths: tuple[int, ...], steps: int) -> Any:
 
 def training_slices(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Normalised slices (N, 256, 256) float32 at places between those of the scans, and labels."""
-    from leuda_deploy.scans.recipe import Stack
+    from leuda_deploy.scans.stack import Stack
     from leuda_deploy.scans.volume import volume_of
 
     places = [(2 * k + 1) / SLICES for k in range(SLICES)]
@@ -148,7 +148,7 @@ def write_model(folder: Path, classes: int, widths: tuple[int, ...], steps: int)
     from leuda_deploy.export.to_onnx import to_onnx
     from leuda_deploy.model.card import PALETTE, ModelCard, Provenance, Structure
     from leuda_deploy.model.export_folder import MODEL_FILE
-    from leuda_train.networks.product import Product
+    from leuda_train.networks.product import DeployedNetwork
 
     network = train_network(classes, widths, steps)
     names = STRUCTURES if classes == 5 else tuple(f"structure {k}" for k in range(1, classes))
@@ -176,7 +176,7 @@ def write_model(folder: Path, classes: int, widths: tuple[int, ...], steps: int)
             versions={},
         ),
     )
-    to_onnx(Product(network, None), card, folder / MODEL_FILE)
+    to_onnx(DeployedNetwork(network, None), card, folder / MODEL_FILE)
     torch.save(network.state_dict(), folder / "network.pt")
 
 

@@ -72,10 +72,10 @@ def phantom(
     seed: Annotated[int, typer.Option(min=0, help="Other seeds, other patients.")] = 0,
 ) -> None:
     """Write a cohort of MR and CT heart phantoms.  [dim]Needs: nothing more.[/dim]"""
-    from leuda_deploy.machine.progress import stage
+    from leuda_deploy.machine.progress import show_progress
     from leuda_train.data.phantom.phantom_cohort import write_cohort
 
-    with stage("phantoms") as progress:
+    with show_progress("phantoms") as progress:
         path = write_cohort(out, seed=seed, progress=progress)
     typer.echo(str(path))
 
@@ -98,10 +98,10 @@ def cohort(
     ] = None,
 ) -> None:
     """Write cohort.toml for a public benchmark.  [dim]Needs: leuda\\[dicom] for CHAOS.[/dim]"""
-    from leuda_deploy.machine.progress import stage
+    from leuda_deploy.machine.progress import show_progress
     from leuda_train.data.public import write_benchmark
 
-    with stage("files and anatomy") as progress:
+    with show_progress("files and anatomy") as progress:
         write_benchmark(
             benchmark.value,
             root,
@@ -155,7 +155,7 @@ def train(
         from leuda_train.loop.launch import arguments_of_this_process, launch
 
         raise typer.Exit(launch(gpus, arguments_of_this_process()))
-    from leuda_deploy.machine.progress import stage
+    from leuda_deploy.machine.progress import show_progress
     from leuda_train.config.schema import load_config
     from leuda_train.loop.ranks import one_voice
     from leuda_train.runs.run import train as train_run
@@ -167,7 +167,7 @@ def train(
             chosen,
             out,
             cache=cache,
-            stage=stage,
+            stage=show_progress,
             labelled=labelled,
             profile=profile,
             tensorboard=tensorboard,
@@ -216,7 +216,7 @@ def compare(
     _need_torch("leuda compare")
     from rich.console import Console
 
-    from leuda_deploy.machine.progress import stage
+    from leuda_deploy.machine.progress import show_progress
     from leuda_train.runs.compare import compare as compare_runs
     from leuda_train.runs.compare import table
 
@@ -229,7 +229,7 @@ def compare(
         seeds=seeds,
         config=config,
         cache=cache,
-        stage=stage,
+        stage=show_progress,
     )
     if as_json:
         typer.echo(json.dumps(comparison, indent=1))
@@ -299,12 +299,16 @@ def export(
 ) -> None:
     """Write a model and prove it, or refuse.  [dim]A run needs: leuda\\[train].[/dim]"""
     from leuda_deploy.export.add_engines import add_engines, summary
-    from leuda_deploy.export.import_onnx import adopt, seal
-    from leuda_deploy.export.to_tensorrt import plan_engines
+    from leuda_deploy.export.import_onnx import copy_export, package_graph
+    from leuda_deploy.export.to_tensorrt import engine_targets
     from leuda_deploy.export.to_triton import to_triton
     from leuda_deploy.proof.probes import probes_of_scans
 
-    plans = plan_engines(trt_target.split(",")) if trt else []  # refused before the long work
+    targets = (  # refused before the long work
+        engine_targets(trt_target.split(","), batch=trt_batch, workspace_mb=trt_workspace_mb)
+        if trt
+        else []
+    )
     from_run = source.suffix != ".onnx"
     if card is not None and (from_run or output is None):
         raise InputError("--card is for an *.onnx file from elsewhere, and needs -o exports/NAME")
@@ -324,22 +328,22 @@ def export(
             raise InputError(
                 f"{source} is an export already: ask for --trt or --triton, or -o exports/NAME"
             )
-        model = seal(source, card, output) if card and output else adopt(source, output)
+        model = (
+            package_graph(source, card, output) if card and output else copy_export(source, output)
+        )
     probes = probes_of_scans(model.card, prove) if prove else None
-    if plans and probes is None and from_run:
+    if targets and probes is None and from_run:
         from leuda_train.export.export_run import run_probes
 
         probes = run_probes(source)
-    if plans:
-        from leuda_deploy.machine.progress import stage
+    if targets:
+        from leuda_deploy.machine.progress import show_progress
 
-        with stage("TensorRT") as progress:
+        with show_progress("TensorRT") as progress:
             add_engines(
                 model,
-                plans,
+                targets,
                 probes=probes,
-                batch=trt_batch,
-                workspace_mb=trt_workspace_mb,
                 progress=progress,
             )
     served = to_triton(model, triton) if triton is not None else None
@@ -361,7 +365,7 @@ def _export_run(
     tiling: Tiling,
 ) -> ModelFile:
     _need_torch("leuda export")
-    from leuda_deploy.machine.progress import stage
+    from leuda_deploy.machine.progress import show_progress
     from leuda_deploy.model.card import GraphOptions
     from leuda_train.export.export_run import export as export_run
 
@@ -370,7 +374,7 @@ def _export_run(
     options = GraphOptions(
         dynamic_window=dynamic_window, output="probabilities" if probabilities else "logits"
     )
-    with stage(f"ONNX {precision.value}") as progress:
+    with show_progress(f"ONNX {precision.value}") as progress:
         model, _ = export_run(
             run_folder,
             output,

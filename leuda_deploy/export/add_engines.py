@@ -12,20 +12,13 @@ from leuda_deploy.engines.onnx_runtime import runs_on_the_cpu
 from leuda_deploy.engines.open_engine import reference_engine
 from leuda_deploy.engines.tensorrt import TensorRTEngine
 from leuda_deploy.errors import ModelError, ParityError
-from leuda_deploy.export.tensorrt_progress import Progress
-from leuda_deploy.export.to_tensorrt import (
-    BATCH,
-    WORKSPACE_MB,
-    Plan,
-    plan_key,
-    to_tensorrt,
-)
+from leuda_deploy.export.to_tensorrt import EngineTarget, to_tensorrt
 from leuda_deploy.machine.files import atomic_path, file_sha256
+from leuda_deploy.machine.progress import Progress, no_progress
 from leuda_deploy.model.export_folder import (
     MODEL_FILE,
     PARITY_FILE,
     Manifest,
-    engine_file,
     passport_file,
     read_manifest,
     write_manifest,
@@ -38,45 +31,50 @@ from leuda_deploy.proof.probes import Probes
 
 def add_engines(
     model: ModelFile,
-    plans: list[Plan],
+    targets: list[EngineTarget],
     *,
     probes: Probes | None,
-    batch: int = BATCH,
-    workspace_mb: int = WORKSPACE_MB,
-    progress: Progress = lambda done, total, note: None,
+    progress: Progress = no_progress,
 ) -> dict[str, Passport]:
-    """Build engines into an export folder; the very engine that is there already is kept.
+    """Build engines into an export folder. An engine that is there already is not built again.
 
-    Those for this machine's GPU are run and proven, unless they were before.
+    Engines for this machine's GPU are run and proven, unless they were before.
 
-    probes  windows to compare an engine of this machine on; without them it stays unproven, and
-            unproven engines are not loaded by `infer`
-    Raises ParityError if an engine disagrees with ONNX Runtime; then it is not kept.
+    Args:
+        model: The model file of the export folder.
+        targets: What to build.
+        probes: Windows to compare an engine of this machine on. Without them it stays unproven,
+            and `leuda infer` does not load it.
+        progress: Told how far the builder is.
+
+    Returns:
+        The passport of every engine in the folder, by file name.
+
+    Raises:
+        ParityError: An engine disagrees with ONNX Runtime; it is not kept.
+        ModelError: The model file is not the one in the folder's manifest.
     """
     folder, manifest = model.folder, read_manifest(model.folder)
     if manifest.files.get(MODEL_FILE) != model.sha256:
         raise ModelError(f"{model.path} is not the one of the manifest beside it")
     engines = dict(manifest.engines)
-    for plan in plans:
-        name = engine_file(plan.target)
-        key = plan_key(plan, model.sha256, batch, workspace_mb)
+    for target in targets:
+        name = target.file_name
         there = (
             name in engines
-            and engines[name].key() == key
+            and engines[name].key() == target.key(model.sha256)
             and engines[name].sha256 == manifest.files.get(name) == _sha256_if_there(folder / name)
         )
         if not there:
             engines[name] = to_tensorrt(
                 model,
-                plan,
+                target,
                 folder / name,
-                batch=batch,
-                workspace_mb=workspace_mb,
                 cache=folder.parent / ".timing-cache",
                 progress=progress,
             )
             _record(model, engines)
-        if plan.gpu is not None and probes is not None and not engines[name].proven:
+        if target.gpu is not None and probes is not None and not engines[name].proven:
             try:
                 prove_engine(model, name, probes)
             except ParityError:

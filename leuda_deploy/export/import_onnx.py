@@ -1,4 +1,4 @@
-"""a model file or a graph from elsewhere -> an export folder that holds it, checked before."""
+"""an ONNX file from elsewhere -> an export folder that holds it, if it is what its card says."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from leuda_deploy.engines.engine import Float32
 from leuda_deploy.engines.open_engine import reference_engine
 from leuda_deploy.errors import InputError, LeudaError, MissingExtraError, ModelError
 from leuda_deploy.export.verify import verify
+from leuda_deploy.machine.files import atomic_folder
 from leuda_deploy.model.card import Precision, parse_card
 from leuda_deploy.model.export_folder import (
     CARD_FILE,
@@ -25,7 +26,6 @@ from leuda_deploy.model.export_folder import (
     write_manifest,
 )
 from leuda_deploy.model.model_file import ModelFile, write_model
-from leuda_deploy.scans.volume import atomic_folder
 
 PROBED = 2  # windows of noise that a graph from elsewhere is run on
 QUANTISED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"} | {
@@ -33,7 +33,7 @@ QUANTISED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"} | {
 }  # fmt: skip
 
 
-def adopt(source: Path, output: Path | None) -> ModelFile:
+def copy_export(source: Path, output: Path | None) -> ModelFile:
     """A model file from elsewhere -> an export folder that holds it; checked before it is kept.
 
     Without `output` the file must be the one of an export folder already.
@@ -58,7 +58,7 @@ def adopt(source: Path, output: Path | None) -> ModelFile:
     return replace(model, path=output / MODEL_FILE)
 
 
-def seal(source: Path, card_file: Path, output: Path) -> ModelFile:
+def package_graph(source: Path, card_file: Path, output: Path) -> ModelFile:
     """A graph from elsewhere, 2D or 3D, and its card -> an export folder, if they fit each other.
 
     The graph is run on noise. Raises ModelError in one line if it is not ONNX, is not what its card
@@ -78,15 +78,15 @@ def seal(source: Path, card_file: Path, output: Path) -> ModelFile:
         )
     opset = next((entry.version for entry in graph.opset_import if not entry.domain), card.opset)
     with atomic_folder(output) as folder:
-        path = folder / MODEL_FILE
-        model = write_model(graph, card.model_copy(update={"opset": opset}), path)
+        card = card.model_copy(update={"opset": opset})
+        model = write_model(graph, card, folder / MODEL_FILE)
         (folder / CARD_FILE).write_text(model.card.model_dump_json(indent=1))
         try:
-            scores = _scores_of_noise(model)
+            scores = _scores_of_noise(replace(model, path=source))  # what a refusal is to name
         except MissingExtraError:
             raise
-        except LeudaError as error:  # it names the copy, which is gone by then
-            raise ModelError(str(error).replace(str(path), str(source))) from error
+        except LeudaError as error:
+            raise ModelError(str(error)) from error
         wanted = (PROBED, 1 + len(card.structures), *card.window)
         if scores.shape != wanted:
             raise ModelError(f"{source} gives scores {scores.shape}, its card says {wanted}")

@@ -1,16 +1,15 @@
-"""TensorRT builder -> what it says, kept for an error's text; and how far it is, for a bar."""
+"""TensorRT builder -> its progress, for a bar, and its errors, for the text of ours."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
-Progress = Callable[[int, int, str], None]
+from leuda_deploy.machine.progress import Progress
 
 
 def make_log(trt: Any) -> Any:
-    """A logger that keeps what is said, so that it can stand in the error, and prints nothing."""
+    """A TensorRT logger that keeps error messages and prints nothing."""
 
     class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -21,14 +20,14 @@ def make_log(trt: Any) -> Any:
             if severity <= trt.ILogger.ERROR:
                 self.errors.append(message)
 
-        def said(self) -> str:
+        def reason(self) -> str:
             return "; ".join(self.errors)[-300:] or "no reason given"
 
     return Log()
 
 
 def make_monitor(trt: Any, progress: Progress) -> Any:
-    """Builder phases -> one progress line: steps of the outermost phase, name of the innermost."""
+    """A TensorRT progress monitor: counts the steps of the outermost phase, names the innermost."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:

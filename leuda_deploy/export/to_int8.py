@@ -2,6 +2,14 @@
 
 Static quantisation, symmetric (zero point 0, which TensorRT asks for), one scale a tensor for
 activations and one a channel for weights. Standard ONNX operators only; tensors keep their names.
+
+Why this is ours, and not onnxruntime.quantization, which writes Q/DQ nodes as well:
+- Layers are put into int8 and taken out again, many times, until the labels agree with fp32. Here
+  that needs a graph, names and ranges in memory; there, a run of the tool from file to file.
+- A range is the one with the least squared error of clipping and rounding together, judged behind
+  the LeakyRelu. Its calibrators use the extremes, a percentile, the entropy or the distribution.
+- Convolutions of concatenations are split first, and the sum of their parts is rounded as one
+  tensor; `split_concatenations` says what OpenVINO makes of them otherwise.
 """
 
 from __future__ import annotations

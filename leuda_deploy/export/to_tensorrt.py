@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from leuda_deploy.errors import InputError, LeudaError, MissingExtraError, ModelError
-from leuda_deploy.export.tensorrt_progress import Progress, make_log, make_monitor
+from leuda_deploy.export.tensorrt_progress import make_log, make_monitor
+from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.machine.gpu import Gpu, find_gpu
+from leuda_deploy.machine.progress import Progress, no_progress
 from leuda_deploy.model.card import ModelCard
+from leuda_deploy.model.export_folder import engine_file
 from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.model.passport import LARGEST_WINDOW, Family, Passport, engine_key
-from leuda_deploy.scans.volume import atomic_path
 
 THIS_MACHINE = "this-machine"
 # `--trt-target` -> compute capability. Engines for these are built without a GPU.
@@ -38,97 +40,139 @@ BATCH = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What to build: family, target name, compute capability, and the GPU where one is at hand."""
+class EngineTarget:
+    """The GPU that an engine is for, and how it is built.
+
+    family        the builder: tensorrt or tensorrt_rtx
+    name          as `--trt-target` has it
+    capability    compute capability, "8.6"
+    gpu           name of the GPU of this machine; None: built ahead of time, without one
+    batch         largest number of windows that the engine takes at a time
+    workspace_mb  memory that the builder may use
+    """
 
     family: Family
-    target: str
+    name: str
     capability: str
     gpu: str | None
+    batch: int = BATCH
+    workspace_mb: int = WORKSPACE_MB
+
+    @property
+    def file_name(self) -> str:
+        """Of the engine, in its export folder."""
+        return engine_file(self.name)
+
+    @property
+    def batches(self) -> tuple[int, int, int]:
+        """Smallest, optimal and largest batch of the engine's profile."""
+        return 1, self.batch, self.batch
+
+    def key(self, onnx_sha256: str) -> str:
+        """The key of the engine that would be built now; see `Passport.key`."""
+        version = str(importlib.import_module(self.family).__version__)
+        return engine_key(
+            onnx_sha256,
+            self.family,
+            version,
+            self.capability,
+            self.gpu,
+            self.batches,
+            self.workspace_mb,
+        )
 
 
-def plan_engines(targets: list[str], *, gpu: Gpu | None = None) -> list[Plan]:
-    """Names of targets (none: this machine's GPU) -> what to build.
+def engine_targets(
+    names: list[str],
+    *,
+    batch: int = BATCH,
+    workspace_mb: int = WORKSPACE_MB,
+    gpu: Gpu | None = None,
+) -> list[EngineTarget]:
+    """Values of `--trt-target` (none: this machine's GPU) -> what to build.
 
-    Raises InputError for an unknown target or where this machine has no GPU, MissingExtraError
-    where no builder is installed.
+    Raises:
+        InputError: A name is unknown, or this machine has no GPU and none was named.
+        MissingExtraError: The builder is not installed.
     """
-    plans = []
-    for target in targets or [THIS_MACHINE]:
-        if target in RTX_TARGETS:
+    targets = []
+    for name in names or [THIS_MACHINE]:
+        if name in RTX_TARGETS:
             if find_spec("tensorrt_rtx") is None:
-                raise MissingExtraError(f"--trt-target {target}", "tensorrt-rtx", "rtx")
-            plans.append(
-                Plan(family="tensorrt_rtx", target=target, capability=RTX_TARGETS[target], gpu=None)
-            )
-            continue
-        if target != THIS_MACHINE:
+                raise MissingExtraError(f"--trt-target {name}", "tensorrt-rtx", "rtx")
+            family: Family = "tensorrt_rtx"
+            capability, built_on = RTX_TARGETS[name], None
+        elif name == THIS_MACHINE:
+            gpu = gpu or find_gpu()
+            if gpu is None:
+                raise InputError(
+                    "this machine has no NVIDIA GPU to build an engine for; name the GPU it is "
+                    f"for: --trt-target {','.join(RTX_TARGETS)}"
+                )
+            family = "tensorrt" if find_spec("tensorrt") else "tensorrt_rtx"
+            if find_spec(family) is None:
+                raise MissingExtraError("--trt", "tensorrt", "trt")
+            capability, built_on = gpu.capability, gpu.name
+        else:
             known = ", ".join([THIS_MACHINE, *RTX_TARGETS])
-            raise InputError(f"unknown --trt-target {target!r}; known are {known}")
-        gpu = gpu or find_gpu()
-        if gpu is None:
-            raise InputError(
-                "this machine has no NVIDIA GPU to build an engine for; name the GPU it is for: "
-                f"--trt-target {','.join(RTX_TARGETS)}"
-            )
-        family: Family = "tensorrt" if find_spec("tensorrt") else "tensorrt_rtx"
-        if find_spec(family) is None:
-            raise MissingExtraError("--trt", "tensorrt", "trt")
-        plans.append(Plan(family=family, target=target, capability=gpu.capability, gpu=gpu.name))
-    return plans
-
-
-def plan_key(plan: Plan, onnx_sha256: str, batch: int, workspace_mb: int) -> str:
-    """The key that an engine of this plan would have; see `Passport.key`."""
-    version = str(importlib.import_module(plan.family).__version__)
-    return engine_key(
-        onnx_sha256,
-        plan.family,
-        version,
-        plan.capability,
-        plan.gpu,
-        (1, batch, batch),
-        workspace_mb,
-    )
+            raise InputError(f"unknown --trt-target {name!r}; known are {known}")
+        target = EngineTarget(
+            family=family,
+            name=name,
+            capability=capability,
+            gpu=built_on,
+            batch=batch,
+            workspace_mb=workspace_mb,
+        )
+        targets.append(target)
+    return targets
 
 
 def to_tensorrt(
     model: ModelFile,
-    plan: Plan,
+    target: EngineTarget,
     out: Path,
     *,
-    batch: int = BATCH,
-    workspace_mb: int = WORKSPACE_MB,
     cache: Path | None = None,
-    progress: Progress = lambda done, total, note: None,
+    progress: Progress = no_progress,
 ) -> Passport:
-    """Build one engine for batches of 1 to `batch` windows and write it to `out`.
+    """Build one engine and write it to `out`.
 
-    cache  folder of timing caches, kept under a key of model, builder, GPU and profile
-    The passport says `proven=False`: running the engine is another step. Raises LeudaError if the
-    graph cannot be parsed or built, ModelError if the parsed network lost the card's precision.
+    Args:
+        model: The model file.
+        target: What the engine is for.
+        out: The engine file.
+        cache: Folder of timing caches, which make a second build faster; None for no cache.
+        progress: Told how far the builder is.
+
+    Returns:
+        Its passport. It says `proven=False`: running the engine is another step.
+
+    Raises:
+        ModelError: The parsed network has lost the precision that the card states.
+        LeudaError: The graph cannot be parsed or built.
     """
-    card = model.card
-    trt: Any = importlib.import_module(plan.family)
-    version, onnx_sha256 = str(trt.__version__), model.sha256
+    card, onnx_sha256 = model.card, model.sha256
+    trt: Any = importlib.import_module(target.family)
+    version = str(trt.__version__)
     log = make_log(trt)
     builder = trt.Builder(log)
     network = _parse(trt, builder, log, model)
     layers, kinds = read_precisions(trt, network)
     _check_precision(card.precision, kinds, model.path)
 
-    config = _configure(trt, builder, network, plan, card, batch, workspace_mb)
+    config = _configure(trt, builder, network, target, card)
     monitor = make_monitor(trt, progress)  # has to live as long as the build
     config.progress_monitor = monitor
-    key = plan_key(plan, onnx_sha256, batch, workspace_mb)
-    timings = cache / f"{key}.timing" if cache and plan.family == "tensorrt" else None
+    tuned = cache is not None and target.family == "tensorrt"  # TensorRT for RTX tunes when it runs
+    timings = cache / f"{target.key(onnx_sha256)}.timing" if cache and tuned else None
     _load_timings(config, timings)
 
     began = time.perf_counter()
     engine = builder.build_serialized_network(network, config)
     seconds = time.perf_counter() - began
     if engine is None:
-        raise LeudaError(f"{plan.family} {version} cannot build {model.path}: {log.said()}")
+        raise LeudaError(f"{target.family} {version} cannot build {model.path}: {log.reason()}")
     if timings is not None:
         with atomic_path(timings) as temporary:
             temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
@@ -137,17 +181,17 @@ def to_tensorrt(
         temporary.write_bytes(code)
     return Passport(
         onnx_sha256=onnx_sha256,
-        family=plan.family,
+        family=target.family,
         version=version,
-        target=plan.target,
-        capability=plan.capability,
-        gpu=plan.gpu,
+        target=target.name,
+        capability=target.capability,
+        gpu=target.gpu,
         precision=card.precision,
         layers=layers,
         layer_kinds=kinds,
-        batch=(1, batch, batch),
+        batch=target.batches,
         window=card.window,
-        workspace_mb=workspace_mb,
+        workspace_mb=target.workspace_mb,
         build_seconds=round(seconds, 2),
         engine_mb=round(len(code) / 1e6, 2),
         proven=False,
@@ -155,21 +199,13 @@ def to_tensorrt(
     )
 
 
-def _configure(
-    trt: Any,
-    builder: Any,
-    network: Any,
-    plan: Plan,
-    card: ModelCard,
-    batch: int,
-    workspace_mb: int,
-) -> Any:
+def _configure(trt: Any, builder: Any, network: Any, target: EngineTarget, card: ModelCard) -> Any:
     config = builder.create_builder_config()
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mb << 20)
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, target.workspace_mb << 20)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the engine inspector
-    config.add_optimization_profile(_profile(builder, network, batch, card))
-    if plan.family == "tensorrt_rtx":
-        _aim(trt, config, plan)
+    config.add_optimization_profile(_profile(builder, network, target.batch, card))
+    if target.family == "tensorrt_rtx":
+        _set_capability(trt, config, target)
     return config
 
 
@@ -236,17 +272,17 @@ def _profile(builder: Any, network: Any, batch: int, card: ModelCard) -> Any:
     return profile
 
 
-def _aim(trt: Any, config: Any, plan: Plan) -> None:
+def _set_capability(trt: Any, config: Any, target: EngineTarget) -> None:
     """TensorRT for RTX builds for a compute capability; without one, for most of them at once."""
-    name = "CURRENT" if plan.gpu else "SM" + plan.capability.replace(".", "")
+    name = "CURRENT" if target.gpu else "SM" + target.capability.replace(".", "")
     wanted = getattr(trt.ComputeCapability, name, None)
     config.num_compute_capabilities = 1
     if wanted is None or not config.set_compute_capability(wanted, 0):
-        raise LeudaError(f"{trt.__name__} {trt.__version__} does not build for {plan.target}")
+        raise LeudaError(f"{trt.__name__} {trt.__version__} does not build for {target.name}")
 
 
 def _load_timings(config: Any, timings: Path | None) -> None:
-    if timings is None:  # TensorRT for RTX has none: it tunes when it is run
+    if timings is None:
         return
     known = timings.read_bytes() if timings.is_file() else b""
     if not config.set_timing_cache(config.create_timing_cache(known), False):

@@ -41,7 +41,7 @@ class Verified:
     """An export that is whole: every file is what its manifest says.
 
     model_sha256    of the model file, as `sha256sum` prints it and `leuda infer` reports it
-    content_sha256  over graph, weights and card: the seal inside the file
+    content_sha256  over graph, weights and card, as the card inside the file says
     """
 
     model: str

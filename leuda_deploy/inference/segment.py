@@ -12,7 +12,7 @@ scores each slab by itself; for a 3D one, each slab completes a window (`Blocks`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -26,8 +26,11 @@ from leuda_deploy.inference.pipelined import ahead
 from leuda_deploy.inference.slabs import Blocks, ScanSlices, Slabs
 from leuda_deploy.inference.sliding_window import mirrored, scoring_floor_once
 from leuda_deploy.machine.clock import Clock
+from leuda_deploy.machine.progress import Progress, no_progress
 from leuda_deploy.model.tiling import DEFAULT_TILING, Tiling
-from leuda_deploy.scans.recipe import Depth, Intensity, Recipe, Stack
+from leuda_deploy.scans.intensity import Intensity
+from leuda_deploy.scans.recipe import Depth, Recipe
+from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import Volume
 
 
@@ -61,10 +64,10 @@ def segment(
     batch: int = 8,
     tiling: Tiling = DEFAULT_TILING,
     uncertainty: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = no_progress,
 ) -> Segmentation:
     """`segment_stack` for a scan as it was read."""
-    stack = Stack(volume, recipe, depth=depth, pixel_spacing_mm=pixel_spacing_mm)
+    stack = Stack(volume, recipe, window_depth=depth, pixel_spacing_mm=pixel_spacing_mm)
     return segment_stack(
         stack,
         engine,
@@ -86,7 +89,7 @@ def segment_stack(
     mirror: bool = False,
     uncertainty: bool = False,
     probabilities: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = no_progress,
 ) -> Segmentation:
     """Label every voxel of a scan.
 
@@ -140,8 +143,7 @@ def segment_stack(
                     label_stack[index] = label_plane(plane, stack.plane_shape)
             with clock("doubts"):
                 doubts.add(start, found)
-        if progress is not None:
-            progress(grid_start + len(on_grid), stack.depth)
+        progress(grid_start + len(on_grid), stack.depth, "")
     return Segmentation(
         labels=labels,
         uncertainty=doubts.entropy,

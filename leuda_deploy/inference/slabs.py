@@ -19,8 +19,8 @@ from leuda_deploy.inference.sliding_window import (
     windows_per_slice,
 )
 from leuda_deploy.model.tiling import Tiling
-from leuda_deploy.scans.recipe import Stack
 from leuda_deploy.scans.resample import taps
+from leuda_deploy.scans.stack import Stack
 
 
 class Slabs:

@@ -11,7 +11,7 @@ import numpy as np
 from leuda_deploy.engines.engine import Float32
 from leuda_deploy.errors import ModelError
 from leuda_deploy.model.card import ModelCard
-from leuda_deploy.scans.recipe import Stack, window_at
+from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import read_volume
 
 REAL_WINDOWS = 64  # at least; border windows are added until there are as many
@@ -94,10 +94,10 @@ def probes_of_scans(card: ModelCard, scans: Sequence[Path]) -> Probes:
     """Windows of scans, prepared as a model's card says, to prove engines of that model on."""
     windows: dict[str, Float32] = {}
     for path in scans:
-        stack = Stack(read_volume(path), card.recipe, depth=card.depth)
+        stack = Stack(read_volume(path), card.recipe, window_depth=card.depth)
         # of a 3D graph, windows that lie beside each other
         starts = range(0, stack.depth, stack.window_slices)
-        windows[str(path)] = np.stack([window_at(stack, start) for start in starts])
+        windows[str(path)] = np.stack([stack.window_at(start) for start in starts])
     return make_probes(windows)
 
 

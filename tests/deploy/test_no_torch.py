@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
+
+from support.makers import MakeModel
 
 PROGRAM = """
 import sys
@@ -37,7 +38,7 @@ except ImportError:
 
 
 def test_every_deploy_module_imports_and_infers_without_torch(
-    tmp_path: Path, scan_file: Path, make_model: Callable[..., Path]
+    tmp_path: Path, scan_file: Path, make_model: MakeModel
 ) -> None:
     model = make_model(tmp_path / "model")
     done = subprocess.run(

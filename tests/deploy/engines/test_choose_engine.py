@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from support.engine_files import HERE, VERSION, with_engine
+from support.makers import MakeModel, MakeVolume
 
 from leuda_deploy.engines import engine_fit
 from leuda_deploy.engines import tensorrt as tensorrt_engine
@@ -22,9 +22,9 @@ from leuda_deploy.engines.engine import EngineSettings
 from leuda_deploy.engines.onnx_runtime import OnnxEngine
 from leuda_deploy.engines.open_engine import open_engine
 from leuda_deploy.errors import InputError, LeudaError, ModelError, ParityError
-from leuda_deploy.export import add_engines as ship
+from leuda_deploy.export import add_engines as add_engines_module
 from leuda_deploy.export.add_engines import add_engines
-from leuda_deploy.export.to_tensorrt import Plan, plan_engines
+from leuda_deploy.export.to_tensorrt import EngineTarget, engine_targets
 from leuda_deploy.inference import segmenter as segmenter_module
 from leuda_deploy.inference.segmenter import Segmenter, installed_engines
 from leuda_deploy.inference.settings import Settings
@@ -35,10 +35,6 @@ from leuda_deploy.model.export_folder import MODEL_FILE, read_manifest, write_ma
 from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.proof.probes import make_probes
 from leuda_deploy.proof.trial import Trial
-from leuda_deploy.scans.volume import Volume
-
-MakeModel = Callable[..., Path]
-MakeVolume = Callable[..., Volume]
 
 
 @pytest.fixture
@@ -162,23 +158,25 @@ def test_engine_that_is_there_unproven_is_proven_and_not_built_again(
     name = "model.here.engine"
     with_engine(folder, proven=False)
     key = read_manifest(folder).engines[name].key()
-    monkeypatch.setattr(ship, "plan_key", lambda *asked: key)
-    monkeypatch.setattr(ship, "to_tensorrt", lambda *asked, **more: pytest.fail("built again"))
-    monkeypatch.setattr(ship, "TensorRTEngine", OnnxInPlace)
+    monkeypatch.setattr(EngineTarget, "key", lambda self, onnx_sha256: key)
+    monkeypatch.setattr(
+        add_engines_module, "to_tensorrt", lambda *asked, **more: pytest.fail("built again")
+    )
+    monkeypatch.setattr(add_engines_module, "TensorRTEngine", OnnxInPlace)
     images = np.random.default_rng(0).uniform(-1, 1, (8, 16, 16)).astype(np.float32)
-    plan = Plan(family="tensorrt", target="here", capability="8.9", gpu=HERE.name)
-    assert not add_engines(ModelFile.open(folder), [plan], probes=None)[name].proven
-    assert add_engines(ModelFile.open(folder), [plan], probes=make_probes({"noise": images}))[
+    target = EngineTarget(family="tensorrt", name="here", capability="8.9", gpu=HERE.name)
+    assert not add_engines(ModelFile.open(folder), [target], probes=None)[name].proven
+    assert add_engines(ModelFile.open(folder), [target], probes=make_probes({"noise": images}))[
         name
     ].proven
     assert read_manifest(folder).engines[name].proven
     monkeypatch.setattr(OnnxInPlace, "scale", 2.0)
     add_engines(
-        ModelFile.open(folder), [plan], probes=make_probes({"noise": images})
+        ModelFile.open(folder), [target], probes=make_probes({"noise": images})
     )  # proven before: not again
     with_engine(folder, proven=False)
     with pytest.raises(ParityError):
-        add_engines(ModelFile.open(folder), [plan], probes=make_probes({"noise": images}))
+        add_engines(ModelFile.open(folder), [target], probes=make_probes({"noise": images}))
     assert not (folder / name).exists()
     assert read_manifest(folder).engines == {}
 
@@ -189,9 +187,11 @@ def test_engine_of_this_gpu_labels_as_onnx_runtime_does(tmp_path: Path) -> None:
         pytest.skip("no NVIDIA GPU here")
     shutil.copytree(default_model(), tmp_path / "export")
     images = np.random.default_rng(0).uniform(-1, 1, (16, 64, 64)).astype(np.float32)
-    (plan,) = plan_engines([])
-    add_engines(ModelFile.open(tmp_path / "export"), [plan], probes=make_probes({"noise": images}))
-    name: Any = plan.family.replace("_", "-")
+    (target,) = engine_targets([])
+    add_engines(
+        ModelFile.open(tmp_path / "export"), [target], probes=make_probes({"noise": images})
+    )
+    name: Any = target.family.replace("_", "-")
     found = open_engine(ModelFile.open(tmp_path / "export"), name)
     reference = OnnxEngine(ModelFile.open(tmp_path / "export"), threads=1)
     assert found.sha256 == reference.sha256

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 from support import cuda_stand_in
 from support.engine_files import HERE, VERSION, with_engine
+from support.makers import MakeModel
 
 from leuda_deploy.engines import cuda, engine_fit
 from leuda_deploy.engines.tensorrt import TensorRTEngine, open_tensorrt
@@ -28,14 +28,12 @@ from leuda_deploy.engines.tensorrt_buffers import (
 )
 from leuda_deploy.errors import InputError, LeudaError, MissingExtraError, ModelError
 from leuda_deploy.export.add_engines import add_engines
-from leuda_deploy.export.to_tensorrt import plan_engines
+from leuda_deploy.export.to_tensorrt import engine_targets
 from leuda_deploy.machine.gpu import find_gpu
 from leuda_deploy.model.default_model import default_model
-from leuda_deploy.model.export_folder import engine_file
 from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.model.passport import Family
 
-MakeModel = Callable[..., Path]
 LARGEST, SIDE, CLASSES = 8, 16, 3
 
 
@@ -279,9 +277,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelFile, str]:
         pytest.skip("no NVIDIA GPU here")
     folder = tmp_path_factory.mktemp("export")
     shutil.copytree(default_model(), folder, dirs_exist_ok=True)
-    (plan,) = plan_engines([])
-    add_engines(ModelFile.open(folder), [plan], probes=None, batch=4)
-    return ModelFile.open(folder), engine_file(plan.target)
+    (target,) = engine_targets([], batch=4)
+    add_engines(ModelFile.open(folder), [target], probes=None)
+    return ModelFile.open(folder), target.file_name
 
 
 def images(count: int, seed: int = 0) -> Any:

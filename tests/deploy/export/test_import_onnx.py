@@ -1,4 +1,4 @@
-"""A graph from elsewhere is sealed if it is what its card says; only an export is replaced."""
+"""A graph from elsewhere is packaged if it is what its card says; only an export is replaced."""
 
 from __future__ import annotations
 
@@ -11,21 +11,18 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from typer.testing import CliRunner
+from support.command import leuda_here
+from support.makers import MakeCard, MakeModel
 
 from leuda_deploy.engines.onnx_runtime import OnnxEngine
 from leuda_deploy.errors import InputError, LeudaError, ModelError
-from leuda_deploy.export.import_onnx import adopt, precision_of, seal
+from leuda_deploy.export.import_onnx import copy_export, package_graph, precision_of
 from leuda_deploy.export.to_half import to_bf16, to_fp16
 from leuda_deploy.export.to_int8 import calibrate, quantise
 from leuda_deploy.export.verify import verify
-from leuda_deploy.model.card import ModelCard
 from leuda_deploy.model.export_folder import check_replaceable
 from leuda_deploy.model.model_file import ModelFile
-from leuda_train.cli import app
 
-MakeCard = Callable[..., ModelCard]
-MakeModel = Callable[..., Path]
 Change = Callable[[onnx.ModelProto], object]
 
 
@@ -52,13 +49,13 @@ def network() -> onnx.ModelProto:
 
 
 @pytest.fixture
-def sealed(tmp_path: Path, make_card: MakeCard) -> Callable[..., Path]:
-    """Write graph and card, then seal them into `out`."""
+def packaged(tmp_path: Path, make_card: MakeCard) -> Callable[..., Path]:
+    """Write graph and card, then package them into `out`."""
 
     def make(model: onnx.ModelProto, **card: Any) -> Path:
         onnx.save(model, tmp_path / "net.onnx")
         (tmp_path / "card.json").write_text(make_card(**card).to_json())
-        return seal(tmp_path / "net.onnx", tmp_path / "card.json", tmp_path / "out").folder
+        return package_graph(tmp_path / "net.onnx", tmp_path / "card.json", tmp_path / "out").folder
 
     return make
 
@@ -101,12 +98,12 @@ def only_seven(model: onnx.ModelProto) -> None:
     ],
 )
 def test_a_graph_that_does_not_fit_is_one_line_about_the_file_given(
-    sealed: Callable[..., Path], tmp_path: Path, change: Change, message: str
+    packaged: Callable[..., Path], tmp_path: Path, change: Change, message: str
 ) -> None:
     model = network()
     change(model)
     with pytest.raises(ModelError, match=message) as refused:
-        sealed(model)
+        packaged(model)
     assert ".tmp" not in str(refused.value)
     assert "\n" not in str(refused.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["card.json", "net.onnx"]
@@ -127,16 +124,14 @@ def test_weights_in_another_file_are_taken_in_or_missed_in_one_line(
     source, card = tmp_path / "net.onnx", tmp_path / "card.json"
     onnx.save_model(network(), source, save_as_external_data=True, location="w", size_threshold=0)
     card.write_text(make_card().to_json())
-    folder = seal(source, card, tmp_path / "out").folder
+    folder = package_graph(source, card, tmp_path / "out").folder
     verify(folder)
     windows = np.ones((2, 1, 16, 16), np.float32)
     assert np.abs(OnnxEngine(ModelFile.open(folder))(windows)).max() > 0
     (tmp_path / "w").unlink()
-    done = CliRunner().invoke(
-        app, ["export", str(source), "--card", str(card), "-o", str(tmp_path / "other")]
-    )
-    assert isinstance(done.exception, ModelError)
-    assert "keeps weights in other files" in str(done.exception)
+    done = leuda_here("export", source, "--card", card, "-o", tmp_path / "other")
+    assert done.returncode == 2
+    assert "keeps weights in other files" in done.stderr
 
 
 def lower(precision: str) -> onnx.ModelProto:
@@ -149,7 +144,7 @@ def lower(precision: str) -> onnx.ModelProto:
 @pytest.mark.parametrize("says", ["fp32", "fp16", "bf16", "int8"])
 @pytest.mark.parametrize("computes", ["fp32", "fp16", "bf16", "int8"])
 def test_the_cards_precision_is_the_graphs(
-    sealed: Callable[..., Path], tmp_path: Path, computes: str, says: str
+    packaged: Callable[..., Path], tmp_path: Path, computes: str, says: str
 ) -> None:
     model = lower(computes)
     assert precision_of(model) == computes
@@ -157,12 +152,12 @@ def test_the_cards_precision_is_the_graphs(
         with pytest.raises(
             ModelError, match=f"net.onnx computes in {computes}, its card says {says}"
         ):
-            sealed(model, precision=says)
+            packaged(model, precision=says)
         assert not (tmp_path / "out").exists()
         return
     if computes == "bf16":
         pytest.importorskip("openvino", reason="the openvino extra is not installed")
-    assert ModelFile.open(sealed(model, precision=says) / "model.onnx").card.precision == says
+    assert ModelFile.open(packaged(model, precision=says)).card.precision == says
 
 
 # --- where to
@@ -203,8 +198,10 @@ def test_all_ways_to_an_export_look_first_where_it_goes(
     notes.parent.mkdir()
     notes.write_text("keep")
     ways: list[Callable[[Path], object]] = [
-        lambda out: adopt(model, out),
-        lambda out: seal(tmp_path / "no.onnx", tmp_path / "no.json", out),  # nothing is read before
+        lambda out: copy_export(model, out),
+        lambda out: package_graph(
+            tmp_path / "no.onnx", tmp_path / "no.json", out
+        ),  # nothing is read before
         lambda out: export(tmp_path / "no run", out),
     ]
     for way in ways:
@@ -216,5 +213,8 @@ def test_all_ways_to_an_export_look_first_where_it_goes(
     assert notes.read_text() == "keep"
     assert [path.name for path in notes.parent.iterdir()] == ["notes.txt"]
     out = tmp_path / "mine"
-    assert json.loads((adopt(model, out).folder / "card.json").read_text())["name"] == "thresholds"
-    assert adopt(model, out).folder == out  # an export is replaced
+    assert (
+        json.loads((copy_export(model, out).folder / "card.json").read_text())["name"]
+        == "thresholds"
+    )
+    assert copy_export(model, out).folder == out  # an export is replaced

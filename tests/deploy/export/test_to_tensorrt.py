@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,15 +18,15 @@ import pytest
 from leuda_deploy.engines.engine_fit import check_engine, misfits, remedy
 from leuda_deploy.engines.tensorrt import TensorRTEngine
 from leuda_deploy.errors import InputError, MissingExtraError, ModelError
-from leuda_deploy.export import add_engines as ship_module
+from leuda_deploy.export import add_engines as add_engines_module
 from leuda_deploy.export import to_tensorrt as module
 from leuda_deploy.export.add_engines import add_engines
 from leuda_deploy.export.to_half import to_bf16, to_fp16
-from leuda_deploy.export.to_tensorrt import plan_engines, to_tensorrt
+from leuda_deploy.export.to_tensorrt import engine_targets, to_tensorrt
 from leuda_deploy.export.verify import verify
 from leuda_deploy.machine.files import file_sha256
 from leuda_deploy.machine.gpu import Gpu, find_gpu
-from leuda_deploy.model.export_folder import MODEL_FILE, engine_file, read_manifest, write_manifest
+from leuda_deploy.model.export_folder import MODEL_FILE, read_manifest, write_manifest
 from leuda_deploy.model.model_file import ModelFile, write_model
 from leuda_deploy.model.passport import Passport
 from leuda_deploy.proof.probes import make_probes
@@ -57,7 +56,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             ).card
             (folder / "card.json").write_text(card.model_dump_json(indent=1))
             write_manifest(folder)
-        add_engines(ModelFile.open(folder), plan_engines(TARGETS), probes=None, batch=4)
+        add_engines(ModelFile.open(folder), engine_targets(TARGETS, batch=4), probes=None)
     return folders
 
 
@@ -101,10 +100,13 @@ def test_engines_are_built_ahead_of_time_and_say_their_precisions(
 @needs_rtx
 def test_progress_comes_from_the_builder(exports: dict[str, Path], tmp_path: Path) -> None:
     seen: list[tuple[int, int, str]] = []
-    (plan,) = plan_engines(["rtx-blackwell"])
+    (target,) = engine_targets(["rtx-blackwell"])
     model = exports["fp32"] / MODEL_FILE
     to_tensorrt(
-        ModelFile.open(model), plan, tmp_path / "e.engine", progress=lambda *step: seen.append(step)
+        ModelFile.open(model),
+        target,
+        tmp_path / "e.engine",
+        progress=lambda *step: seen.append(step),
     )
     assert {"Building engine", "Optimizing graph"} <= {note for _, _, note in seen}
     assert seen[-1][0] == seen[-1][1]
@@ -117,20 +119,20 @@ def test_the_very_same_engine_is_not_built_again(
 ) -> None:
     before = read_manifest(export)
     built = []
-    honest = ship_module.to_tensorrt
+    honest = add_engines_module.to_tensorrt
 
-    def build(model, plan, *given, **more):
-        built.append(plan.target)
-        return honest(model, plan, *given, **more)
+    def build(model, target, *given, **more):
+        built.append(target.name)
+        return honest(model, target, *given, **more)
 
-    monkeypatch.setattr(ship_module, "to_tensorrt", build)
-    add_engines(ModelFile.open(export), plan_engines(TARGETS), probes=None, batch=4)
+    monkeypatch.setattr(add_engines_module, "to_tensorrt", build)
+    add_engines(ModelFile.open(export), engine_targets(TARGETS, batch=4), probes=None)
     assert built == []
     assert read_manifest(export) == before
     (export / "model.rtx-ada.engine").write_bytes(b"damaged")
-    add_engines(ModelFile.open(export), plan_engines(TARGETS), probes=None, batch=4)
+    add_engines(ModelFile.open(export), engine_targets(TARGETS, batch=4), probes=None)
     assert built == ["rtx-ada"]
-    add_engines(ModelFile.open(export), plan_engines(["rtx-ampere"]), probes=None, batch=2)
+    add_engines(ModelFile.open(export), engine_targets(["rtx-ampere"], batch=2), probes=None)
     assert built == ["rtx-ada", "rtx-ampere"]
     assert read_manifest(export).engines["model.rtx-ampere.engine"].batch == (1, 2, 2)
     verify(export)
@@ -141,16 +143,18 @@ def test_an_engine_that_lost_its_precision_is_refused(tmp_path: Path) -> None:
     honest = ModelFile.open(TRANSLATED)
     lying = honest.card.model_copy(update={"precision": "fp16"})
     write_model(honest.graph(), lying, tmp_path / MODEL_FILE)
-    (plan,) = plan_engines(["rtx-ada"])
+    (target,) = engine_targets(["rtx-ada"])
     with pytest.raises(ModelError, match="says fp16, but no convolution of the parsed network"):
-        to_tensorrt(ModelFile.open(tmp_path / MODEL_FILE), plan, tmp_path / "e.engine")
+        to_tensorrt(ModelFile.open(tmp_path / MODEL_FILE), target, tmp_path / "e.engine")
     assert not (tmp_path / "e.engine").exists()
 
 
 @needs_rtx
 def test_verify_says_what_the_engines_are_and_that_they_do_not_fit(export: Path) -> None:
     found = verify(export)
-    assert [engine.name for engine in found.engines] == [engine_file(p) for p in plans()]
+    assert [engine.name for engine in found.engines] == [
+        target.file_name for target in engine_targets(TARGETS)
+    ]
     json.dumps(found.as_dict())
     if find_gpu() is None:
         for engine in found.engines:
@@ -173,10 +177,6 @@ def test_what_to_do_about_an_engine_depends_on_what_is_wrong(export: Path) -> No
     theirs = passport.model_copy(update={"gpu": "RTX 3080", "target": "this-machine"})
     assert remedy(export, theirs, None, stale) == f"build it again beside its RTX 3080: {build}"
     assert "it is for RTX 3080 (SM 8.6)" in remedy(export, theirs, None, stale[1:])
-
-
-def plans() -> Iterator[module.Plan]:
-    yield from plan_engines(TARGETS)
 
 
 def flip(path: Path, place: int = 1000) -> None:
@@ -258,21 +258,21 @@ def test_every_field_of_a_passport_is_compared(exports: dict[str, Path]) -> None
 
 def test_targets_are_checked_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="unknown --trt-target 'orin'; known are this-machine"):
-        plan_engines(["orin"])
+        engine_targets(["orin"])
     monkeypatch.setattr(module, "find_gpu", lambda: None)
     with pytest.raises(InputError, match="no NVIDIA GPU to build an engine for"):
-        plan_engines([])
+        engine_targets([])
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"leuda\[rtx\]"):
-        plan_engines(["rtx-ada"])
+        engine_targets(["rtx-ada"])
     with pytest.raises(MissingExtraError, match=r"leuda\[trt\]"):
-        plan_engines([], gpu=Gpu(name="GPU", capability="8.7"))
+        engine_targets([], gpu=Gpu(name="GPU", capability="8.7"))
 
 
 def test_one_spelling_serves_both_families(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "find_spec", lambda name: name == "tensorrt")
-    (plan,) = plan_engines([], gpu=Gpu(name="Orin", capability="8.7"))
-    assert (plan.family, plan.capability, plan.gpu) == ("tensorrt", "8.7", "Orin")
+    (target,) = engine_targets([], gpu=Gpu(name="Orin", capability="8.7"))
+    assert (target.family, target.capability, target.gpu) == ("tensorrt", "8.7", "Orin")
 
 
 @pytest.mark.gpu
@@ -282,11 +282,11 @@ def test_an_engine_for_this_gpu_is_run_and_proven(tmp_path: Path) -> None:
     shutil.copytree(TRANSLATED, tmp_path / "export")
     images = np.random.default_rng(0).uniform(-1, 1, (16, 64, 64)).astype(np.float32)
     probes = make_probes({"noise": images})
-    (plan,) = plan_engines([])
-    engines = add_engines(ModelFile.open(tmp_path / "export"), [plan], probes=probes)
-    passport = engines[engine_file(plan.target)]
+    (target,) = engine_targets([])
+    engines = add_engines(ModelFile.open(tmp_path / "export"), [target], probes=probes)
+    passport = engines[target.file_name]
     assert passport.proven
     assert passport.inspected
     assert passport.memory_mb
-    engine = TensorRTEngine(ModelFile.open(tmp_path / "export"), engine_file(plan.target))
+    engine = TensorRTEngine(ModelFile.open(tmp_path / "export"), target.file_name)
     assert engine(probes.windows[:11]).shape == (11, 5, 64, 64)

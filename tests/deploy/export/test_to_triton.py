@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from google.protobuf import text_format
+from support.makers import MakeCard, MakeModel
 
 from leuda_deploy.errors import InputError
 from leuda_deploy.export.to_triton import to_triton
-from leuda_deploy.model.card import GraphOptions, ModelCard, parse_card
+from leuda_deploy.model.card import GraphOptions, parse_card
 from leuda_deploy.model.model_file import ModelFile
-
-MakeModel = Callable[..., Path]
 
 
 def read_config(folder: Path) -> Any:
@@ -57,7 +55,7 @@ def test_an_open_window_is_open_in_the_server(tmp_path: Path, make_model: MakeMo
 
 
 def test_writing_again_replaces_and_foreign_folders_stay(
-    tmp_path: Path, make_model: MakeModel, make_card: Callable[..., ModelCard]
+    tmp_path: Path, make_model: MakeModel, make_card: MakeCard
 ) -> None:
     make_model(tmp_path / "export")
     to_triton(ModelFile.open(tmp_path / "export"), tmp_path / "repository")

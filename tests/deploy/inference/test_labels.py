@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
+from support.makers import MakeVolume
 
 from leuda_deploy.inference.labels import Doubts, entropy, label_plane, winners
 from leuda_deploy.inference.pipelined import ahead
-from leuda_deploy.scans.recipe import Recipe, Stack
+from leuda_deploy.scans.recipe import Recipe
 from leuda_deploy.scans.resample import resize, taps
-from leuda_deploy.scans.volume import Volume
+from leuda_deploy.scans.stack import Stack
 
 Float32 = NDArray[np.float32]
 
@@ -83,7 +84,7 @@ def test_entropy_is_that_of_the_softmax() -> None:
     assert entropy(np.array([80.0, -80.0, -80.0], np.float32)[:, None, None]) == pytest.approx(0)
 
 
-def test_doubts_count_structures_and_map_entropy(make_volume: Callable[..., Volume]) -> None:
+def test_doubts_count_structures_and_map_entropy(make_volume: MakeVolume) -> None:
     volume = make_volume(np.arange(8 * 8 * 3, dtype=np.int16).reshape(8, 8, 3))
     stack = Stack(volume, Recipe(slice_axis="array-2", spacing_mm="native", window=(8, 8)))
     scores = np.zeros((3, 2, 8, 8), np.float32)
@@ -130,7 +131,7 @@ def test_ahead_raises_what_went_wrong_and_stops_when_left() -> None:
     assert threading.active_count() <= before
 
 
-def test_probabilities_are_as_doubtful_as_their_logits(make_volume: Callable[..., Volume]) -> None:
+def test_probabilities_are_as_doubtful_as_their_logits(make_volume: MakeVolume) -> None:
     """Of an export whose graph ends in a softmax."""
     raw = np.random.default_rng(0).integers(0, 9, (8, 8, 2)).astype(np.int16)
     logits = np.random.default_rng(1).normal(scale=3, size=(2, 5, 8, 8)).astype(np.float32)

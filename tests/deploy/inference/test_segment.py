@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from itertools import permutations, product
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -15,6 +14,7 @@ import onnxruntime as ort
 import pytest
 from nibabel import orientations
 from numpy.typing import NDArray
+from support.makers import MakeModel, MakeVolume, ThresholdLabels
 
 from leuda_deploy.engines.onnx_runtime import OnnxEngine
 from leuda_deploy.errors import InputError, LeudaError, ModelError
@@ -23,11 +23,7 @@ from leuda_deploy.jobs.report import infer_file
 from leuda_deploy.model.card import METADATA_KEY, ModelCard, Structure
 from leuda_deploy.model.model_file import ModelFile, content_sha256
 from leuda_deploy.scans.recipe import Recipe
-from leuda_deploy.scans.volume import Volume, read_label_names, read_volume, write_labels
-
-MakeVolume = Callable[..., Volume]
-MakeModel = Callable[..., Path]
-ThresholdLabels = Callable[[NDArray[Any]], NDArray[np.uint8]]
+from leuda_deploy.scans.volume import read_label_names, read_volume, write_labels
 
 ODD = Path(__file__).parents[4] / "shared" / "data" / "odd"
 ODD_SCANS = sorted(ODD.glob("*.nii*")) if ODD.is_dir() else []
@@ -92,11 +88,11 @@ def test_slab_and_batch_do_not_matter_and_progress_is_told(
 ) -> None:
     raw = np.random.default_rng(0).integers(0, 251, (20, 35, 7)).astype(np.int16)
     volume, recipe = make_volume(raw), engine.card.recipe
-    told: list[tuple[int, int]] = []
+    told: list[tuple[int, int, str]] = []
     once = segment(
         volume, engine, recipe, slab=3, batch=2, progress=lambda *done: told.append(done)
     )
-    assert told == [(3, 7), (6, 7), (7, 7)]
+    assert [step[:2] for step in told] == [(3, 7), (6, 7), (7, 7)]
     assert set(once.seconds) == {"normalise", "resample", "network", "labels", "doubts"}
     for slab, batch in ((1, 1), (100, 100)):
         again = segment(volume, engine, recipe, slab=slab, batch=batch)

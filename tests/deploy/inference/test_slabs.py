@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tracemalloc
-from collections.abc import Callable
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, Literal
@@ -15,14 +14,14 @@ import onnx
 import pytest
 from nibabel import orientations
 from numpy.typing import NDArray
-from typer.testing import CliRunner
+from support.command import leuda_here
+from support.makers import MakeModel, MakeVolume, ThresholdLabels
 
-from leuda_deploy.cli import app
 from leuda_deploy.engines.engine import EngineName, EngineSettings, Scorer
 from leuda_deploy.engines.onnx_runtime import OnnxEngine
 from leuda_deploy.engines.open_engine import open_engine
 from leuda_deploy.errors import InputError, ModelError
-from leuda_deploy.export.import_onnx import seal
+from leuda_deploy.export.import_onnx import package_graph
 from leuda_deploy.inference.memory_plan import make_plan
 from leuda_deploy.inference.segment import segment
 from leuda_deploy.inference.segmenter import Segmenter, sample_windows
@@ -32,14 +31,11 @@ from leuda_deploy.inference.sliding_window import blend_weights, window_starts
 from leuda_deploy.model.model_file import ModelFile, write_model
 from leuda_deploy.model.tiling import Tiling
 from leuda_deploy.proof.probes import probes_of_scans
-from leuda_deploy.scans.recipe import Depth, Recipe, Stack, window_at
+from leuda_deploy.scans.recipe import Depth, Recipe
 from leuda_deploy.scans.resample import fit_to_window, taps
-from leuda_deploy.scans.volume import Volume, read_volume
-from leuda_train.cli import app as whole_app
+from leuda_deploy.scans.stack import Stack
+from leuda_deploy.scans.volume import read_volume
 
-MakeVolume = Callable[..., Volume]
-MakeModel = Callable[..., Path]
-ThresholdLabels = Callable[[NDArray[Any]], NDArray[np.uint8]]
 Float32 = NDArray[np.float32]
 
 PLANE = (12, 16)
@@ -57,7 +53,7 @@ def stack_of(
 ) -> Stack:
     """A scan of (D, H, W) random voxels; slices lie `spacing_mm` apart."""
     raw = np.random.default_rng(0).integers(0, 1001, shape[::-1]).astype(np.int16)
-    return Stack(make_volume(raw, np.diag([1.0, 1.0, spacing_mm, 1.0])), RECIPE, depth=depth)
+    return Stack(make_volume(raw, np.diag([1.0, 1.0, spacing_mm, 1.0])), RECIPE, window_depth=depth)
 
 
 def scored(engine: Scorer, stack: Stack, tiling: Tiling) -> Float32:
@@ -167,7 +163,7 @@ def test_slices_are_resampled_as_pixels_are(
 ) -> None:
     raw = np.random.default_rng(0).integers(0, 1001, (6, 7, 20)).astype(np.int16)
     volume = make_volume(raw)
-    stack = Stack(volume, RECIPE, depth=Depth(slices=4, spacing_mm=spacing_mm))
+    stack = Stack(volume, RECIPE, window_depth=Depth(slices=4, spacing_mm=spacing_mm))
     assert (stack.depth, stack.scan_depth, stack.grid_shape) == (slices, 20, (7, 6))
     index, weight = taps(20, slices)
     own = Stack(volume, RECIPE).images(0, 20)
@@ -247,12 +243,9 @@ def test_infer_with_trial_plan_and_report(
 ) -> None:
     make_model(tmp_path / "model", depth=Depth(slices=4))
     scan, labels = scan_file, tmp_path / "labels.nii.gz"
-    done = CliRunner().invoke(
-        app,
-        ["infer", str(scan), "-o", str(labels), "--model", str(tmp_path / "model"),
-         "--threads", "1", "--engine", "ort-cpu"],
-    )  # fmt: skip
-    assert done.exit_code == 0, done.output
+    asked = ("--model", tmp_path / "model", "--threads", 1, "--engine", "ort-cpu")
+    done = leuda_here("infer", scan, "-o", labels, *asked)
+    assert done.returncode == 0, done.stderr
     expected = threshold_labels(np.asarray(nib.load(scan).dataobj))
     np.testing.assert_array_equal(np.asarray(nib.load(labels).dataobj), expected)
 
@@ -275,7 +268,7 @@ def test_windows_to_try_and_prove_engines_on(
     assert {f"{scan} slice 0" for scan in (scan_file, other)} <= set(both.names)
     # the last block ends with the scan
     expected = fit_to_window(stack.images(2, 6), (16, 16), stack.intensity.floor)
-    np.testing.assert_array_equal(window_at(stack, 5), expected)
+    np.testing.assert_array_equal(stack.window_at(5), expected)
 
 
 def test_memory_does_not_grow_with_the_scan(make_volume: MakeVolume) -> None:
@@ -332,8 +325,8 @@ def test_a_graph_from_elsewhere_gets_its_card_and_is_run(
     del graph.metadata_props[:]
     onnx.save(graph, tmp_path / "net.onnx")
     order = ["export", str(tmp_path / "net.onnx"), "--card", str(card), "-o", str(tmp_path / "e")]
-    done = CliRunner().invoke(whole_app, order)
-    assert done.exit_code == 0, done.output
+    done = leuda_here(*order)
+    assert done.returncode == 0, done.stderr
     labels = Segmenter(tmp_path / "e", Settings(threads=1))(scan_file).labels
     expected = threshold_labels(np.asarray(nib.load(scan_file).dataobj))
     np.testing.assert_array_equal(labels, expected)
@@ -341,7 +334,7 @@ def test_a_graph_from_elsewhere_gets_its_card_and_is_run(
     def refused(changes: dict[str, Any]) -> str:
         card.write_text(json.dumps(json.loads(ModelFile.open(model).card.to_json()) | changes))
         with pytest.raises(ModelError) as caught:
-            seal(tmp_path / "net.onnx", card, tmp_path / "other")
+            package_graph(tmp_path / "net.onnx", card, tmp_path / "other")
         assert not (tmp_path / "other").exists()
         return str(caught.value)
 
@@ -350,7 +343,7 @@ def test_a_graph_from_elsewhere_gets_its_card_and_is_run(
     assert "its card says" in refused({"structures": one})
     card.write_text("{")
     with pytest.raises(ModelError, match="is not JSON"):
-        seal(tmp_path / "net.onnx", card, tmp_path / "other")
+        package_graph(tmp_path / "net.onnx", card, tmp_path / "other")
     (tmp_path / "net.onnx").write_bytes(b"not a graph")
     with pytest.raises(ModelError, match="is not an ONNX model"):
-        seal(tmp_path / "net.onnx", card, tmp_path / "other")
+        package_graph(tmp_path / "net.onnx", card, tmp_path / "other")

@@ -8,13 +8,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from support.makers import MakeModel
 
 from leuda_deploy.errors import InputError
 from leuda_deploy.inference.segmenter import Segmenter
@@ -25,7 +25,6 @@ from leuda_deploy.jobs.workers import share_of, spread
 from leuda_deploy.machine.memory import resident_bytes
 from leuda_deploy.model.model_file import ModelFile
 
-MakeModel = Callable[..., Path]
 Captured = pytest.CaptureFixture[str]
 
 

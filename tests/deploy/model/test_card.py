@@ -7,11 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from support.makers import MakeCard
 
 from leuda_deploy.errors import ModelError
 from leuda_deploy.model.card import MAX_CARD_BYTES, PALETTE, ModelCard, parse_card
-
-MakeCard = Callable[..., ModelCard]
 
 
 def changed(card: ModelCard, change: Callable[[dict[str, Any]], object]) -> str:

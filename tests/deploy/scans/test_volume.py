@@ -13,12 +13,10 @@ import numpy as np
 import pytest
 from nibabel.nifti1 import Nifti1Extension
 from numpy.typing import NDArray
+from support.makers import MakeVolume
 
 from leuda_deploy.errors import InputError
 from leuda_deploy.scans.volume import (
-    Volume,
-    atomic_folder,
-    atomic_path,
     check_label_path,
     read_label_names,
     read_volume,
@@ -388,33 +386,6 @@ def test_failed_write_leaves_the_old_file_and_no_other(
     assert {path.name for path in tmp_path.iterdir()} == {"a.nii", "l.nii"}
 
 
-def test_written_file_is_as_readable_as_any_other(tmp_path: Path) -> None:
-    with atomic_path(tmp_path / "new" / "file.txt") as temporary:
-        temporary.write_text("x")
-    (tmp_path / "plain.txt").write_text("x")
-    made, plain = tmp_path / "new" / "file.txt", tmp_path / "plain.txt"
-    assert made.stat().st_mode == plain.stat().st_mode
-    assert list(made.parent.iterdir()) == [made]
-
-
-def test_failed_folder_leaves_the_old_one(tmp_path: Path) -> None:
-    with atomic_folder(tmp_path / "out") as folder:
-        (folder / "a").write_text("old")
-
-    def fail() -> None:
-        with atomic_folder(tmp_path / "out") as folder:
-            (folder / "a").write_text("new")
-            raise ValueError("stop")
-
-    with pytest.raises(ValueError, match="stop"):
-        fail()
-    assert (tmp_path / "out" / "a").read_text() == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    with atomic_folder(tmp_path / "out") as folder:
-        (folder / "b").write_text("newer")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b"]
-
-
 def test_labels_go_to_nifti_and_never_over_the_scan(tmp_path: Path) -> None:
     scan = tmp_path / "a.nii"
     scan.write_bytes(b"")
@@ -425,7 +396,7 @@ def test_labels_go_to_nifti_and_never_over_the_scan(tmp_path: Path) -> None:
     check_label_path(tmp_path / "l.nii.gz", scan)
 
 
-def test_voxel_size_and_volume_come_from_the_affine(make_volume: Callable[..., Volume]) -> None:
+def test_voxel_size_and_volume_come_from_the_affine(make_volume: MakeVolume) -> None:
     volume = make_volume(ramp(), AFFINE)
     assert volume.spacing_mm == (0.75, 1.5, 2.5)
     assert volume.voxel_ml == pytest.approx(0.75 * 1.5 * 2.5 / 1000)
