@@ -39,7 +39,9 @@ from leuda_deploy.scans.intensity import fit_intensity
 from leuda_deploy.scans.likeness import profile_of
 from leuda_deploy.scans.recipe import Recipe
 from leuda_deploy.scans.volume import read_volume
-from leuda_train.config.schema import Stream, TrainConfig, make_recipe, parse_config
+from leuda_train.config.load import make_recipe, parse_config
+from leuda_train.config.schema import TrainConfig
+from leuda_train.config.streams import Stream
 from leuda_train.data.batches import AlignedSets
 from leuda_train.data.cohort import Cohort, read_cohort
 from leuda_train.data.slices import Slices, load_slices
