@@ -54,21 +54,26 @@ def write_map(path: Path | str, values: NDArray[np.uint8], scan: Volume) -> None
 def write_scan(
     path: Path | str,
     stored: NDArray[Any],
-    affine: NDArray[np.float64],
+    affine: NDArray[np.floating[Any]],
     *,
-    slope: float = 1.0,
-    inter: float = 0.0,
+    scale: tuple[float, float] | None = None,
 ) -> None:
-    """Write an array (X, Y, Z) as *.nii.gz in mm whose values are slope * stored + inter.
+    """Write a scan or its labels from an array. The same content gives the same bytes.
 
-    zlib, level 3, and no time in the file: the bytes of a phantom are part of its cohort's hash.
+    Args:
+        path: *.nii.gz; what is there is replaced.
+        stored: (X, Y, Z), as it is to lie in the file.
+        affine: (4, 4), voxel index -> RAS+ world in mm.
+        scale: Slope and intercept, value = slope * stored + intercept. None: the header has none.
     """
     image = nib.Nifti1Image(stored, affine)
-    image.header.set_slope_inter(slope, inter)
+    if scale is not None:
+        image.header.set_slope_inter(*scale)
     image.header.set_xyzt_units("mm")
     image.set_qform(affine, code=1)
     image.set_sform(affine, code=1)
     with atomic_path(path) as temporary:
+        # zlib's level 3 for good: the bytes of a phantom are part of its cohort's hash
         temporary.write_bytes(gzip.compress(image.to_bytes(), compresslevel=3, mtime=0))
 
 
