@@ -11,9 +11,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from leuda_deploy.errors import ModelError
+from leuda_deploy.errors import ModelError, describe
 from leuda_deploy.inference.sliding_window import Tiling
-from leuda_deploy.scans.likeness import Domain
+from leuda_deploy.scans.likeness import IntensityProfile
 from leuda_deploy.scans.recipe import Depth, Recipe
 
 SCHEMA_VERSION = 1
@@ -83,7 +83,7 @@ class ModelCard(_Part):
     feed  what the graph is given is always the normalised target scan; this says what the network
           inside reads: the target itself, or the target through the generator `to_source`
     precision  what most of the network computes in; inputs and scores are always fp32
-    domain  intensities of the target scans of training; None: not known
+    domain  intensity profile of the target scans of training; None: not known
     tiling  how windows are laid, blended, mirrored and left out
     depth   of a 3D graph's windows; None: the graph is 2D
     sha256  over graph, weights and card; see `model_file`
@@ -97,7 +97,7 @@ class ModelCard(_Part):
     feed: Literal["target", "target_as_source"]
     precision: Precision = "fp32"
     options: GraphOptions = GraphOptions()
-    domain: Domain | None = None
+    domain: IntensityProfile | None = None
     tiling: Tiling = Tiling()
     depth: Depth | None = None
     opset: Annotated[int, Field(ge=1)]
@@ -157,24 +157,3 @@ def parse_card(text: str, origin: str) -> ModelCard:
     if [structure.value for structure in card.structures] != list(range(1, len(names) + 1)):
         raise ModelError(f"the model card of {origin} numbers its structures out of order")
     return card
-
-
-def describe(error: ValidationError) -> str:
-    """The first fault of a pydantic error in one line: where, the value, what is wrong."""
-    faults = error.errors(include_url=False)
-    # a misspelt key is also a missing one: the key that is there says more
-    first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
-    place = _printable(".".join(str(part) for part in first["loc"]))
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
-        return f"unknown key '{place}'{more}"
-    if first["type"] == "missing":
-        return f"'{place}' is missing{more}"
-    message = first["msg"].removeprefix("Value error, ")
-    value = _printable(str(first["input"]))
-    return f"'{place}' = {value}: {message}{more}" if place else message + more
-
-
-def _printable(text: str) -> str:
-    """The first 80 characters, without line breaks and terminal codes: the text is untrusted."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:80])
