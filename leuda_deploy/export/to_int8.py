@@ -11,14 +11,14 @@ Why this is ours, and not onnxruntime.quantization, which writes Q/DQ nodes as w
 - Convolutions of concatenations are split first, and the sum of their parts is rounded as one
   tensor; `split_concatenations` says what OpenVINO makes of them otherwise.
 
-Why weights have 7 bits: the graph has to be the same network on every processor. x86 processors
-with AVX2 or AVX-512 but without VNNI multiply an unsigned byte by a signed one, and add two such
-products in 16 bits, which saturate at 32767. With weights up to 127 two products reach 64770, so
-ONNX Runtime and OpenVINO compute other numbers there than with VNNI: a test layer of random
-weights was off by up to 21 of 127 steps, and both engines gave exactly what this rule predicts.
-With weights up to 64 two products reach 32640: nothing saturates, and integer arithmetic is exact
-everywhere (65 saturates; tried in both engines, with VNNI and on an emulated AVX2 processor).
-ONNX Runtime documents the effect under "reduce range" of its quantisation guide.
+What a processor makes of it: x86 without VNNI (AVX2, older AVX-512) multiplies an unsigned byte by
+a signed one, and adds two such products in 16 bits, which saturate at 32767. With weights up to 127
+two products reach 64770, and OpenVINO computes other numbers there than with VNNI: a layer of
+random weights was off by up to 21 of 127 steps, exactly what this rule predicts. ONNX Runtime did
+the same until `OnnxEngine` asked it for exact sums. With weights up to 63, 7 bits, two products
+reach 32130: nothing saturates in any engine (64 is the last that does not, 65 does; tried with VNNI
+and on an emulated AVX2 processor). Seven bits move the scores 2 to 15 % more than eight, so
+`lower_precision` takes them where the same layers pass with them, and eight bits elsewhere.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from leuda_deploy.proof.layers import Float32, values_of
+from leuda_deploy.engines.engine import Float32
+from leuda_deploy.proof.layers import values_of
 
 BINS = 2048
 CALIBRATION_PIXELS = 1 << 16  # of the input, at a time
 LEVELS = 127  # of activations: int8 without -128, so that the range is symmetric
-WEIGHT_LEVELS = 64  # 2 * 255 * 64 <= 32767: see above
+PORTABLE_LEVELS = 63  # of weights: 2 * 255 * 63 <= 32767, see above
 
 
 def quantisable(model: onnx.ModelProto) -> list[str]:
@@ -143,7 +144,11 @@ def _best_range(counts: NDArray[np.float64], top: float) -> float:
 
 
 def quantise(
-    model: onnx.ModelProto, ranges: Mapping[str, float], names: Collection[str]
+    model: onnx.ModelProto,
+    ranges: Mapping[str, float],
+    names: Collection[str],
+    *,
+    weight_levels: int = LEVELS,
 ) -> onnx.ModelProto:
     """The graph with the named convolutions in int8: inputs, weights and outputs go through Q/DQ.
 
@@ -175,7 +180,7 @@ def quantise(
         return made
 
     def add_weight(name: str) -> str:
-        values, by_channel = _int8_weights(weights[name])
+        values, by_channel = _int8_weights(weights[name], weight_levels)
         extra.append(numpy_helper.from_array(values, f"{name}_q"))
         inputs = [f"{name}_q", *scale(name, by_channel)]
         made = f"{name}_dq"
@@ -219,11 +224,13 @@ def _rounded(model: onnx.ModelProto, names: Collection[str]) -> dict[str, list[o
     return found
 
 
-def _int8_weights(values: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """(out, in, h, w) -> int8 of the same shape, -64 to 64, and a scale (out,)."""
-    scale = np.maximum(np.abs(values).max(axis=(1, 2, 3)), 1e-9) / WEIGHT_LEVELS
+def _int8_weights(
+    values: NDArray[np.float32], levels: int
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """(out, in, h, w) -> int8 of the same shape, none beyond `levels`, and a scale (out,)."""
+    scale = np.maximum(np.abs(values).max(axis=(1, 2, 3)), 1e-9) / levels
     whole = np.round(values / scale[:, None, None, None])  # scale: along the first axis
-    return np.clip(whole, -WEIGHT_LEVELS, WEIGHT_LEVELS).astype(np.int8), scale.astype(np.float32)
+    return np.clip(whole, -levels, levels).astype(np.int8), scale.astype(np.float32)
 
 
 def _rebuilt(

@@ -15,11 +15,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from leuda_deploy.engines.open_engine import OnnxEngine
+from leuda_deploy.engines.onnx_runtime import OnnxEngine
 from leuda_deploy.jobs.report import infer_file
 from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.machine.progress import Progress, show_progress
-from leuda_train.config.schema import load_config
+from leuda_train.config.load import load_config
 from leuda_train.data.phantom.phantom_cohort import write_cohort
 from leuda_train.export.export_run import export
 from leuda_train.runs.run import train
@@ -73,9 +73,8 @@ def _do_all(out: Path, console: Console) -> dict[str, Any]:
         seconds[f"train {method}"] = evaluations[method]["seconds"]
 
     console.print("3/4 export: PyTorch -> ONNX, compared on real slices")
-    model = out / "model"
     with timed("export"):
-        _, parity = export(out / PRODUCT, model, licence="MIT")
+        model, parity = export(out / PRODUCT, out / "model", licence="MIT")
     console.print(
         f"  largest |Δlogit| {parity.max_abs:.2g} of their spread over {parity.windows} windows"
     )
@@ -95,7 +94,7 @@ def _do_all(out: Path, console: Console) -> dict[str, Any]:
             "image sets and curves": str(out / PRODUCT / "run.png"),
             "truth and prediction": str(out / PRODUCT / "predictions.png"),
             "labels": report.labels,
-            "model": str(model / "model.onnx"),
+            "model": str(model.path),
             "summary": str(out / "summary.json"),
         },
     }

@@ -20,7 +20,7 @@ from leuda_deploy.scans.label_map import read_label_map
 from leuda_deploy.scans.recipe import Recipe
 from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import read_volume
-from leuda_train.config.schema import SOURCE_STREAMS, TARGET_STREAMS, Stream
+from leuda_train.config.streams import SOURCE_STREAMS, TARGET_STREAMS, Stream
 from leuda_train.data.cohort import Cohort, Scan
 from leuda_train.data.slices import Slices
 from leuda_train.loop.loop import Row
