@@ -62,15 +62,8 @@ class DiesAt:
 
 
 def run(trainer, folder, *, steps: int = STEPS, log_every: int = 1, seconds: float = 0.0):
-    return run_steps(
-        trainer,
-        name="test",
-        steps=steps,
-        folder=folder,
-        log_every=log_every,
-        checkpoint_seconds=seconds,
-        watch=Watch(progress=tiny.quiet),
-    )
+    stage = tiny.stage_run(folder, seconds=seconds)
+    return run_steps(trainer, stage, name="test", steps=steps, log_every=log_every)
 
 
 def adaptation(**changes):
@@ -234,8 +227,8 @@ def test_metrics_are_written_as_they_come_and_a_resumed_stage_drops_what_is_past
 
     def watched(trainer):
         watch = Watch(progress=tiny.quiet, metrics=metrics)
-        settings = {"name": "test", "log_every": 2, "checkpoint_seconds": 0.0, "watch": watch}
-        return run_steps(trainer, steps=8, folder=tmp_path / "c", **settings)
+        stage = tiny.stage_run(tmp_path / "c", seconds=0.0, watch=watch)
+        return run_steps(trainer, stage, name="test", steps=8, log_every=2)
 
     with pytest.raises(KilledError):
         watched(DiesAt(Counter(), 5))
@@ -288,9 +281,7 @@ def test_tensorboard_is_written_if_it_is_there_and_else_named_with_its_extra(tmp
 
 def test_a_profile_shares_out_the_wall_time(tmp_path):
     watch = Watch(progress=tiny.quiet, profiles={})
-    run_steps(
-        adaptation(), name="x", steps=3, folder=tmp_path, checkpoint_seconds=60.0, watch=watch
-    )
+    run_steps(adaptation(), tiny.stage_run(tmp_path, watch=watch), name="x", steps=3)
     found = watch.profiles["x"]
     assert found["images_per_s"] == pytest.approx(3 * 16 / found["seconds"], rel=0.01)
     assert sum(found["share"].values()) == pytest.approx(1.0, abs=1e-3)
@@ -301,8 +292,8 @@ def test_a_profile_shares_out_the_wall_time(tmp_path):
 def test_the_progress_line_says_images_a_second(tmp_path):
     notes: list[str] = []
     watch = Watch(progress=lambda done, total, note: notes.append(note))
-    settings = {"name": "x", "log_every": 1, "checkpoint_seconds": 60.0, "watch": watch}
-    run_steps(Counter(), steps=2, folder=tmp_path, **settings)
+    stage = tiny.stage_run(tmp_path, watch=watch)
+    run_steps(Counter(), stage, name="x", steps=2, log_every=1)
     assert all(note.endswith(" images/s") for note in notes)
 
 
