@@ -2,6 +2,8 @@
 
 LeudaError
 ├── InputError         a scan, label file, cohort, config or option that cannot be used as given
+│   ├── GridMismatchError     two files that should share a grid do not
+│   └── UndeclaredLabelError  a label file holds a value that stands for no class
 ├── ModelError         a model file that is damaged, foreign, or of an unknown schema
 ├── ParityError        two engines that should agree do not; nothing was kept
 ├── TrainingError      a run that cannot go on (a loss that is not finite, a broken checkpoint)
@@ -15,6 +17,47 @@ class LeudaError(Exception):
 
 class InputError(LeudaError, ValueError):
     """A scan, label file, cohort, config or option that cannot be used as given."""
+
+
+class GridMismatchError(InputError):
+    """Two files that should share a grid do not.
+
+    names     the two files
+    shapes    their shapes
+    apart_mm  how far apart their corners lie at most; infinite if the shapes differ
+    """
+
+    def __init__(
+        self,
+        names: tuple[str, str],
+        shapes: tuple[tuple[int, ...], tuple[int, ...]],
+        apart_mm: float,
+    ) -> None:
+        first, second = names
+        if shapes[0] != shapes[1]:
+            what = f"have the shapes {shapes[0]} and {shapes[1]}"
+        else:
+            what = f"lie up to {apart_mm:.2g} mm apart in space (their affines differ)"
+        super().__init__(f"{first} and {second} {what}: bring both to one grid")
+        self.names, self.shapes, self.apart_mm = names, shapes, apart_mm
+
+
+class UndeclaredLabelError(InputError):
+    """A label file holds a value that stands for no class.
+
+    values    those that are not declared
+    declared  those that are
+    """
+
+    def __init__(self, name: str, values: list[int], declared: list[int]) -> None:
+        more = ", ..." if len(values) > 8 else ""
+        super().__init__(
+            f"{name} holds {len(values)} undeclared label value(s) "
+            f"({', '.join(map(str, values[:8]))}{more}); declared are "
+            f"{', '.join(map(str, declared[:20]))}: is it an image? Else declare them in the "
+            "cohort, in [classes] as name = value or in background_values"
+        )
+        self.name, self.values, self.declared = name, values, declared
 
 
 class ModelError(LeudaError):

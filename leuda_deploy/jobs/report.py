@@ -19,7 +19,7 @@ from leuda_deploy.jobs.overlay import draw_overlay
 from leuda_deploy.machine.clock import Clock
 from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.machine.memory import peak_bytes
-from leuda_deploy.machine.progress import stage
+from leuda_deploy.machine.progress import show_progress
 from leuda_deploy.scans.likeness import likeness
 from leuda_deploy.scans.recipe import Intensity, Stack
 from leuda_deploy.scans.volume import (
@@ -101,7 +101,7 @@ def segment_shown(
     uncertainty: bool = False,
 ) -> Segmentation:
     """`segment_stack`, with its progress on stderr."""
-    with stage(f"{stack.volume.name} on {engine.description}") as progress:
+    with show_progress(f"{stack.volume.name} on {engine.description}") as progress:
         return segment_stack(
             stack,
             engine,
@@ -111,7 +111,7 @@ def segment_shown(
             mirror=mirror,
             uncertainty=uncertainty,
             probabilities=engine.card.probabilities,
-            progress=lambda done, total: progress(done, total, ""),
+            progress=progress,
         )
 
 

@@ -16,10 +16,7 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from leuda_deploy.errors import InputError
-from leuda_deploy.machine.files import (
-    atomic_folder as atomic_folder,  # both are looked for here, too
-)
-from leuda_deploy.machine.files import atomic_path as atomic_path
+from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.scans import gzip_array as compressed
 
 COMMENT_EXTENSION = 6  # NIfTI-1 extension code "comment", where the label names are kept

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from leuda_deploy.errors import TrainingError
-from leuda_deploy.scans.volume import atomic_path
+from leuda_deploy.machine.files import atomic_path
 
 LAST, PREVIOUS = "last.pt", "previous.pt"
 # what torch.load is known to raise for damaged files: its own errors and whatever a pickle of

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from support.makers import MakeVolume
 
 from leuda_deploy.errors import InputError
+from leuda_deploy.machine.files import atomic_folder, atomic_path
 from leuda_deploy.scans.volume import (
-    atomic_folder,
-    atomic_path,
     check_label_path,
     read_label_names,
     read_volume,
