@@ -35,10 +35,11 @@ from leuda_deploy.proof.prove import LAYER_LIMITS, Reference, prove
 from leuda_train.export.first_wrong_layer import first_layer_that_differs
 from leuda_train.export.product_file import ProductFacts, load_product
 from leuda_train.loop.hardware import Hardware
+from leuda_train.loop.run_folder import RunFolder
 from leuda_train.networks.product import TorchEngine
 
 
-def export(
+def export_run(
     run: Path,
     out: Path,
     *,
@@ -175,7 +176,7 @@ def _with_multiple(options: GraphOptions, facts: ProductFacts) -> GraphOptions:
 
 def _test_dice(run: Path) -> dict[str, float] | None:
     """Mean Dice by structure on the run's test scans, if it was tested."""
-    path = run / "evaluation.json"
+    path = RunFolder(run).evaluation
     if not path.is_file():
         return None
     summary = json.loads(path.read_text()).get("summary")

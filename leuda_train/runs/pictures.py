@@ -21,8 +21,7 @@ from leuda_deploy.scans.recipe import Recipe, Stack
 from leuda_deploy.scans.volume import read_volume
 from leuda_train.config.schema import SOURCE_STREAMS, TARGET_STREAMS, Stream
 from leuda_train.data.cohort import Cohort, Scan
-from leuda_train.data.slices import Slices
-from leuda_train.loop.loop import Row
+from leuda_train.loop.metrics_log import Row
 from leuda_train.stages.translate import TranslatedSets
 
 TITLES = {
@@ -38,20 +37,14 @@ SHOWN_SLICES = 5
 RUN_ROWS, RUN_COLUMNS = 4, 6  # of slices in run.png
 
 
-def draw_run(
-    path: Path, slices: Slices, translation: TranslatedSets | None, history: list[Row]
-) -> None:
+def draw_run(path: Path, translated: TranslatedSets, history: list[Row]) -> None:
     """Write the picture: the image sets that there are and the curves of the stages trained.
 
     Slices are evenly spread over each domain, row by row, and the same for every set of it.
     """
     figure = Figure(figsize=(13, 12), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=(2.2, 1))
-    images: Mapping[Stream, NDArray[np.float32]] = (
-        translation.images
-        if translation is not None
-        else {"source": slices.source, "target": slices.target}
-    )
+    images = translated.images
     streams = [stream for stream in (*SOURCE_STREAMS, *TARGET_STREAMS) if stream in images]
     width = RUN_COLUMNS // len(streams)
     blocks = above.subfigures(1, len(streams), squeeze=False)[0]
@@ -63,7 +56,7 @@ def draw_run(
             axis.set_axis_off()
             axis.imshow(images[stream][index], cmap="gray")
     histories = {
-        "stage 1: translation": translation.history if translation is not None else [],
+        "stage 1: translation": translated.history,
         "stage 2: adaptation": history,
     }
     trained = {title: rows for title, rows in histories.items() if rows}
@@ -99,7 +92,7 @@ def draw_predictions(
     evaluation   as `evaluate_pairs` returns it, of the cohort's test scans
     predictions  folder of SUBJECT_label.nii.gz, class numbers on the scans' own grids
     """
-    ranked = _ranked(evaluation["volumes"])
+    ranked = rank_scans(evaluation["volumes"])
     shown = {"best": ranked[-1], "median": ranked[(len(ranked) - 1) // 2], "worst": ranked[0]}
     if len(ranked) < len(shown):
         shown = {"": ranked[0]} if len(ranked) == 1 else {"best": ranked[1], "worst": ranked[0]}
@@ -136,7 +129,7 @@ def draw_predictions(
         figure.savefig(temporary, dpi=90, format="png")
 
 
-def _ranked(volumes: Mapping[str, Any]) -> list[tuple[float, str]]:
+def rank_scans(volumes: Mapping[str, Any]) -> list[tuple[float, str]]:
     """(mean Dice, subject), worst first; structures in neither labels nor prediction left out."""
     dice = {
         subject: [score["dice"] for score in scored["as_predicted"] if score["dice"] is not None]

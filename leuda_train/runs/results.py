@@ -11,7 +11,6 @@ from leuda_deploy.scans.likeness import domain_of
 from leuda_deploy.scans.recipe import fit_intensity
 from leuda_deploy.scans.volume import read_volume
 from leuda_train.config.schema import Stream, TrainConfig
-from leuda_train.data.slices import Slices
 from leuda_train.evaluation.held_out import HeldOut
 from leuda_train.export.product_file import ProductFacts, save_product
 from leuda_train.runs.pictures import draw_predictions, draw_run
@@ -24,17 +23,13 @@ from leuda_train.stages.translate import TranslatedSets
 PARITY_SAMPLES: dict[Stream, int] = {"target": 64, "source_as_target": 16, "target_cycled": 16}
 
 
-def save_result(
-    run: Run, adapted: Adapted, slices: Slices, translated: TranslatedSets | None
-) -> None:
+def save_result(run: Run, adapted: Adapted, translated: TranslatedSets) -> None:
     """Write RUN/model.pt: the deployed network, its facts, and slices to prove exports on."""
-    samples = parity_samples(slices, translated)
-    save_product(run.folder.path, adapted.chosen, product_facts(run, adapted), samples)
+    facts, samples = product_facts(run, adapted), parity_samples(translated)
+    save_product(run.folder.path, adapted.chosen, facts, samples)
 
 
-def evaluate_run(
-    run: Run, adapted: Adapted, slices: Slices, translated: TranslatedSets | None
-) -> dict[str, Any]:
+def evaluate_run(run: Run, adapted: Adapted, translated: TranslatedSets) -> dict[str, Any]:
     """Score the test scans, if there are any, and draw the pictures; all but the seconds."""
     evaluation: dict[str, Any] = {}
     if run.cohort.role("target test"):
@@ -46,8 +41,9 @@ def evaluate_run(
                 evaluation["oracle"] = held_out.oracle(
                     adapted.products, dice, run.folder.oracle, progress
                 )
-        draw_predictions(run.folder, evaluation, run.cohort, run.recipe)
-    draw_run(run.folder.run_picture, slices, translated, adapted.history)
+        picture, predictions = run.folder.predictions_picture, run.folder.predictions
+        draw_predictions(picture, evaluation, run.cohort, run.recipe, predictions)
+    draw_run(run.folder.run_picture, translated, adapted.history)
     return evaluation | {
         "method": run.config.method,
         "network": adapted.network,
@@ -59,15 +55,12 @@ def evaluate_run(
     }
 
 
-def parity_samples(
-    slices: Slices, translated: TranslatedSets | None
-) -> dict[str, NDArray[np.float32]]:
+def parity_samples(translated: TranslatedSets) -> dict[str, NDArray[np.float32]]:
     """Slices (n, h, w) of each image family that there is, evenly spread over it."""
-    images = slices.images if translated is None else translated.images
     samples: dict[str, NDArray[np.float32]] = {}
     for family, count in PARITY_SAMPLES.items():
-        if family in images:
-            every = images[family]
+        if family in translated.images:
+            every = translated.images[family]
             chosen = np.linspace(0, len(every) - 1, min(count, len(every)))
             samples[family] = np.array(every[chosen.astype(int)])
     return samples

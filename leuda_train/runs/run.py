@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import tomli_w
 
 from leuda_deploy.errors import InputError
 from leuda_deploy.machine.files import atomic_path
-from leuda_deploy.machine.progress import Progress, no_progress
+from leuda_deploy.machine.progress import ShowProgress
 from leuda_deploy.scans.recipe import Recipe
 from leuda_train.config.schema import TrainConfig, parse_config
 from leuda_train.data.cohort import Cohort
@@ -22,16 +22,6 @@ from leuda_train.loop.loop import StageRun, Watch
 from leuda_train.loop.metrics_log import Metrics
 from leuda_train.loop.ranks import Ranks
 from leuda_train.loop.run_folder import RunFolder
-
-# A stage's title -> a context in which its progress is shown.
-ShowProgress = Callable[[str], AbstractContextManager[Progress]]
-
-
-@contextmanager
-def silent(title: str) -> Iterator[Progress]:
-    """Progress that nobody sees."""
-    yield no_progress
-
 
 @dataclass(frozen=True, kw_only=True)
 class Run:

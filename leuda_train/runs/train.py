@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from leuda_deploy.machine.files import write_json
+from leuda_deploy.machine.progress import ShowProgress, show_nothing
 from leuda_train.config.schema import TrainConfig, make_recipe
 from leuda_train.data.batches import AlignedSets
 from leuda_train.data.cohort import Cohort
@@ -38,16 +39,14 @@ from leuda_train.loop.run_folder import RunFolder
 from leuda_train.runs.results import evaluate_run, save_result
 from leuda_train.runs.run import (
     Run,
-    ShowProgress,
     check_same_run,
     check_shares,
     check_upper_bound,
-    silent,
     write_config,
 )
 from leuda_train.stages.adapt import Adapted, adapt
 from leuda_train.stages.distil import distil
-from leuda_train.stages.translate import TranslatedSets, load_translation
+from leuda_train.stages.translate import TranslatedSets, load_translation, untranslated
 
 
 def train(
@@ -56,7 +55,7 @@ def train(
     out: Path,
     *,
     cache: Path | None = None,
-    show: ShowProgress = silent,
+    show: ShowProgress = show_nothing,
     profile: bool = False,
     tensorboard: bool = False,
 ) -> dict[str, Any]:
@@ -111,17 +110,17 @@ def train(
             folder=folder,
             cache=cache or out.parent / "cache",
             hardware=hardware,
-            show=show if ranks.first else silent,
+            show=show if ranks.first else show_nothing,
             metrics=Metrics(folder, tensorboard=tensorboard) if ranks.first else None,
             profiles={} if profile else None,
         )
-        slices, translated, adapted = _do_stages(run)
+        translated, adapted = _do_stages(run)
         evaluation: dict[str, Any] | None = None
         if ranks.first:
             if run.profiles:
                 write_json(folder.profile, run.profiles)
-            save_result(run, adapted, slices, translated)
-            evaluation = evaluate_run(run, adapted, slices, translated)
+            save_result(run, adapted, translated)
+            evaluation = evaluate_run(run, adapted, translated)
             evaluation["seconds"] = round(time.monotonic() - began, 1)
             write_json(folder.evaluation, evaluation)
             shutil.rmtree(folder.checkpoints, ignore_errors=True)
@@ -129,7 +128,7 @@ def train(
         return told
 
 
-def _do_stages(run: Run) -> tuple[Slices, TranslatedSets | None, Adapted]:
+def _do_stages(run: Run) -> tuple[TranslatedSets, Adapted]:
     """Slices, then stages 1 to 3, those that the method has."""
     config = run.config
     with run.show("slices") as progress:
@@ -141,14 +140,13 @@ def _do_stages(run: Run) -> tuple[Slices, TranslatedSets | None, Adapted]:
             progress=progress,
             ranks=run.hardware.ranks,
         )
-    translated = None
+    translated = untranslated(slices)
     if config.uses_translation:
         with run.stage(f"translation ({config.translation.title})", run.cache) as stage:
             translated = load_translation(slices, config.translation, config.seed, stage)
     sets = aligned_sets(slices, translated, config)
     with run.stage(config.method, run.folder.checkpoints) as stage:
-        to_source = translated.to_source if translated is not None else None
-        adapted = adapt(sets, run.classes, config, stage, to_source)
+        adapted = adapt(sets, run.classes, config, stage, translated.to_source)
     if config.distil is not None:
         with run.stage("distillation", run.folder.distillation_checkpoints) as stage:
             # the teachers, as they are after the last step, become one small network
@@ -164,14 +162,14 @@ def _do_stages(run: Run) -> tuple[Slices, TranslatedSets | None, Adapted]:
         )
     if run.metrics is not None:
         run.metrics.close()
-    return slices, translated, adapted
+    return translated, adapted
 
 
 def aligned_sets(
-    slices: Slices, translated: TranslatedSets | None, config: TrainConfig
+    slices: Slices, translated: TranslatedSets, config: TrainConfig
 ) -> AlignedSets:
     """The image sets that there are, with the labels of the domain that is supervised."""
-    images = slices.images if translated is None else translated.images
+    images = translated.images
     if config.uses_target_labels:
         assert slices.target_labels is not None
         every = np.arange(len(slices.target))

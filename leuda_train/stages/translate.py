@@ -46,14 +46,22 @@ log = logging.getLogger("leuda")
 
 @dataclass(frozen=True, kw_only=True)
 class TranslatedSets:
-    """The six image sets, (N, h, w) float32 memory-mapped, and the generator that made x^{t→s}.
+    """The image sets that there are, (N, h, w) float32 memory-mapped, and what made them.
 
-    to_source is None where no generator was trained.
+    images     six, or those of `untranslated`
+    to_source  the generator that made x^{t→s}; None where none was trained
+    history    its training
     """
 
     images: dict[Stream, NDArray[np.float32]]
     to_source: Generator | None
     history: list[Row]
+
+
+def untranslated(slices: Slices) -> TranslatedSets:
+    """The two sets of a method that needs no translation."""
+    images: dict[Stream, NDArray[np.float32]] = {"source": slices.source, "target": slices.target}
+    return TranslatedSets(images=images, to_source=None, history=[])
 
 
 def load_translation(

@@ -19,7 +19,7 @@ from leuda_train.config.schema import TrainConfig
 from leuda_train.data.cohort import read_cohort
 from leuda_train.data.phantom.phantom_cohort import write_cohort
 from leuda_train.export import export_run as export_module
-from leuda_train.export.export_run import export
+from leuda_train.export.export_run import export_run
 from leuda_train.export.product_file import load_product
 from leuda_train.loop.metrics_log import read_metrics
 from leuda_train.networks.product import TorchEngine
@@ -141,7 +141,7 @@ def test_a_run_folder_from_before_a_key_existed_is_the_same_run(finished):
 @pytest.mark.slow
 def test_the_export_agrees_with_pytorch_and_segments(finished, tmp_path):
     out = tmp_path / "exports" / "tiny-heart"
-    card, parity = export(finished, out, licence="MIT")
+    card, parity = export_run(finished, out, licence="MIT")
     assert parity.max_abs < 1e-3
     stages = json.loads((out / "parity.json").read_text())["stages"]
     assert stages[-1] == json.loads(json.dumps(parity.as_dict()))
@@ -187,7 +187,7 @@ def test_an_export_with_swapped_classes_is_refused_and_nothing_is_kept(
     swapped = lambda module, card, path: honest(Swapped(module), card, path)
     monkeypatch.setattr(export_module, "to_onnx", swapped)
     with pytest.raises(ParityError, match="PyTorch fp32 -> ONNX Runtime"):
-        export(finished, tmp_path / "exports" / "bad")
+        export_run(finished, tmp_path / "exports" / "bad")
     assert list((tmp_path / "exports").iterdir()) == []
 
 
@@ -247,7 +247,7 @@ def test_the_supervised_method_asks_for_labels_before_it_claims_the_folder(tmp_p
 
 def test_a_folder_without_a_finished_run_cannot_be_exported(tmp_path):
     with pytest.raises(TrainingError, match="holds no finished run"):
-        export(tmp_path, tmp_path / "out")
+        export_run(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -258,7 +258,7 @@ def test_a_cohort_without_test_scans_is_trained_and_exported_without_scores(tmp_
     cohort.write_text("\n".join(line for line in lines if not line.startswith("test =")))
     evaluation = do_train(cohort, tmp_path / "run", small_config("source-only"))
     assert "summary" not in evaluation
-    card, _ = export(tmp_path / "run", tmp_path / "model")
+    card, _ = export_run(tmp_path / "run", tmp_path / "model")
     assert card.provenance.test_dice is None
     assert card.feed == "target"
     assert len(read_cohort(cohort).role("target test")) == 0
