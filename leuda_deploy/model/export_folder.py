@@ -7,9 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from leuda_deploy.errors import InputError, ModelError
+from leuda_deploy.errors import InputError, ModelError, describe
 from leuda_deploy.machine.files import atomic_path, file_sha256
-from leuda_deploy.model.card import describe
 from leuda_deploy.model.passport import Passport
 
 MANIFEST_FILE = "manifest.json"

@@ -14,8 +14,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from leuda_deploy.errors import InputError
-from leuda_deploy.model.card import describe
+from leuda_deploy.errors import InputError, describe
 from leuda_deploy.scans.recipe import Recipe
 
 Stream = Literal[

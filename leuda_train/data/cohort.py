@@ -13,8 +13,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from leuda_deploy.errors import InputError
-from leuda_deploy.model.card import describe
+from leuda_deploy.errors import InputError, describe
 from leuda_deploy.scans.label_map import read_label_map
 from leuda_deploy.scans.volume import read_volume
 from leuda_train.data.cohort_file import (
