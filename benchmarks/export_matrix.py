@@ -36,7 +36,7 @@ from leuda_deploy.model.model_file import MODEL_FILE
 from leuda_deploy.scans.recipe import Stack
 from leuda_deploy.scans.volume import read_volume, write_labels
 from leuda_train.data.cohort import Cohort, read_cohort
-from leuda_train.evaluation.scores import evaluate_pairs
+from leuda_train.evaluation.label_files import evaluate_pairs
 from leuda_train.export.export_run import export_run, run_probes
 from leuda_train.export.product_file import load_product
 from leuda_train.loop.hardware import Hardware

@@ -16,7 +16,7 @@ from leuda_deploy.machine.progress import Progress
 from leuda_deploy.scans.recipe import Recipe, Stack
 from leuda_deploy.scans.volume import read_volume, write_labels
 from leuda_train.data.cohort import Cohort
-from leuda_train.evaluation.scores import evaluate_pairs
+from leuda_train.evaluation.label_files import evaluate_pairs
 from leuda_train.loop.hardware import Hardware
 from leuda_train.networks.product import DeployedNetwork, TorchEngine
 

@@ -106,7 +106,9 @@ def check_comparable(cohort: Cohort, configs: Sequence[TrainConfig]) -> None:
         check_upper_bound(config, cohort)
 
 
-def summarise_seeds(method: str, labelled: int | None, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summarise_seeds(
+    method: str, labelled: int | None, found: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
     """Mean and standard deviation over seeds, by variant; distances only where they exist."""
     row: dict[str, Any] = {
         "method": method,

@@ -23,6 +23,7 @@ from leuda_train.loop.metrics_log import Metrics
 from leuda_train.loop.ranks import Ranks
 from leuda_train.loop.run_folder import RunFolder
 
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """One run of a method on a cohort.

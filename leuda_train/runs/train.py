@@ -165,9 +165,7 @@ def _do_stages(run: Run) -> tuple[TranslatedSets, Adapted]:
     return translated, adapted
 
 
-def aligned_sets(
-    slices: Slices, translated: TranslatedSets, config: TrainConfig
-) -> AlignedSets:
+def aligned_sets(slices: Slices, translated: TranslatedSets, config: TrainConfig) -> AlignedSets:
     """The image sets that there are, with the labels of the domain that is supervised."""
     images = translated.images
     if config.uses_target_labels:

@@ -24,8 +24,8 @@ from leuda_train.data.augment.fourier import swap_amplitude
 from leuda_train.data.batches import draw_rows, on_device, step_generator, take_rows
 from leuda_train.data.cache import content_key, made_once
 from leuda_train.data.slices import Slices
-from leuda_train.loop.hardware import Hardware
 from leuda_train.loop import checkpoint
+from leuda_train.loop.hardware import Hardware
 from leuda_train.loop.loop import StageRun, run_steps
 from leuda_train.loop.metrics_log import Row
 from leuda_train.loop.optimizer_step import optimizer_step
@@ -140,9 +140,7 @@ def fourier_sets(
     }
 
 
-def _write_fourier_sets(
-    slices: Slices, config: TranslationConfig, seed: int, folder: Path
-) -> None:
+def _write_fourier_sets(slices: Slices, config: TranslationConfig, seed: int, folder: Path) -> None:
     for name, images in fourier_sets(slices, config, seed).items():
         np.save(folder / f"{name}.npy", images)
     (folder / "history.json").write_text("[]")

@@ -17,6 +17,7 @@ from support.states import assert_bit_equal
 from leuda_deploy.errors import MissingExtraError, TrainingError
 from leuda_train.loop.loop import Watch, checkpoint, run_steps
 from leuda_train.loop.metrics_log import Metrics, read_metrics
+from leuda_train.loop.run_folder import RunFolder
 from leuda_train.stages import adapt, translate
 
 STEPS = 12
@@ -249,7 +250,7 @@ def test_checkpoints_are_written_no_more_often_than_asked(tmp_path, monkeypatch)
 def test_metrics_are_written_as_they_come_and_a_resumed_stage_drops_what_is_past_its_checkpoint(
     tmp_path,
 ):
-    metrics = Metrics(tmp_path)
+    metrics = Metrics(RunFolder(tmp_path))
     metrics.begin("other", [{"step": 7, "L": 1.0}])
 
     def watched(trainer):
@@ -292,18 +293,18 @@ def test_tensorboard_is_written_if_it_is_there_and_else_named_with_its_extra(tmp
     module = ModuleType("torch.utils.tensorboard")
     module.SummaryWriter = SummaryWriter
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    metrics = Metrics(tmp_path, tensorboard=True)
+    metrics = Metrics(RunFolder(tmp_path), tensorboard=True)
     metrics.begin("test", [])
     metrics.add("test", {"step": 4, "L": 0.5}, 12.0)
     assert said == [("L", 0.5, 4), ("images_per_s", 12.0, 4), ("flush",)]
     metrics.close()
     said.clear()
-    resumed = Metrics(tmp_path, tensorboard=True)
+    resumed = Metrics(RunFolder(tmp_path), tensorboard=True)
     resumed.begin("test", [{"step": 4, "L": 0.5}])
     assert said == [("L", 0.5, 4), ("images_per_s", 12.0, 4), ("flush",)]
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'leuda\[tensorboard\]'"):
-        Metrics(tmp_path, tensorboard=True)
+        Metrics(RunFolder(tmp_path), tensorboard=True)
 
 
 def test_a_profile_shares_out_the_wall_time(tmp_path):

@@ -14,6 +14,7 @@ from support import tiny
 from leuda_deploy.engines.open_engine import OnnxEngine
 from leuda_deploy.errors import InputError, ParityError, TrainingError
 from leuda_deploy.inference.segment import segment
+from leuda_deploy.machine.progress import show_nothing
 from leuda_deploy.scans.volume import read_volume
 from leuda_train.config.schema import TrainConfig
 from leuda_train.data.cohort import read_cohort
@@ -23,8 +24,8 @@ from leuda_train.export.export_run import export_run
 from leuda_train.export.product_file import load_product
 from leuda_train.loop.metrics_log import read_metrics
 from leuda_train.networks.product import TorchEngine
-from leuda_train.runs import run as run_module
-from leuda_train.runs.run import train
+from leuda_train.runs import train as training
+from leuda_train.runs.train import train
 
 UPPER_BOUND = "ct_upper_bound"
 
@@ -44,8 +45,8 @@ def small_config(method: str = "le-uda", **more: object) -> TrainConfig:
     return tiny.config(**sections, **more)
 
 
-def do_train(cohort: Path, out: Path, config: TrainConfig, stage=tiny.stage) -> dict:
-    return train(cohort, config, out, cache=out.parent / "cache", stage=stage)
+def do_train(cohort: Path, out: Path, config: TrainConfig, show=show_nothing) -> dict:
+    return train(read_cohort(cohort), config, out, show=show)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +115,7 @@ def fails(name: str):
 def test_a_finished_run_returns_its_evaluation_at_once(finished):
     cohort = finished.parent / "cohort" / "cohort.toml"
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
-    again = do_train(cohort, finished, small_config(), stage=fails)
+    again = do_train(cohort, finished, small_config(), show=fails)
     assert again == json.loads((finished / "evaluation.json").read_text())
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before
 
@@ -123,9 +124,9 @@ def test_a_finished_run_returns_its_evaluation_at_once(finished):
 def test_a_run_folder_refuses_another_config_or_cohort(finished, cohort):
     own = finished.parent / "cohort" / "cohort.toml"
     with pytest.raises(InputError, match="holds a run of another config or cohort"):
-        do_train(own, finished, small_config(seed=1), stage=fails)
+        do_train(own, finished, small_config(seed=1), show=fails)
     with pytest.raises(InputError, match="holds a run of another config or cohort"):
-        do_train(cohort, finished, small_config(), stage=fails)
+        do_train(cohort, finished, small_config(), show=fails)
 
 
 @pytest.mark.slow
@@ -134,7 +135,7 @@ def test_a_run_folder_from_before_a_key_existed_is_the_same_run(finished):
     text = path.read_text()
     assert 'batchnorm_over = "batch"' in text
     path.write_text(text.replace('batchnorm_over = "batch"\n', ""))
-    do_train(finished.parent / "cohort" / "cohort.toml", finished, small_config(), stage=fails)
+    do_train(finished.parent / "cohort" / "cohort.toml", finished, small_config(), show=fails)
     path.write_text(text)
 
 
@@ -213,13 +214,13 @@ def test_the_supervised_upper_bound_reads_target_labels_and_source_only_does_not
     cohort, tmp_path, monkeypatch
 ):
     seen = {}
-    honest = run_module.adapt
+    honest = training.adapt
 
     def look(sets, classes, config, *rest):
         seen[config.method] = sets
         return honest(sets, classes, config, *rest)
 
-    monkeypatch.setattr(run_module, "adapt", look)
+    monkeypatch.setattr(training, "adapt", look)
     for method in ("supervised", "source-only"):
         do_train(cohort, tmp_path / method, small_config(method))
         assert (tmp_path / method / "run.png").is_file()
