@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from leuda_train.config.schema import load_config
+    from leuda_train.config.load import load_config
     from leuda_train.data.cohort import read_cohort
     from leuda_train.evaluation.label_files import evaluate_paths
     from leuda_train.export.export_run import export_run
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "evaluate_paths": "leuda_train.evaluation.label_files",
     "export_run": "leuda_train.export.export_run",
-    "load_config": "leuda_train.config.schema",
+    "load_config": "leuda_train.config.load",
     "read_cohort": "leuda_train.data.cohort",
     "train": "leuda_train.runs.train",
 }

@@ -117,7 +117,7 @@ def train(
 
         raise typer.Exit(launch(gpus, arguments_of_this_process()))
     from leuda_deploy.machine.progress import show_progress
-    from leuda_train.config.schema import load_config
+    from leuda_train.config.load import load_config
     from leuda_train.data.cohort import read_cohort
     from leuda_train.loop.ranks import is_first_process, one_voice
     from leuda_train.runs import train as training
@@ -283,7 +283,9 @@ def export(
         graph=GraphOptions(
             dynamic_window=dynamic_window, output="probabilities" if probabilities else "logits"
         ),
-        tiling=Tiling(overlap=overlap, blending=blending, mirror=tuple(axis.value for axis in mirror or ())),
+        tiling=Tiling(
+            overlap=overlap, blending=blending, mirror=tuple(axis.value for axis in mirror or ())
+        ),
         licence=licence,
         targets=tuple(targets),
         prove=tuple(prove or ()),

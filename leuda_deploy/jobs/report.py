@@ -20,8 +20,9 @@ from leuda_deploy.machine.clock import Clock
 from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.machine.memory import peak_bytes
 from leuda_deploy.machine.progress import show_progress
+from leuda_deploy.scans.intensity import Intensity
 from leuda_deploy.scans.likeness import likeness
-from leuda_deploy.scans.recipe import Intensity, Stack
+from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import (
     Volume,
     check_label_path,
@@ -86,7 +87,7 @@ def infer_file(
     with clock("read"):
         volume = read_volume(scan, frame=frame)
     found = segment_shown(
-        Stack(volume, engine.card.recipe, depth=engine.card.depth), engine, batch=batch
+        Stack(volume, engine.card.recipe, window_depth=engine.card.depth), engine, batch=batch
     )
     return write_found(scan, volume, engine, found, output, clock, began=began, overlay=overlay)
 

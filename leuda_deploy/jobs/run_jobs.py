@@ -25,7 +25,7 @@ from leuda_deploy.jobs.report import Report, segment_shown, show_report, write_f
 from leuda_deploy.machine.clock import Clock
 from leuda_deploy.machine.files import check_writable
 from leuda_deploy.scans.likeness import likeness
-from leuda_deploy.scans.recipe import Stack
+from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import Volume, check_label_path, read_volume
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ from rich.table import Table
 from leuda_deploy.errors import InputError
 from leuda_deploy.machine.files import atomic_path, write_json
 from leuda_deploy.machine.progress import ShowProgress, show_nothing, titled
-from leuda_train.config.schema import TrainConfig, load_config
+from leuda_train.config.load import load_config
+from leuda_train.config.schema import TrainConfig
 from leuda_train.data.cohort import Cohort
 from leuda_train.runs.run import check_upper_bound
 from leuda_train.runs.train import train

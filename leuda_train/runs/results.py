@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leuda_deploy.scans.likeness import domain_of
-from leuda_deploy.scans.recipe import fit_intensity
+from leuda_deploy.scans.intensity import fit_intensity
+from leuda_deploy.scans.likeness import profile_of
 from leuda_deploy.scans.volume import read_volume
-from leuda_train.config.schema import Stream, TrainConfig
+from leuda_train.config.schema import TrainConfig
+from leuda_train.config.streams import Stream
 from leuda_train.evaluation.held_out import HeldOut
 from leuda_train.export.product_file import ProductFacts, save_product
 from leuda_train.runs.pictures import draw_predictions, draw_run
@@ -89,7 +90,7 @@ def product_facts(run: Run, adapted: Adapted) -> ProductFacts:
         seed=config.seed,
         steps=_steps(adapted, config),
         hardware=str(run.hardware),
-        domain=domain_of([fit_intensity(read_volume(scan.image), run.recipe) for scan in targets]),
+        domain=profile_of([fit_intensity(read_volume(scan.image), run.recipe) for scan in targets]),
     )
 
 

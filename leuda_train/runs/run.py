@@ -15,7 +15,8 @@ from leuda_deploy.errors import InputError
 from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.machine.progress import ShowProgress
 from leuda_deploy.scans.recipe import Recipe
-from leuda_train.config.schema import TrainConfig, parse_config
+from leuda_train.config.load import parse_config
+from leuda_train.config.schema import TrainConfig
 from leuda_train.data.cohort import Cohort
 from leuda_train.loop.hardware import Hardware
 from leuda_train.loop.loop import StageRun, Watch

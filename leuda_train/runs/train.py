@@ -28,7 +28,8 @@ import numpy as np
 
 from leuda_deploy.machine.files import write_json
 from leuda_deploy.machine.progress import ShowProgress, show_nothing
-from leuda_train.config.schema import TrainConfig, make_recipe
+from leuda_train.config.load import make_recipe
+from leuda_train.config.schema import TrainConfig
 from leuda_train.data.batches import AlignedSets
 from leuda_train.data.cohort import Cohort
 from leuda_train.data.slices import Slices, load_slices

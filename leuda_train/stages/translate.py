@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from leuda_train.config.schema import Stream, TranslationConfig
+from leuda_train.config.schema import TranslationConfig
+from leuda_train.config.streams import Stream
 from leuda_train.data.augment.fourier import swap_amplitude
 from leuda_train.data.batches import draw_rows, on_device, step_generator, take_rows
 from leuda_train.data.cache import content_key, made_once

@@ -8,10 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import tiny
-from support.command import leuda
-from typer.testing import CliRunner
+from support.command import leuda, leuda_here
 
-from leuda_train.cli import app
 from leuda_train.data.cohort import read_cohort
 from leuda_train.runs import train as training
 
@@ -122,8 +120,8 @@ def write_config(path: Path) -> Path:
 
 def test_options_not_given_leave_the_config_and_the_cohort_as_they_are(asked, cohort, tmp_path):
     config = write_config(tmp_path / "mine.toml")
-    result = CliRunner().invoke(app, ["train", str(cohort), "--out", "r", "--config", str(config)])
-    assert result.exit_code == 0, result.output
+    done = leuda_here("train", cohort, "--out", "r", "--config", config)
+    assert done.returncode == 0, done.stderr
     chosen = asked["config"]
     assert (chosen.device, chosen.precision, chosen.seed) == ("cpu", "fp32", 5)
     assert (asked["out"], asked["cache"]) == (Path("r"), None)
@@ -134,23 +132,23 @@ def test_options_given_replace_the_configs_values(asked, cohort, tmp_path):
     config = write_config(tmp_path / "mine.toml")
     options = ["--seed", "9", "--precision", "bf16", "--device", "auto", "--cache", "c"]
     options += ["--labelled", "1", "--json"]
-    arguments = ["train", str(cohort), "--out", "r", "--config", str(config), *options]
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 0, result.output
+    arguments = ["train", cohort, "--out", "r", "--config", config, *options]
+    done = leuda_here(*arguments)
+    assert done.returncode == 0, done.stderr
     chosen = asked["config"]
     assert (chosen.device, chosen.precision, chosen.seed) == ("auto", "bf16", 9)
     assert asked["cache"] == Path("c")
     assert asked["cohort"] == read_cohort(cohort).with_labelled(1)
-    assert json.loads(result.stdout) == {"method": "le-uda-plus", "hardware": "a test"}
+    assert json.loads(done.stdout) == {"method": "le-uda-plus", "hardware": "a test"}
 
 
 def test_after_training_the_next_command_is_printed(asked, cohort):
-    result = CliRunner().invoke(app, ["train", str(cohort), "--out", "runs/r"])
-    assert "leuda export runs/r -o exports/r" in result.output
+    done = leuda_here("train", cohort, "--out", "runs/r")
+    assert "leuda export runs/r -o exports/r" in done.stdout
 
 
 def test_a_process_that_is_not_the_first_prints_nothing(asked, cohort, monkeypatch):
     monkeypatch.setenv("RANK", "1")
-    result = CliRunner().invoke(app, ["train", str(cohort), "--out", "runs/r"])
-    assert (result.exit_code, result.stdout) == (0, "")
+    done = leuda_here("train", cohort, "--out", "runs/r")
+    assert (done.returncode, done.stdout) == (0, "")
     assert asked["out"] == Path("runs/r")

@@ -14,10 +14,9 @@ import onnx
 import pytest
 from nibabel import orientations
 from numpy.typing import NDArray
+from support.command import leuda_here
 from support.makers import MakeModel, MakeVolume, ThresholdLabels
-from typer.testing import CliRunner
 
-from leuda_deploy.cli import app
 from leuda_deploy.engines.open_engine import EngineName, OnnxEngine, open_engine
 from leuda_deploy.errors import InputError, ModelError
 from leuda_deploy.export.add_engines import probes_of_scans
@@ -28,10 +27,10 @@ from leuda_deploy.inference.segmenter import Segmenter, sample_windows
 from leuda_deploy.inference.slabs import Blocks, ScanSlices
 from leuda_deploy.inference.sliding_window import Engine, Tiling, blend_weights, window_starts
 from leuda_deploy.model.model_file import read_model, write_model
-from leuda_deploy.scans.recipe import Depth, Recipe, Stack, window_at
+from leuda_deploy.scans.recipe import Depth, Recipe
 from leuda_deploy.scans.resample import fit_to_window, taps
+from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import read_volume
-from leuda_train.cli import app as whole_app
 
 Float32 = NDArray[np.float32]
 
@@ -50,7 +49,7 @@ def stack_of(
 ) -> Stack:
     """A scan of (D, H, W) random voxels; slices lie `spacing_mm` apart."""
     raw = np.random.default_rng(0).integers(0, 1001, shape[::-1]).astype(np.int16)
-    return Stack(make_volume(raw, np.diag([1.0, 1.0, spacing_mm, 1.0])), RECIPE, depth=depth)
+    return Stack(make_volume(raw, np.diag([1.0, 1.0, spacing_mm, 1.0])), RECIPE, window_depth=depth)
 
 
 def scored(engine: Engine, stack: Stack, tiling: Tiling) -> Float32:
@@ -160,7 +159,7 @@ def test_slices_are_resampled_as_pixels_are(
 ) -> None:
     raw = np.random.default_rng(0).integers(0, 1001, (6, 7, 20)).astype(np.int16)
     volume = make_volume(raw)
-    stack = Stack(volume, RECIPE, depth=Depth(slices=4, spacing_mm=spacing_mm))
+    stack = Stack(volume, RECIPE, window_depth=Depth(slices=4, spacing_mm=spacing_mm))
     assert (stack.depth, stack.scan_depth, stack.grid_shape) == (slices, 20, (7, 6))
     index, weight = taps(20, slices)
     own = Stack(volume, RECIPE).images(0, 20)
@@ -240,12 +239,9 @@ def test_infer_with_trial_plan_and_report(
 ) -> None:
     make_model(tmp_path / "model", depth=Depth(slices=4))
     scan, labels = scan_file, tmp_path / "labels.nii.gz"
-    done = CliRunner().invoke(
-        app,
-        ["infer", str(scan), "-o", str(labels), "--model", str(tmp_path / "model"),
-         "--threads", "1", "--engine", "ort-cpu"],
-    )  # fmt: skip
-    assert done.exit_code == 0, done.output
+    asked = ("--model", tmp_path / "model", "--threads", 1, "--engine", "ort-cpu")
+    done = leuda_here("infer", scan, "-o", labels, *asked)
+    assert done.returncode == 0, done.stderr
     expected = threshold_labels(np.asarray(nib.load(scan).dataobj))
     np.testing.assert_array_equal(np.asarray(nib.load(labels).dataobj), expected)
 
@@ -268,7 +264,7 @@ def test_windows_to_try_and_prove_engines_on(
     assert {f"{scan} slice 0" for scan in (scan_file, other)} <= set(both.names)
     # the last block ends with the scan
     expected = fit_to_window(stack.images(2, 6), (16, 16), stack.intensity.floor)
-    np.testing.assert_array_equal(window_at(stack, 5), expected)
+    np.testing.assert_array_equal(stack.window_at(5), expected)
 
 
 def test_memory_does_not_grow_with_the_scan(make_volume: MakeVolume) -> None:
@@ -325,8 +321,8 @@ def test_a_graph_from_elsewhere_gets_its_card_and_is_run(
     del graph.metadata_props[:]
     onnx.save(graph, tmp_path / "net.onnx")
     order = ["export", str(tmp_path / "net.onnx"), "--card", str(card), "-o", str(tmp_path / "e")]
-    done = CliRunner().invoke(whole_app, order)
-    assert done.exit_code == 0, done.output
+    done = leuda_here(*order)
+    assert done.returncode == 0, done.stderr
     labels = Segmenter(tmp_path / "e", threads=1)(scan_file).labels
     expected = threshold_labels(np.asarray(nib.load(scan_file).dataobj))
     np.testing.assert_array_equal(labels, expected)
