@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from leuda_deploy.scans.intensity import fit_intensity
 from leuda_deploy.scans.likeness import profile_of
-from leuda_deploy.scans.volume import read_volume
 from leuda_train.config.schema import TrainConfig
 from leuda_train.config.streams import Stream
+from leuda_train.data.slices import Slices
 from leuda_train.evaluation.held_out import HeldOut
 from leuda_train.export.product_file import ProductFacts, save_product
 from leuda_train.runs.pictures import draw_predictions, draw_run
@@ -24,14 +24,24 @@ from leuda_train.stages.translate import TranslatedSets
 PARITY_SAMPLES: dict[Stream, int] = {"target": 64, "source_as_target": 16, "target_cycled": 16}
 
 
-def save_result(run: Run, adapted: Adapted, translated: TranslatedSets) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What the stages of a run leave behind."""
+
+    slices: Slices
+    translated: TranslatedSets
+    adapted: Adapted
+
+
+def save_result(run: Run, trained: Trained) -> None:
     """Write RUN/model.pt: the deployed network, its facts, and slices to prove exports on."""
-    facts, samples = product_facts(run, adapted), parity_samples(translated)
-    save_product(run.folder.path, adapted.chosen, facts, samples)
+    facts, samples = product_facts(run, trained), parity_samples(trained.translated)
+    save_product(run.folder.path, trained.adapted.chosen, facts, samples)
 
 
-def evaluate_run(run: Run, adapted: Adapted, translated: TranslatedSets) -> dict[str, Any]:
+def evaluate_run(run: Run, trained: Trained) -> dict[str, Any]:
     """Score the test scans, if there are any, and draw the pictures; all but the seconds."""
+    adapted = trained.adapted
     evaluation: dict[str, Any] = {}
     if run.cohort.role("target test"):
         held_out = HeldOut(run.cohort, run.recipe, run.hardware)
@@ -44,7 +54,7 @@ def evaluate_run(run: Run, adapted: Adapted, translated: TranslatedSets) -> dict
                 )
         picture, predictions = run.folder.predictions_picture, run.folder.predictions
         draw_predictions(picture, evaluation, run.cohort, run.recipe, predictions)
-    draw_run(run.folder.run_picture, translated, adapted.history)
+    draw_run(run.folder.run_picture, trained.translated, adapted.history)
     return evaluation | {
         "method": run.config.method,
         "network": adapted.network,
@@ -67,11 +77,10 @@ def parity_samples(translated: TranslatedSets) -> dict[str, NDArray[np.float32]]
     return samples
 
 
-def product_facts(run: Run, adapted: Adapted) -> ProductFacts:
+def product_facts(run: Run, trained: Trained) -> ProductFacts:
     """What has to be known of the product besides its weights."""
-    config, cohort = run.config, run.cohort
+    config, cohort, adapted = run.config, run.cohort, trained.adapted
     widths = config.unet.widths
-    targets = cohort.role("target unlabelled")
     if config.distil is not None:
         widths = config.distil.widths(widths)
     return ProductFacts(
@@ -90,7 +99,7 @@ def product_facts(run: Run, adapted: Adapted) -> ProductFacts:
         seed=config.seed,
         steps=_steps(adapted, config),
         hardware=str(run.hardware),
-        domain=profile_of([fit_intensity(read_volume(scan.image), run.recipe) for scan in targets]),
+        domain=profile_of(trained.slices.target_intensities),
     )
 
 

@@ -37,7 +37,7 @@ from leuda_train.loop.hardware import check_compiler, choose_hardware
 from leuda_train.loop.metrics_log import Metrics
 from leuda_train.loop.ranks import process_group
 from leuda_train.loop.run_folder import RunFolder
-from leuda_train.runs.results import evaluate_run, save_result
+from leuda_train.runs.results import Trained, evaluate_run, save_result
 from leuda_train.runs.run import (
     Run,
     check_same_run,
@@ -45,7 +45,7 @@ from leuda_train.runs.run import (
     check_upper_bound,
     write_config,
 )
-from leuda_train.stages.adapt import Adapted, adapt
+from leuda_train.stages.adapt import adapt
 from leuda_train.stages.distil import distil
 from leuda_train.stages.translate import TranslatedSets, load_translation, untranslated
 
@@ -115,13 +115,13 @@ def train(
             metrics=Metrics(folder, tensorboard=tensorboard) if ranks.first else None,
             profiles={} if profile else None,
         )
-        translated, adapted = _do_stages(run)
+        trained = _do_stages(run)
         evaluation: dict[str, Any] | None = None
         if ranks.first:
             if run.profiles:
                 write_json(folder.profile, run.profiles)
-            save_result(run, adapted, translated)
-            evaluation = evaluate_run(run, adapted, translated)
+            save_result(run, trained)
+            evaluation = evaluate_run(run, trained)
             evaluation["seconds"] = round(time.monotonic() - began, 1)
             write_json(folder.evaluation, evaluation)
             shutil.rmtree(folder.checkpoints, ignore_errors=True)
@@ -129,7 +129,7 @@ def train(
         return told
 
 
-def _do_stages(run: Run) -> tuple[TranslatedSets, Adapted]:
+def _do_stages(run: Run) -> Trained:
     """Slices, then stages 1 to 3, those that the method has."""
     config = run.config
     with run.show("slices") as progress:
@@ -163,7 +163,7 @@ def _do_stages(run: Run) -> tuple[TranslatedSets, Adapted]:
         )
     if run.metrics is not None:
         run.metrics.close()
-    return translated, adapted
+    return Trained(slices=slices, translated=translated, adapted=adapted)
 
 
 def aligned_sets(slices: Slices, translated: TranslatedSets, config: TrainConfig) -> AlignedSets:
