@@ -139,10 +139,13 @@ def infer(
     ] = False,
 ) -> None:
     """Label scans, each on its own grid.  [dim]Needs: nothing more.[/dim]"""
+    from leuda_deploy.inference.segmenter import Segmenter
+    from leuda_deploy.inference.settings import Settings
     from leuda_deploy.jobs.find_jobs import Job, find_jobs, holds_dicom, stem, with_frames
     from leuda_deploy.jobs.run_jobs import label_folder, label_scan, run_jobs
-    from leuda_deploy.jobs.workers import Settings, spread
+    from leuda_deploy.jobs.workers import spread
     from leuda_deploy.machine.memory import parse_bytes
+    from leuda_deploy.model.model_file import ModelFile
 
     if model is None:
         from leuda_deploy.model.default_model import default_model
@@ -150,7 +153,6 @@ def infer(
         model = default_model()
         _say(f"no --model given: using {model}, trained on phantoms, not for patients")
     settings = Settings(
-        model=model,
         engine=engine.value,
         precision=precision.value,
         threads=threads,
@@ -159,6 +161,7 @@ def infer(
         max_gpu_bytes=parse_bytes(max_gpu_memory) if max_gpu_memory else None,
         mirror=mirror,
     )
+    opened = ModelFile.open(model)
     if scan.is_dir() and not holds_dicom(scan):
         todo = find_jobs(scan, output or Path(), shard=shard, uncertainty=uncertainty, frames=frame)
     else:
@@ -166,12 +169,13 @@ def infer(
         job = Job(scan=scan, output=output, uncertainty=uncertainty, seg=dicom_seg)
         todo = with_frames(job, frame)
         if len(todo) == 1:
-            label_scan(todo[0], settings.segmenter(_say), overlay, as_json=as_json, say=_say)
+            segmenter = Segmenter(opened, settings, say=_say)
+            label_scan(todo[0], segmenter, overlay, as_json=as_json, say=_say)
             return
     if jobs > 1:
-        outcomes = spread(todo, settings, jobs, overlay=overlay, skip_done=not again)
+        outcomes = spread(todo, opened, settings, jobs, overlay=overlay, skip_done=not again)
     else:
-        segmenter = settings.segmenter(_say)
+        segmenter = Segmenter(opened, settings, say=_say)
         outcomes = run_jobs(todo, segmenter, overlay=overlay, skip_done=not again, say=_say)
     with closing(outcomes):  # Ctrl-C stops the processes at once, not when Python ends
         whole = label_folder(outcomes, as_json=as_json, say=_say)
@@ -236,14 +240,17 @@ def verify(
 
     found = verify_export(export)
     if prove:
-        from leuda_deploy.export.add_engines import probes_of_scans, prove_engine
+        from leuda_deploy.export.add_engines import prove_engine
+        from leuda_deploy.model.model_file import ModelFile
+        from leuda_deploy.proof.probes import probes_of_scans
 
         fitting = [engine.name for engine in found.engines if not engine.misfits]
         if not fitting:
             raise LeudaError(f"{export} has no engine that fits this machine: nothing to prove")
-        probes = probes_of_scans(export, prove)
+        model = ModelFile.open(export)
+        probes = probes_of_scans(model.card, prove)
         for name in fitting:
-            prove_engine(export, name, probes)
+            prove_engine(model, name, probes)
         found = verify_export(export)
     if as_json:
         typer.echo(json.dumps(found.as_dict(), indent=1))

@@ -265,9 +265,9 @@ def export(
         _need_torch("leuda export")
     from leuda_deploy.export.add_engines import summary
     from leuda_deploy.export.to_tensorrt import engine_targets
-    from leuda_deploy.inference.sliding_window import Tiling
     from leuda_deploy.machine.progress import show_progress
     from leuda_deploy.model.card import GraphOptions
+    from leuda_deploy.model.tiling import Tiling
     from leuda_train.export.request import ExportRequest, export_as_asked
 
     targets = (  # refused before the long work

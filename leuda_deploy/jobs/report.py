@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from leuda_deploy.engines.open_engine import ModelEngine
+from leuda_deploy.engines.engine import Engine
 from leuda_deploy.inference.memory_plan import Plan
 from leuda_deploy.inference.segment import Segmentation, segment_stack, volumes_ml
 from leuda_deploy.jobs.overlay import draw_overlay
@@ -74,7 +74,7 @@ class Report:
 
 def infer_file(
     scan: Path,
-    engine: ModelEngine,
+    engine: Engine,
     output: Path,
     *,
     frame: int | None = None,
@@ -94,7 +94,7 @@ def infer_file(
 
 def segment_shown(
     stack: Stack,
-    engine: ModelEngine,
+    engine: Engine,
     *,
     batch: int,
     slab: int | None = None,
@@ -119,7 +119,7 @@ def segment_shown(
 def write_found(
     scan: Path,
     volume: Volume,
-    engine: ModelEngine,
+    engine: Engine,
     found: Segmentation,
     output: Path,
     clock: Clock,

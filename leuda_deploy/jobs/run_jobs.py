@@ -82,7 +82,7 @@ def run_jobs(
 
     Whatever is wrong with one scan becomes its outcome's `error`; the others go on.
     """
-    overlapped = len(jobs) > 1 and segmenter.max_bytes is None
+    overlapped = len(jobs) > 1 and segmenter.settings.max_bytes is None
     together = ahead if overlapped else iter
 
     def read() -> Iterator[_Case]:
@@ -125,7 +125,7 @@ def _read(case: _Case, segmenter: Segmenter, skip_done: bool) -> None:
         if skip_done and is_done(job, case.sha256, segmenter.sha256, case.asked):
             case.done = Outcome(job=job, skipped=True)
             return
-        if segmenter.max_bytes is not None and segmenter.settled and job.scan.is_file():
+        if segmenter.settings.max_bytes is not None and segmenter.settled and job.scan.is_file():
             # refused before it is read
             header = read_volume(job.scan, frame=job.frame, voxels=False)
             segmenter.plan(segmenter.stack(header), uncertainty=job.uncertainty is not None)
@@ -160,7 +160,7 @@ def _label(case: _Case, segmenter: Segmenter, overlapped: bool, say: Callable[[s
         say(f"warning: {case.job.scan} does not look like the scans of training: {like}")
     engine = segmenter.engine_for(case.stack)
     case.found = segment_shown(
-        case.stack, engine, slab=plan.slab, batch=plan.batch, mirror=segmenter.mirror,
+        case.stack, engine, slab=plan.slab, batch=plan.batch, mirror=segmenter.settings.mirror,
         uncertainty=wanted,
     )  # fmt: skip
 

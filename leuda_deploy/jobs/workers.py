@@ -12,61 +12,49 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing.connection import Connection
-from pathlib import Path
 
-from leuda_deploy.engines.open_engine import Precision
+from leuda_deploy.engines.engine import ON_THE_CPU
 from leuda_deploy.errors import InputError
-from leuda_deploy.inference.segmenter import EngineChoice, Segmenter
+from leuda_deploy.inference.segmenter import Segmenter
+from leuda_deploy.inference.settings import Settings
 from leuda_deploy.jobs.find_jobs import Job
 from leuda_deploy.jobs.run_jobs import Outcome, run_jobs
 from leuda_deploy.machine.memory import in_megabytes, resident_bytes
+from leuda_deploy.model.model_file import ModelFile
 
-ON_THE_CPU = ("auto", "ort-cpu", "openvino")
 
+def share_of(settings: Settings, processes: int) -> Settings:
+    """The settings of one of several processes that work at once, beside this one.
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What `Segmenter` is opened with; the fields are its arguments."""
-
-    model: Path
-    engine: EngineChoice
-    precision: Precision
-    threads: int | None
-    batch: int | None
-    max_bytes: int | None
-    max_gpu_bytes: int | None
-    mirror: bool
-
-    def segmenter(self, say: Callable[[str], None]) -> Segmenter:
-        """A segmenter with these settings."""
-        return Segmenter(**vars(self), say=say)
-
-    def share(self, processes: int) -> Settings:
-        """The settings of one of several processes that work at once, beside this one.
-
-        Raises InputError for a budget of which this process leaves nothing.
-        """
-        cores = self.threads or os.cpu_count() or 1
-        budget = self.max_bytes
-        if budget is not None:
-            held = resident_bytes() or 0
-            if budget <= held:
-                raise InputError(
-                    f"--max-memory {in_megabytes(budget)} is no more than the {in_megabytes(held)} "
-                    "of the process that hands out the scans; give more, or leave out --jobs"
-                )
-            budget = (budget - held) // processes
-        return replace(self, threads=max(1, cores // processes), max_bytes=budget)
+    Raises InputError for a budget of which this process leaves nothing.
+    """
+    cores = settings.threads or os.cpu_count() or 1
+    budget = settings.max_bytes
+    if budget is not None:
+        held = resident_bytes() or 0
+        if budget <= held:
+            raise InputError(
+                f"--max-memory {in_megabytes(budget)} is no more than the {in_megabytes(held)} "
+                "of the process that hands out the scans; give more, or leave out --jobs"
+            )
+        budget = (budget - held) // processes
+    return replace(settings, threads=max(1, cores // processes), max_bytes=budget)
 
 
 def spread(
-    jobs: Sequence[Job], settings: Settings, processes: int, *, overlay: bool, skip_done: bool
+    jobs: Sequence[Job],
+    model: ModelFile,
+    settings: Settings,
+    processes: int,
+    *,
+    overlay: bool,
+    skip_done: bool,
 ) -> Generator[Outcome, None, None]:
     """Work the jobs off in several processes; outcomes as they come, each scan's own.
 
@@ -76,16 +64,16 @@ def spread(
     written.
     Raises InputError for an engine on a GPU, where processes only get in each other's way.
     """
-    if settings.engine not in ON_THE_CPU:
+    if settings.engine not in ("auto", *ON_THE_CPU):
         raise InputError(f"--jobs is for engines on the CPU, not for {settings.engine}")
     processes = max(1, min(processes, len(jobs)))
     # what cannot run is said once, before anything is started
-    tried = settings.share(processes).segmenter(_say).settled
+    tried = Segmenter(model, share_of(settings, processes), say=_say).settled
     # again, of what is left now that this process has loaded all it does
-    share = settings.share(processes)
+    share = share_of(settings, processes)
     waiting = deque(jobs)
     while waiting:
-        with _workers(processes, share, overlay, skip_done) as pool:
+        with _workers(processes, model, share, overlay, skip_done) as pool:
             under_way: dict[Future[Outcome], Job] = {}
             whole = True
             while under_way or (whole and waiting):
@@ -106,14 +94,14 @@ def spread(
 
 @contextmanager
 def _workers(
-    processes: int, share: Settings, overlay: bool, skip_done: bool
+    processes: int, model: ModelFile, share: Settings, overlay: bool, skip_done: bool
 ) -> Iterator[ProcessPoolExecutor]:
     """A pool of which no process is left when the block is, however that ends."""
     # spawned: threads of an engine do not survive a fork
     context = multiprocessing.get_context("spawn")
     # nothing is sent: its end, closed or gone with this process, tells the others to stop
     leash, held = context.Pipe(duplex=False)
-    asked = (share, overlay, skip_done, leash)
+    asked = (model, share, overlay, skip_done, leash)
     with leash, ProcessPoolExecutor(processes, context, _open, asked) as pool, held:
         yield pool
         pool.shutdown()  # without hurry, where all is done
@@ -131,11 +119,13 @@ def _outcome(future: Future[Outcome], job: Job) -> Outcome:
 _opened: tuple[Segmenter, bool, bool]
 
 
-def _open(settings: Settings, overlay: bool, skip_done: bool, leash: Connection) -> None:
+def _open(
+    model: ModelFile, settings: Settings, overlay: bool, skip_done: bool, leash: Connection
+) -> None:
     global _opened
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that holds the leash
     threading.Thread(target=_follow, args=(leash,), daemon=True).start()
-    _opened = settings.segmenter(_say), overlay, skip_done
+    _opened = Segmenter(model, settings, say=_say), overlay, skip_done
 
 
 def _follow(leash: Connection) -> None:

@@ -9,14 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from leuda_deploy.errors import InputError
-from leuda_deploy.export.add_engines import add_engines, probes_of_scans
+from leuda_deploy.export.add_engines import add_engines
 from leuda_deploy.export.import_onnx import copy_export, package_graph
 from leuda_deploy.export.to_tensorrt import EngineTarget
 from leuda_deploy.export.to_triton import to_triton
-from leuda_deploy.inference.sliding_window import DEFAULT_TILING, Tiling
+from leuda_deploy.inference.sliding_window import DEFAULT_TILING
 from leuda_deploy.machine.progress import ShowProgress, show_nothing
-from leuda_deploy.model.card import GraphOptions, Precision
-from leuda_deploy.proof.probes import Probes
+from leuda_deploy.model.card import GraphOptions, ModelCard, Precision
+from leuda_deploy.model.model_file import ModelFile
+from leuda_deploy.model.tiling import Tiling
+from leuda_deploy.proof.probes import Probes, probes_of_scans
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +54,8 @@ class ExportRequest:
 
 def export_as_asked(
     request: ExportRequest, show: ShowProgress = show_nothing
-) -> tuple[Path, Path | None]:
-    """Write and prove what is asked; the export folder, and the folder in the Triton repository.
+) -> tuple[ModelFile, Path | None]:
+    """Write and prove what is asked; the model file, and the folder in the Triton repository.
 
     Raises:
         InputError: What is asked does not go together; nothing is written then.
@@ -62,13 +64,13 @@ def export_as_asked(
         ParityError: The model or an engine disagrees with what it was made from; it is not kept.
     """
     _check(request)
-    folder = _export_run(request, show) if request.from_run else _import_onnx(request)
+    model = _export_run(request, show) if request.from_run else _import_onnx(request)
     if request.targets:
-        probes = _probes(request, folder)
+        probes = _probes(request, model.card)
         with show("TensorRT") as progress:
-            add_engines(folder, list(request.targets), probes=probes, progress=progress)
-    served = to_triton(folder, request.triton) if request.triton is not None else None
-    return folder, served
+            add_engines(model, list(request.targets), probes=probes, progress=progress)
+    served = to_triton(model, request.triton) if request.triton is not None else None
+    return model, served
 
 
 def _check(request: ExportRequest) -> None:
@@ -87,12 +89,12 @@ def _check(request: ExportRequest) -> None:
         )
 
 
-def _export_run(request: ExportRequest, show: ShowProgress) -> Path:
+def _export_run(request: ExportRequest, show: ShowProgress) -> ModelFile:
     from leuda_train.export.export_run import export_run
 
     assert request.output is not None  # `_check`
     with show(f"ONNX {request.precision}") as progress:
-        export_run(
+        model, _ = export_run(
             request.source,
             request.output,
             licence=request.licence,
@@ -101,19 +103,19 @@ def _export_run(request: ExportRequest, show: ShowProgress) -> Path:
             tiling=request.tiling,
             progress=progress,
         )
-    return request.output
+    return model
 
 
-def _import_onnx(request: ExportRequest) -> Path:
+def _import_onnx(request: ExportRequest) -> ModelFile:
     if request.card is not None and request.output is not None:
         return package_graph(request.source, request.card, request.output)
     return copy_export(request.source, request.output)
 
 
-def _probes(request: ExportRequest, folder: Path) -> Probes | None:
+def _probes(request: ExportRequest, card: ModelCard) -> Probes | None:
     """The windows that an engine is proven on; None if there is nothing to make them of."""
     if request.prove:
-        return probes_of_scans(folder, list(request.prove))
+        return probes_of_scans(card, list(request.prove))
     if request.from_run:
         from leuda_train.export.export_run import run_probes
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.table import Table
 
-from leuda_deploy.engines.open_engine import OnnxEngine
+from leuda_deploy.engines.onnx_runtime import OnnxEngine
 from leuda_deploy.jobs.report import infer_file
 from leuda_deploy.machine.files import write_json
 from leuda_deploy.machine.progress import Progress, ShowProgress, show_nothing, titled
@@ -65,9 +65,9 @@ def run_demo(out: Path, show: ShowProgress = show_nothing) -> dict[str, Any]:
             show=titled(show, prefix),
         )
         seconds[f"train {method}"] = evaluations[method]["seconds"]
-    model, product = out / "model", RunFolder(out / PRODUCT)
+    product = RunFolder(out / PRODUCT)
     with timed("export", "3/4 export: PyTorch -> ONNX, compared on real slices") as progress:
-        _, parity = export_run(product.path, model, licence="MIT", progress=progress)
+        model, parity = export_run(product.path, out / "model", licence="MIT", progress=progress)
     # without torch's help
     scan = sorted((cohort_file.parent / "ct_test").glob("*_image.nii.gz"))[0]
     with timed("infer", "4/4 inference on a held-out CT"):
@@ -84,7 +84,7 @@ def run_demo(out: Path, show: ShowProgress = show_nothing) -> dict[str, Any]:
             "image sets and curves": str(product.run_picture),
             "truth and prediction": str(product.predictions_picture),
             "labels": report.labels,
-            "model": str(model / "model.onnx"),
+            "model": str(model.path),
             "summary": str(out / SUMMARY),
         },
     }

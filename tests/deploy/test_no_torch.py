@@ -23,10 +23,11 @@ for name in sorted(names - {quarantined, starts}):
     importlib.import_module(name)
 assert "leuda_train" not in sys.modules
 
-from leuda_deploy.engines.open_engine import OnnxEngine
+from leuda_deploy.engines.onnx_runtime import OnnxEngine
 from leuda_deploy.jobs.report import infer_file
+from leuda_deploy.model.model_file import ModelFile
 model, scan, labels = map(Path, sys.argv[1:])
-infer_file(scan, OnnxEngine(model, threads=1), labels)
+infer_file(scan, OnnxEngine(ModelFile.open(model), threads=1), labels)
 assert labels.is_file()
 assert "leuda_train" not in sys.modules
 try:

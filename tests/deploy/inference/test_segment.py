@@ -16,12 +16,12 @@ from nibabel import orientations
 from numpy.typing import NDArray
 from support.makers import MakeModel, MakeVolume, ThresholdLabels
 
-from leuda_deploy.engines.open_engine import OnnxEngine
+from leuda_deploy.engines.onnx_runtime import OnnxEngine
 from leuda_deploy.errors import InputError, LeudaError, ModelError
 from leuda_deploy.inference.segment import segment, volumes_ml
 from leuda_deploy.jobs.report import infer_file
 from leuda_deploy.model.card import METADATA_KEY, ModelCard, Structure
-from leuda_deploy.model.model_file import content_sha256
+from leuda_deploy.model.model_file import ModelFile, content_sha256
 from leuda_deploy.scans.recipe import Recipe
 from leuda_deploy.scans.volume import read_label_names, read_volume, write_labels
 
@@ -36,7 +36,7 @@ def model(make_model: MakeModel, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="session")
 def engine(model: Path) -> OnnxEngine:
-    return OnnxEngine(model, threads=1)
+    return OnnxEngine(ModelFile.open(model), threads=1)
 
 
 def with_axis(recipe: Recipe, axis: str) -> Recipe:
@@ -189,7 +189,7 @@ def test_odd_real_scan_gets_labels_on_exactly_its_grid(
 
 def refusal(path: Path) -> str:
     with pytest.raises(ModelError) as caught:
-        OnnxEngine(path, threads=1)
+        OnnxEngine(ModelFile.open(path), threads=1)
     assert "\n" not in str(caught.value)
     assert path.name in str(caught.value)
     return str(caught.value)
@@ -204,7 +204,7 @@ def test_engine_takes_any_batch(engine: OnnxEngine) -> None:
 
 
 def test_folder_stands_for_the_model_in_it(model: Path) -> None:
-    assert OnnxEngine(model.parent, threads=1).path == model
+    assert OnnxEngine(ModelFile.open(model.parent), threads=1).path == model
 
 
 def test_missing_model_is_refused(tmp_path: Path) -> None:
@@ -237,14 +237,14 @@ def test_flipped_weight_is_refused(tmp_path: Path, model: Path) -> None:
 
 def test_any_flipped_byte_is_refused_or_harmless(tmp_path: Path, model: Path) -> None:
     windows = np.linspace(-1, 1, 256, dtype=np.float32).reshape(1, 1, 16, 16)
-    expected = OnnxEngine(model, threads=1)(windows)
+    expected = OnnxEngine(ModelFile.open(model), threads=1)(windows)
     content = model.read_bytes()
     for place in np.random.default_rng(0).integers(0, len(content), 150):
         damaged = bytearray(content)
         damaged[place] ^= 0xFF
         (tmp_path / "a.onnx").write_bytes(damaged)
         try:
-            found = OnnxEngine(tmp_path / "a.onnx", threads=1)
+            found = OnnxEngine(ModelFile.open(tmp_path / "a.onnx"), threads=1)
         except LeudaError as error:
             assert "\n" not in str(error)  # noqa: PT017
         else:
@@ -295,7 +295,7 @@ def test_a_model_of_an_earlier_leuda_runs_and_is_sealed_all_the_same(
     tmp_path: Path, model: Path
 ) -> None:
     path = rewritten(tmp_path / "a.onnx", model, by_an_earlier_leuda)
-    assert OnnxEngine(path, threads=1).card.depth is None
+    assert OnnxEngine(ModelFile.open(path), threads=1).card.depth is None
     weights = np.array([0, 1, 2], dtype=np.float32).tobytes()
     path.write_bytes(path.read_bytes().replace(weights, weights[::-1]))
     assert "own checksum" in refusal(path)
@@ -352,10 +352,12 @@ def test_cuda_is_cuda_or_an_error_that_says_what_it_needs(
     model: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     if has_cuda(model):
-        assert OnnxEngine(model, provider="cuda").provider == "CUDAExecutionProvider"
+        assert (
+            OnnxEngine(ModelFile.open(model), provider="cuda").provider == "CUDAExecutionProvider"
+        )
         return
     capfd.readouterr()
     with pytest.raises(LeudaError, match="CUDA needs an NVIDIA GPU") as caught:
-        OnnxEngine(model, provider="cuda")
+        OnnxEngine(ModelFile.open(model), provider="cuda")
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")  # the error is all that there is to read
