@@ -16,7 +16,6 @@ from leuda_deploy.engines.engine import Scorer
 from leuda_deploy.errors import ParityError
 from leuda_deploy.export.lower_precision import lower_precision
 from leuda_deploy.export.to_onnx import OPSET, WithSoftmax, to_onnx
-from leuda_deploy.inference.sliding_window import DEFAULT_TILING
 from leuda_deploy.machine.files import atomic_folder
 from leuda_deploy.machine.progress import Progress, no_progress
 from leuda_deploy.model.card import (
@@ -35,7 +34,7 @@ from leuda_deploy.model.export_folder import (
     write_manifest,
 )
 from leuda_deploy.model.model_file import ModelFile
-from leuda_deploy.model.tiling import Tiling
+from leuda_deploy.model.tiling import DEFAULT_TILING, Tiling
 from leuda_deploy.proof.parity import Parity, run_windows
 from leuda_deploy.proof.probes import Probes, make_probes
 from leuda_deploy.proof.prove import LAYER_LIMITS, Reference, prove

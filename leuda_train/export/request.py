@@ -13,11 +13,10 @@ from leuda_deploy.export.add_engines import add_engines
 from leuda_deploy.export.import_onnx import copy_export, package_graph
 from leuda_deploy.export.to_tensorrt import EngineTarget
 from leuda_deploy.export.to_triton import to_triton
-from leuda_deploy.inference.sliding_window import DEFAULT_TILING
 from leuda_deploy.machine.progress import ShowProgress, show_nothing
 from leuda_deploy.model.card import GraphOptions, ModelCard, Precision
 from leuda_deploy.model.model_file import ModelFile
-from leuda_deploy.model.tiling import Tiling
+from leuda_deploy.model.tiling import DEFAULT_TILING, Tiling
 from leuda_deploy.proof.probes import Probes, probes_of_scans
 
 
