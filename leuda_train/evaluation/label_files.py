@@ -13,7 +13,8 @@ from typing import Any
 
 from leuda_deploy.errors import InputError
 from leuda_deploy.scans.label_map import label_map_of, label_values
-from leuda_deploy.scans.volume import Volume, read_label_names, read_volume
+from leuda_deploy.scans.nifti import read_label_names
+from leuda_deploy.scans.volume import Volume, read_volume
 from leuda_train.evaluation.scores import (
     VARIANTS,
     Names,
