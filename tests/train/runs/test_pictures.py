@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from support import tiny
 
-from leuda_deploy.scans.recipe import Recipe
 from leuda_deploy.scans.nifti import write_labels
+from leuda_deploy.scans.recipe import Recipe
 from leuda_deploy.scans.volume import read_volume
 from leuda_train.config.streams import SOURCE_STREAMS, TARGET_STREAMS
 from leuda_train.data.cohort import read_cohort
