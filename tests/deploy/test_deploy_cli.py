@@ -1,25 +1,31 @@
-"""The `leuda` command: help at once, JSON alone on stdout, errors in one line with exit code 2."""
+"""The `leuda` command: help without heavy imports, JSON alone on stdout, errors in one line."""
 
 from __future__ import annotations
 
 import json
-import resource
+import logging
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, get_args
 
+import click
 import nibabel as nib
 import numpy as np
 import pytest
+import typer
 from rich.console import Console
+from support.command import Done, leuda, leuda_here
 from support.makers import MakeModel
 
-from leuda_deploy.cli import main
-from leuda_deploy.jobs.report import Report, show_report
+from leuda_deploy.cli import app
+from leuda_deploy.cli.log import log_to_stderr
+from leuda_deploy.cli.show import show_report
+from leuda_deploy.engines.engine import EngineChoice, EngineName, PrecisionChoice
+from leuda_deploy.jobs.report import Report
 
-Captured = pytest.CaptureFixture[str]
-LEUDA = "from leuda_train.cli import main; main()"
+HEAVY = {"torch", "numpy", "nibabel", "onnx", "onnxruntime", "pydantic", "scipy", "rich.table"}
 
 
 @pytest.fixture
@@ -27,84 +33,69 @@ def model(tmp_path: Path, make_model: MakeModel) -> Path:
     return make_model(tmp_path / "model")
 
 
-@pytest.fixture
-def leuda(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Run a command line in this process; returns the exit code."""
-
-    def run(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["leuda", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        code = stopped.value.code
-        return code if isinstance(code, int) else int(code is not None)
-
-    return run
+def refused(done: Done) -> bool:
+    """Whether a command ended as it does for bad input: one line on stderr and exit code 2."""
+    one_line = done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    return done.returncode == 2 and done.stdout == "" and one_line
 
 
-def child_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def test_help_lists_the_commands_at_once_without_heavy_imports() -> None:
-    program = (
-        "import sys\n"
-        "sys.argv = ['leuda', '--help']\n"
-        "try:\n"
-        f"    {LEUDA}\n"
-        "finally:\n"
-        "    heavy = {'torch', 'numpy', 'nibabel', 'onnx', 'onnxruntime', 'pydantic'}\n"
-        "    print('heavy:', sorted(heavy & set(sys.modules)))\n"
-    )
-    seconds = []
-    for _ in range(3):  # processor time, which a busy machine does not stretch much
-        began = child_seconds()
-        done = subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, check=False
-        )
-        seconds.append(child_seconds() - began)
-        assert done.returncode == 0, done.stderr
-    for command in ("infer", "verify", "train", "export", "evaluate", "demo", "phantom"):
+def test_help_lists_the_commands_without_heavy_imports() -> None:
+    heavy = f"sorted({HEAVY} & set(sys.modules))"
+    done = leuda("--help", prelude=f"import atexit, sys; atexit.register(lambda: print({heavy}))")
+    assert done.returncode == 0, done.stderr
+    for command in ("infer", "verify", "bench", "train", "export", "evaluate", "demo", "phantom"):
         assert f" {command} " in done.stdout
-    assert "heavy: []" in done.stdout
-    assert min(seconds) < 0.5
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_options_are_the_engines_and_precisions_that_there_are() -> None:
+    command = typer.main.get_command(app)
+    assert isinstance(command, click.Group)
+    choices = {
+        option.name: set(option.type.choices)
+        for option in command.commands["infer"].params
+        if isinstance(option.type, click.Choice)
+    }
+    names = {"auto", *get_args(EngineName)}
+    assert choices == {"engine": names, "precision": set(get_args(PrecisionChoice))}
+    assert names == {name for part in get_args(EngineChoice) for name in get_args(part)}
 
 
 def test_infer_prints_json_and_nothing_else_on_stdout(
-    tmp_path: Path, scan_file: Path, model: Path, leuda: Callable[..., int], capfd: Captured
+    tmp_path: Path, scan_file: Path, model: Path
 ) -> None:
     output = tmp_path / "labels.nii.gz"
-    asked = ("--engine", "ort-cpu", "--json")
-    assert leuda("infer", scan_file, "--model", model, "-o", output, *asked) == 0
-    report = json.loads(capfd.readouterr().out)
+    done = leuda_here("infer", scan_file, "--model", model, "-o", output, "--json")
+    assert done.returncode == 0
+    report = json.loads(done.stdout)
+    assert set(report) == {
+        "scan", "labels", "overlay", "model", "model_sha256", "engine", "feed", "shape",
+        "spacing_mm", "volumes_ml", "seconds", "peak_memory_mb", "uncertainty", "scan_sha256",
+        "asked", "low_confidence", "intensity", "domain", "total_seconds", "predicted_peak_mb",
+        "slab", "batch",
+    }  # fmt: skip
     assert report["labels"] == str(output)
     assert set(report["volumes_ml"]) == {"grey", "bright"}
-    assert report["engine"].startswith("ONNX Runtime")
+    assert json.loads((tmp_path / "labels.json").read_text()) == report
     assert (tmp_path / "labels.png").is_file()
     assert nib.load(output).shape == (19, 37, 6)
 
 
-def test_infer_prints_a_table_for_people(
-    tmp_path: Path, scan_file: Path, model: Path, leuda: Callable[..., int], capfd: Captured
-) -> None:
+def test_infer_prints_a_table_for_people(tmp_path: Path, scan_file: Path, model: Path) -> None:
     output = tmp_path / "labels.nii.gz"
-    assert leuda("infer", scan_file, "--model", model, "-o", output, "--no-overlay") == 0
-    shown = capfd.readouterr().out
-    assert "grey" in shown
-    assert "bright" in shown
+    done = leuda_here("infer", scan_file, "--model", model, "-o", output, "--no-overlay")
+    assert done.returncode == 0
+    for text in ("grey", "bright", str(output)):
+        assert text in done.stdout
     assert not (tmp_path / "labels.png").exists()
 
 
 def test_labels_go_into_the_working_folder_by_default(
-    tmp_path: Path,
-    scan_file: Path,
-    model: Path,
-    leuda: Callable[..., int],
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, scan_file: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    assert leuda("infer", scan_file, "--model", model, "--no-overlay") == 0
+    assert leuda_here("infer", scan_file, "--model", model, "--no-overlay").returncode == 0
     names = {path.name for path in Path().iterdir()}
     assert names == {"scan_labels.nii.gz", "scan_labels.json"}
 
@@ -125,69 +116,41 @@ def constant_scan(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("make_scan", "message"),
+    ("make_scan", "fact"),
     [
-        (bad_scan, "cannot read"),
+        (bad_scan, "bad.nii.gz"),
         (scan_4d, "--frame 0..1"),
-        (constant_scan, "nothing to segment"),
-        (lambda folder: folder / "none.nii", "no such scan"),
-        (lambda folder: folder / "no\nscan.nii", "no such scan"),
+        (constant_scan, "1.nii.gz"),
+        (lambda folder: folder / "none.nii", "none.nii"),
+        (lambda folder: folder / "no\nscan.nii", "scan.nii"),
     ],
 )
-def test_unusable_scan_is_one_line_and_exit_code_2(
-    tmp_path: Path,
-    model: Path,
-    leuda: Callable[..., int],
-    capfd: Captured,
-    make_scan: Callable[[Path], Path],
-    message: str,
+def test_a_scan_that_cannot_be_used_is_one_line(
+    tmp_path: Path, model: Path, make_scan: Callable[[Path], Path], fact: str
 ) -> None:
     output = tmp_path / "labels.nii.gz"
-    assert leuda("infer", make_scan(tmp_path), "--model", model, "-o", output) == 2
-    said = capfd.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("error: ")
-    assert said.err.count("\n") == 1
-    assert message in said.err
+    done = leuda_here("infer", make_scan(tmp_path), "--model", model, "-o", output)
+    assert refused(done)
+    assert fact in done.stderr
     assert not output.exists()
 
 
-@pytest.mark.parametrize("name", ["labels.txt", "labels"])
-def test_label_name_is_checked_before_the_work(
-    tmp_path: Path,
-    scan_file: Path,
-    model: Path,
-    leuda: Callable[..., int],
-    capfd: Captured,
-    name: str,
-) -> None:
-    assert leuda("infer", scan_file, "--model", model, "-o", tmp_path / name) == 2
-    said = capfd.readouterr().err
-    assert said.count("\n") == 1
-    assert "labels are written as NIfTI" in said
-
-
-def test_output_that_cannot_be_written_is_one_line(
-    tmp_path: Path, scan_file: Path, model: Path, leuda: Callable[..., int], capfd: Captured
+@pytest.mark.parametrize("name", ["labels.txt", "labels", "file/labels.nii.gz"])
+def test_the_output_is_checked_before_the_work(
+    tmp_path: Path, scan_file: Path, model: Path, name: str
 ) -> None:
     (tmp_path / "file").write_text("")
-    output = tmp_path / "file" / "labels.nii.gz"
-    assert leuda("infer", scan_file, "--model", model, "-o", output) == 2
-    said = capfd.readouterr().err
-    assert said.startswith("error: cannot write")  # before the network ran: no plan, no trial
-    assert said.count("\n") == 1
+    done = leuda_here("infer", scan_file, "--model", model, "-o", tmp_path / name)
+    assert refused(done)  # and no line of a plan or a trial
+    assert name in done.stderr
 
 
-def test_model_from_elsewhere_is_one_line(
-    tmp_path: Path, scan_file: Path, leuda: Callable[..., int], capfd: Captured
-) -> None:
+def test_a_model_from_elsewhere_is_one_line(tmp_path: Path, scan_file: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(b"PK\x03\x04 something else")
-    assert leuda("infer", scan_file, "--model", tmp_path / "a.onnx") == 2
-    said = capfd.readouterr()
-    assert (said.out, said.err.count("\n")) == ("", 1)
+    assert refused(leuda_here("infer", scan_file, "--model", tmp_path / "a.onnx"))
 
 
-def test_installed_module_reports_errors_without_a_traceback(tmp_path: Path, model: Path) -> None:
+def test_the_runtime_alone_reports_errors_without_a_traceback(tmp_path: Path, model: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "leuda_deploy", "infer", bad_scan(tmp_path), "--model", model],
         capture_output=True,
@@ -195,10 +158,31 @@ def test_installed_module_reports_errors_without_a_traceback(tmp_path: Path, mod
         check=False,
         cwd=tmp_path,
     )
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.startswith("error: cannot read")
-    assert done.stderr.count("\n") == 1
+    assert refused(done)
+
+
+def test_memory_that_runs_out_is_one_line(
+    scan_file: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*given: Any, **more: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("leuda_deploy.jobs.run_jobs.read_volume", read)
+    output = tmp_path / "labels.nii.gz"
+    done = leuda_here("infer", scan_file, "--model", model, "-o", output)
+    assert refused(done)
+    assert "MemoryError" in done.stderr
+
+
+def test_log_is_one_line_a_record_with_its_level_if_it_matters(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    log_to_stderr()
+    log_to_stderr()  # once more, and still one line each
+    logging.getLogger("leuda_deploy.jobs.run_jobs").info("plan\n[x]")
+    logging.getLogger("leuda_train.stages.adapt").warning("odd")
+    logging.getLogger("leuda_deploy").debug("nothing")
+    assert capfd.readouterr().err == "plan [x]\nwarning: odd\n"
 
 
 def test_brackets_in_names_are_shown_as_they_are() -> None:
@@ -206,6 +190,7 @@ def test_brackets_in_names_are_shown_as_they_are() -> None:
         scan="a.nii",
         labels="out[/a].nii",
         overlay="study[ct].png",
+        uncertainty=None,
         model="m",
         model_sha256="0" * 64,
         engine="e",
@@ -215,6 +200,15 @@ def test_brackets_in_names_are_shown_as_they_are() -> None:
         volumes_ml={"aorta [/wall]": 1.0},
         seconds={"read": 1.0},
         peak_memory_mb=1.0,
+        scan_sha256="1" * 64,
+        asked={},
+        low_confidence=0.5,
+        intensity={},
+        domain=None,
+        total_seconds=1.0,
+        predicted_peak_mb=2.0,
+        slab=1,
+        batch=1,
     )
     console = Console(width=120)
     with console.capture() as captured:
