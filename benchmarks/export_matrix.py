@@ -30,15 +30,17 @@ import torch
 from leuda_deploy.engines.open_engine import OnnxEngine, OpenVinoEngine
 from leuda_deploy.errors import LeudaError
 from leuda_deploy.inference.segment import segment
+from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.model.card import Precision
 from leuda_deploy.model.model_file import MODEL_FILE
 from leuda_deploy.scans.recipe import Stack
-from leuda_deploy.scans.volume import atomic_path, read_volume, write_labels
+from leuda_deploy.scans.volume import read_volume, write_labels
 from leuda_train.data.cohort import Cohort, read_cohort
 from leuda_train.evaluation.scores import evaluate_pairs
 from leuda_train.export.export_run import export, run_probes
+from leuda_train.export.product_file import load_product
 from leuda_train.loop.hardware import Hardware
-from leuda_train.networks.product import TorchEngine, load_product
+from leuda_train.networks.product import TorchEngine
 
 RESULT = Path(__file__).parent / "results" / "export_matrix.json"
 FIGURES = ("max_abs", "mean_abs", "disagreement", "class_dice")

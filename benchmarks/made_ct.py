@@ -148,7 +148,7 @@ def write_model(folder: Path, classes: int, widths: tuple[int, ...], steps: int)
     from leuda_deploy.export.to_onnx import to_onnx
     from leuda_deploy.model.card import PALETTE, ModelCard, Provenance, Structure
     from leuda_deploy.model.model_file import MODEL_FILE
-    from leuda_train.networks.product import Product
+    from leuda_train.networks.product import DeployedNetwork
 
     network = train_network(classes, widths, steps)
     names = STRUCTURES if classes == 5 else tuple(f"structure {k}" for k in range(1, classes))
@@ -176,7 +176,7 @@ def write_model(folder: Path, classes: int, widths: tuple[int, ...], steps: int)
             versions={},
         ),
     )
-    to_onnx(Product(network, None), card, folder / MODEL_FILE)
+    to_onnx(DeployedNetwork(network, None), card, folder / MODEL_FILE)
     torch.save(network.state_dict(), folder / "network.pt")
 
 

@@ -71,10 +71,10 @@ def phantom(
     seed: Annotated[int, typer.Option(min=0, help="Other seeds, other patients.")] = 0,
 ) -> None:
     """Write a cohort of MR and CT heart phantoms.  [dim]Needs: nothing more.[/dim]"""
-    from leuda_deploy.machine.progress import stage
+    from leuda_deploy.machine.progress import show_progress
     from leuda_train.data.phantom.phantom_cohort import write_cohort
 
-    with stage("phantoms") as progress:
+    with show_progress("phantoms") as progress:
         path = write_cohort(out, seed=seed, progress=progress)
     typer.echo(str(path))
 
@@ -97,10 +97,10 @@ def cohort(
     ] = None,
 ) -> None:
     """Write cohort.toml for a public benchmark.  [dim]Needs: leuda\\[dicom] for CHAOS.[/dim]"""
-    from leuda_deploy.machine.progress import stage
+    from leuda_deploy.machine.progress import show_progress
     from leuda_train.data.public import write_benchmark
 
-    with stage("files and anatomy") as progress:
+    with show_progress("files and anatomy") as progress:
         write_benchmark(
             benchmark.value,
             root,
@@ -154,7 +154,7 @@ def train(
         from leuda_train.loop.launch import arguments_of_this_process, launch
 
         raise typer.Exit(launch(gpus, arguments_of_this_process()))
-    from leuda_deploy.machine.progress import stage
+    from leuda_deploy.machine.progress import show_progress
     from leuda_train.config.schema import load_config
     from leuda_train.loop.ranks import one_voice
     from leuda_train.runs.run import train as train_run
@@ -166,7 +166,7 @@ def train(
             chosen,
             out,
             cache=cache,
-            stage=stage,
+            stage=show_progress,
             labelled=labelled,
             profile=profile,
             tensorboard=tensorboard,
@@ -215,7 +215,7 @@ def compare(
     _need_torch("leuda compare")
     from rich.console import Console
 
-    from leuda_deploy.machine.progress import stage
+    from leuda_deploy.machine.progress import show_progress
     from leuda_train.runs.compare import compare as compare_runs
     from leuda_train.runs.compare import table
 
@@ -228,7 +228,7 @@ def compare(
         seeds=seeds,
         config=config,
         cache=cache,
-        stage=stage,
+        stage=show_progress,
     )
     if as_json:
         typer.echo(json.dumps(comparison, indent=1))
@@ -335,9 +335,9 @@ def export(
 
         probes = run_probes(source)
     if targets:
-        from leuda_deploy.machine.progress import stage
+        from leuda_deploy.machine.progress import show_progress
 
-        with stage("TensorRT") as progress:
+        with show_progress("TensorRT") as progress:
             add_engines(
                 folder,
                 targets,
@@ -363,7 +363,7 @@ def _export_run(
     tiling: Tiling,
 ) -> Path:
     _need_torch("leuda export")
-    from leuda_deploy.machine.progress import stage
+    from leuda_deploy.machine.progress import show_progress
     from leuda_deploy.model.card import GraphOptions
     from leuda_train.export.export_run import export as export_run
 
@@ -372,7 +372,7 @@ def _export_run(
     options = GraphOptions(
         dynamic_window=dynamic_window, output="probabilities" if probabilities else "logits"
     )
-    with stage(f"ONNX {precision.value}") as progress:
+    with show_progress(f"ONNX {precision.value}") as progress:
         export_run(
             run_folder,
             output,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from leuda_deploy.cli.log import log_to_stderr
-from leuda_deploy.errors import LeudaError, one_line
+from leuda_deploy.errors import LeudaError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -321,7 +321,7 @@ def run(command: typer.Typer) -> None:
         command()
     # OSError: e.g. no room, or no right to write there
     except (LeudaError, OSError, MemoryError) as error:
-        _say(f"error: {one_line(error)}")
+        _say(f"error: {' '.join(str(error).split()) or type(error).__name__}")
         sys.exit(2)
 
 

@@ -28,9 +28,10 @@ from leuda_deploy.engines.tensorrt_buffers import (
 )
 from leuda_deploy.errors import InputError, MissingExtraError, ModelError
 from leuda_deploy.export.to_tensorrt import LARGEST_WINDOW
+from leuda_deploy.machine.files import file_sha256
 from leuda_deploy.machine.gpu import Gpu, find_gpu
 from leuda_deploy.model.card import ModelCard
-from leuda_deploy.model.export_folder import MANIFEST_FILE, Manifest, file_sha256, read_manifest
+from leuda_deploy.model.export_folder import MANIFEST_FILE, Manifest, read_manifest
 from leuda_deploy.model.model_file import MODEL_FILE, read_model
 from leuda_deploy.model.passport import Family, Passport
 

@@ -18,22 +18,18 @@ import numpy as np
 from leuda_deploy.engines.open_engine import OnnxEngine, OpenVinoEngine
 from leuda_deploy.engines.tensorrt import TensorRTEngine
 from leuda_deploy.errors import ModelError, ParityError
-from leuda_deploy.export.tensorrt_progress import Progress
 from leuda_deploy.export.to_tensorrt import EngineTarget, to_tensorrt
 from leuda_deploy.export.verify import PARITY_FILE
-from leuda_deploy.model.export_folder import (
-    Manifest,
-    file_sha256,
-    read_manifest,
-    write_manifest,
-)
+from leuda_deploy.machine.files import atomic_path, file_sha256
+from leuda_deploy.machine.progress import Progress, no_progress
+from leuda_deploy.model.export_folder import Manifest, read_manifest, write_manifest
 from leuda_deploy.model.model_file import MODEL_FILE, find_model, read_model
 from leuda_deploy.model.passport import Passport
 from leuda_deploy.proof.layers import Float32
 from leuda_deploy.proof.parity import LIMITS, Parity, check_parity, class_names, run_windows
 from leuda_deploy.proof.probes import Probes, make_probes
 from leuda_deploy.scans.recipe import Stack, window_at
-from leuda_deploy.scans.volume import atomic_path, read_volume
+from leuda_deploy.scans.volume import read_volume
 
 
 def add_engines(
@@ -41,7 +37,7 @@ def add_engines(
     targets: list[EngineTarget],
     *,
     probes: Probes | None,
-    progress: Progress = lambda done, total, note: None,
+    progress: Progress = no_progress,
 ) -> dict[str, Passport]:
     """Build engines into an export folder. An engine that is there already is not built again.
 

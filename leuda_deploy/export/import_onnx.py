@@ -13,11 +13,11 @@ from onnx import TensorProto
 from leuda_deploy.engines.open_engine import OnnxEngine, OpenVinoEngine
 from leuda_deploy.errors import InputError, LeudaError, MissingExtraError, ModelError
 from leuda_deploy.export.verify import CARD_FILE, PARITY_FILE, verify
+from leuda_deploy.machine.files import atomic_folder
 from leuda_deploy.model.card import ModelCard, Precision, parse_card
 from leuda_deploy.model.export_folder import MANIFEST_FILE, check_target, write_manifest
 from leuda_deploy.model.model_file import MODEL_FILE, find_model, read_model, write_model
 from leuda_deploy.proof.layers import Float32
-from leuda_deploy.scans.volume import atomic_folder
 
 PROBED = 2  # windows of noise that a graph from elsewhere is run on
 QUANTISED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"} | {

@@ -12,6 +12,7 @@ import onnx
 from leuda_deploy.errors import ParityError
 from leuda_deploy.export.to_half import to_bf16, to_fp16
 from leuda_deploy.export.to_int8 import calibrate, quantisable, quantise, split_concatenations
+from leuda_deploy.machine.progress import Progress
 from leuda_deploy.model.card import ModelCard, Precision
 from leuda_deploy.model.model_file import write_model
 from leuda_deploy.proof.layers import Float32, layers_of, values_of
@@ -20,7 +21,6 @@ from leuda_deploy.proof.probes import Probes
 from leuda_deploy.proof.prove import Reference, prove
 
 SENSITIVITY_WINDOWS = 8
-Progress = Callable[[int, int, str], None]
 # Writes a candidate graph and proves it. Raises ParityError.
 Gate = Callable[[onnx.ModelProto], tuple[ModelCard, tuple[Parity, ...]]]
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
-Progress = Callable[[int, int, str], None]
+from leuda_deploy.machine.progress import Progress
 
 
 def make_log(trt: Any) -> Any:

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from leuda_deploy.errors import InputError, LeudaError, MissingExtraError, ModelError
-from leuda_deploy.export.tensorrt_progress import Progress, make_log, make_monitor
+from leuda_deploy.export.tensorrt_progress import make_log, make_monitor
+from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.machine.gpu import Gpu, find_gpu
+from leuda_deploy.machine.progress import Progress, no_progress
 from leuda_deploy.model.card import ModelCard
 from leuda_deploy.model.model_file import read_model
 from leuda_deploy.model.passport import Family, Passport, engine_key
-from leuda_deploy.scans.volume import atomic_path
 
 THIS_MACHINE = "this-machine"
 # `--trt-target` -> compute capability. Engines for these are built without a GPU.
@@ -134,7 +135,7 @@ def to_tensorrt(
     out: Path,
     *,
     cache: Path | None = None,
-    progress: Progress = lambda done, total, note: None,
+    progress: Progress = no_progress,
 ) -> Passport:
     """Build one engine and write it to `out`.
 

@@ -17,9 +17,9 @@ import onnx
 from google.protobuf.text_encoding import CEscape
 
 from leuda_deploy.errors import InputError
+from leuda_deploy.machine.files import atomic_folder
 from leuda_deploy.model.card import METADATA_KEY, ModelCard
 from leuda_deploy.model.model_file import MODEL_FILE, find_model, read_model
-from leuda_deploy.scans.volume import atomic_folder
 
 # Windows of one scan arrive together: a short wait fills batches without being felt.
 QUEUE_DELAY_US = 2000

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from leuda_deploy.engines.tensorrt import installed_version, misfits, remedy
 from leuda_deploy.errors import ModelError
+from leuda_deploy.machine.files import file_sha256
 from leuda_deploy.machine.gpu import Gpu, find_gpu
 from leuda_deploy.model.card import parse_card
-from leuda_deploy.model.export_folder import MANIFEST_FILE, Manifest, file_sha256, read_manifest
+from leuda_deploy.model.export_folder import MANIFEST_FILE, Manifest, read_manifest
 from leuda_deploy.model.model_file import MODEL_FILE, find_model, read_model
 from leuda_deploy.model.passport import Passport
 

@@ -12,7 +12,7 @@ scores each slab by itself; for a 3D one, each slab completes a window (`Blocks`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -31,6 +31,7 @@ from leuda_deploy.inference.sliding_window import (
     scoring_floor_once,
 )
 from leuda_deploy.machine.clock import Clock
+from leuda_deploy.machine.progress import Progress, no_progress
 from leuda_deploy.scans.recipe import Depth, Intensity, Recipe, Stack
 from leuda_deploy.scans.volume import Volume
 
@@ -67,7 +68,7 @@ def segment(
     batch: int = 8,
     tiling: Tiling = DEFAULT_TILING,
     uncertainty: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = no_progress,
 ) -> Segmentation:
     """`segment_stack` for a scan as it was read."""
     stack = Stack(volume, recipe, depth=depth, pixel_spacing_mm=pixel_spacing_mm)
@@ -92,7 +93,7 @@ def segment_stack(
     mirror: bool = False,
     uncertainty: bool = False,
     probabilities: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = no_progress,
 ) -> Segmentation:
     """Label every voxel of a scan.
 
@@ -146,8 +147,7 @@ def segment_stack(
                     label_stack[index] = label_plane(plane, stack.plane_shape)
             with clock("doubts"):
                 doubts.add(start, found)
-        if progress is not None:
-            progress(grid_start + len(on_grid), stack.depth)
+        progress(grid_start + len(on_grid), stack.depth, "")
     return Segmentation(
         labels=labels,
         uncertainty=doubts.entropy,

@@ -29,11 +29,11 @@ def draw_overlay(
     marks = Stack(
         volume.with_values(labels), card.recipe.model_copy(update={"spacing_mm": "native"})
     )
-    values = tuple(float(structure.value) for structure in card.structures)
-    covered = [d for d in range(stack.depth) if marks.labels(d, d + 1, values).any()]
+    classes = len(card.structures)
+    covered = [d for d in range(stack.depth) if marks.labels(d, d + 1, classes=classes).any()]
     first, last = (covered[0], covered[-1]) if covered else (0, stack.depth - 1)
     chosen = np.unique(np.linspace(first, last, min(tiles, last - first + 1)).round().astype(int))
-    columns = [_column(stack, marks, int(d), values, card) for d in chosen]
+    columns = [_column(stack, marks, int(d), card) for d in chosen]
     width = sum(column.width for column in columns) + 4 * (len(columns) - 1)
     canvas = Image.new("RGB", (max(width, 560), columns[0].height + 40), (18, 18, 18))
     x = 0
@@ -45,15 +45,13 @@ def draw_overlay(
         canvas.save(temporary, format="PNG")
 
 
-def _column(
-    stack: Stack, marks: Stack, index: int, values: tuple[float, ...], card: ModelCard
-) -> Image.Image:
+def _column(stack: Stack, marks: Stack, index: int, card: ModelCard) -> Image.Image:
     """One slice twice: plain above, with labels below."""
     image = stack.images(index, index + 1)[0]
     low, high = stack.intensity.floor, stack.intensity.ceiling
     grey = np.clip((image - low) / (high - low), 0, 1) * 255
     plain = np.repeat(grey[..., None], 3, axis=2)
-    label = marks.labels(index, index + 1, values)[0]
+    label = marks.labels(index, index + 1, classes=len(card.structures))[0]
     tinted = plain.copy()
     for number, structure in enumerate(card.structures, start=1):
         mask = label == number

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from leuda_deploy.errors import InputError, LeudaError, one_line
+from leuda_deploy.errors import InputError, LeudaError
 from leuda_deploy.inference.pipelined import ahead
 from leuda_deploy.inference.segment import segment_stack
 from leuda_deploy.inference.segmenter import Segmenter
@@ -19,7 +19,7 @@ from leuda_deploy.jobs.find_jobs import Job, is_done, scan_sha256
 from leuda_deploy.jobs.report import PreparedScan, Report, Result, write_results
 from leuda_deploy.machine.clock import Clock
 from leuda_deploy.machine.files import check_writable
-from leuda_deploy.machine.progress import stage
+from leuda_deploy.machine.progress import show_progress
 from leuda_deploy.scans.likeness import likeness
 from leuda_deploy.scans.volume import check_label_path, read_volume
 
@@ -110,7 +110,8 @@ def _step(
         try:
             return job, work(before)
         except (LeudaError, OSError, MemoryError) as error:
-            return job, Outcome(job=job, error=one_line(error))
+            line = " ".join(str(error).split()) or type(error).__name__
+            return job, Outcome(job=job, error=line)
 
     return step
 
@@ -169,7 +170,7 @@ def _label(scan: PreparedScan, segmenter: Segmenter, *, overlapped: bool = False
     if card.domain is not None and not (like := likeness(stack.intensity, card.domain)).fits:
         _log.warning("%s does not look like the scans of training: %s", job.scan, like)
     engine = segmenter.engine_for(stack)
-    with stage(f"{stack.volume.name} on {engine.description}") as progress:
+    with show_progress(f"{stack.volume.name} on {engine.description}") as progress:
         found = segment_stack(
             stack,
             engine,
@@ -179,6 +180,6 @@ def _label(scan: PreparedScan, segmenter: Segmenter, *, overlapped: bool = False
             mirror=segmenter.settings.mirror,
             uncertainty=uncertainty,
             probabilities=card.probabilities,
-            progress=lambda done, total: progress(done, total, ""),
+            progress=progress,
         )
     return Result(scan=scan, engine=engine, plan=plan, found=found)

@@ -1,4 +1,4 @@
-"""named stages -> seconds spent in each."""
+"""named phases of work -> seconds spent in each."""
 
 from __future__ import annotations
 
@@ -8,22 +8,17 @@ from contextlib import contextmanager
 
 
 class Clock:
-    """Adds up wall seconds by stage: `with clock("decode"): ...`. Stages do not nest."""
+    """Adds up wall seconds by phase: `with clock("decode"): ...`. Phases do not nest."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        """Charge the time spent in the block to `stage`."""
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Charge the time spent in the block to `phase`."""
         began = time.perf_counter()
         try:
             yield
         finally:
             spent = time.perf_counter() - began
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
-
-    @property
-    def total(self) -> float:
-        """Seconds over all stages."""
-        return sum(self.seconds.values())
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + spent

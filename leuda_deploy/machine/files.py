@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from leuda_deploy.errors import InputError
 
@@ -49,6 +51,15 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(target: Path | str, content: Any) -> None:
+    """Write content as JSON, atomically. NaN is no JSON: it raises ValueError, nothing is written.
+
+    Two runs that write the same content write the same bytes.
+    """
+    with atomic_path(target) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 @contextmanager

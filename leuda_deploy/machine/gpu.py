@@ -1,15 +1,17 @@
-"""this machine -> its NVIDIA GPU, asked of the driver alone.
+"""this machine -> its NVIDIA GPU, asked of the driver's own library (NVML).
 
 Looked at before any TensorRT runtime is touched: without a driver those return None or crash.
 """
 
 from __future__ import annotations
 
-import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
-DRIVER_LIBRARIES = ("libcuda.so.1", "nvcuda.dll")
-CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76  # CUdevice_attribute, cuda.h
+import pynvml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,36 +22,59 @@ class Gpu:
     capability: str
 
 
-def find_gpu(index: int = 0) -> Gpu | None:
-    """The GPU with this number, or None where there is no driver or no such GPU."""
-    driver = _driver()
-    device = ctypes.c_int()
-    if driver is None or driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), index):
-        return None
-    name = ctypes.create_string_buffer(256)
-    numbers = ctypes.c_int(), ctypes.c_int()
-    attributes = CAPABILITY_MAJOR, CAPABILITY_MINOR
-    failed = driver.cuDeviceGetName(name, len(name), device) or any(
-        driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device)
-        for number, attribute in zip(numbers, attributes, strict=True)
-    )
-    if failed:
-        return None
-    return Gpu(name=name.value.decode(), capability=f"{numbers[0].value}.{numbers[1].value}")
+def find_gpu() -> Gpu | None:
+    """The GPU that CUDA calls device 0; None if there is no driver or no such GPU.
+
+    NVML numbers every GPU of the machine, CUDA only those that CUDA_VISIBLE_DEVICES names, so that
+    variable is read here, too. On a machine with unlike GPUs set CUDA_DEVICE_ORDER=PCI_BUS_ID, as
+    NVML does: CUDA else begins with the fastest.
+    """
+    with _nvml() as there:
+        if not there:
+            return None
+        try:
+            if (device := _first_visible()) is None:
+                return None
+            major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(device)
+            return Gpu(name=pynvml.nvmlDeviceGetName(device), capability=f"{major}.{minor}")
+        except pynvml.NVMLError:
+            return None
 
 
 def driver_version() -> str | None:
-    """The CUDA version of the driver, as "12.8", or None where there is no driver."""
-    driver, number = _driver(), ctypes.c_int()
-    if driver is None or driver.cuDriverGetVersion(ctypes.byref(number)):
-        return None
-    return f"{number.value // 1000}.{number.value % 1000 // 10}"
+    """The CUDA version of the driver, as "12.8"; None if there is no driver."""
+    with _nvml() as there:
+        if not there:
+            return None
+        number = int(pynvml.nvmlSystemGetCudaDriverVersion_v2())
+    return f"{number // 1000}.{number % 1000 // 10}"
 
 
-def _driver() -> ctypes.CDLL | None:
-    for library in DRIVER_LIBRARIES:
-        try:
-            return ctypes.CDLL(library)
-        except OSError:
-            continue
-    return None
+def _first_visible() -> Any:
+    """NVML's handle of CUDA's device 0, or None. Raises NVMLError if there is no such number."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return pynvml.nvmlDeviceGetHandleByIndex(0)
+    first = visible.split(",")[0].strip()
+    if first.isdecimal():
+        return pynvml.nvmlDeviceGetHandleByIndex(int(first))
+    if first.startswith("MIG-"):
+        return pynvml.nvmlDeviceGetHandleByUUID(first)
+    handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+    uuids = [(str(pynvml.nvmlDeviceGetUUID(handle)), handle) for handle in handles]
+    # "" and "-1" hide every GPU
+    return next((handle for uuid, handle in uuids if first and uuid.startswith(first)), None)
+
+
+@contextmanager
+def _nvml() -> Iterator[bool]:
+    """Whether NVML is there; it is let go at the end."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        pynvml.nvmlShutdown()

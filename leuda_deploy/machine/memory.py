@@ -6,13 +6,15 @@ import re
 import sys
 from pathlib import Path
 
+from pydantic import ByteSize, TypeAdapter, ValidationError
+
 from leuda_deploy.errors import InputError
 
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
+BYTE_SIZE = TypeAdapter(ByteSize)
 
 
 def resident_bytes() -> int | None:
-    """Bytes of memory that this process holds now; None where the system does not tell."""
+    """Bytes of memory that this process holds now; None if the system does not report it."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:
@@ -23,7 +25,7 @@ def resident_bytes() -> int | None:
 
 
 def peak_bytes() -> int | None:
-    """The most that this process has held so far; None where the system does not tell."""
+    """The most that this process has held so far; None if the system does not report it."""
     try:
         # not getrusage, which also counts what the process that started this one held
         status = Path("/proc/self/status").read_text()
@@ -38,11 +40,20 @@ def peak_bytes() -> int | None:
 
 
 def parse_bytes(text: str) -> int:
-    """ "1.5G" -> 1_500_000_000; K, M, G are powers of 1000, Ki, Mi, Gi of 1024."""
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMG]?I?)B?", text.strip().upper())
-    if match is None or match[2] not in UNITS or float(match[1]) == 0:
+    """ "1.5G" -> 1_500_000_000; K, M, G, T are powers of 1000, Ki, Mi, Gi, Ti of 1024.
+
+    Raises:
+        InputError: The text is no size, or a size of nothing.
+    """
+    # pydantic looks past what follows the unit, and wants "GiB" where people write "Gi"
+    size = re.fullmatch(r"\s*(\d*\.?\d+)\s*([kmgt]?i?)b?\s*", text, re.IGNORECASE)
+    try:
+        count = BYTE_SIZE.validate_python(f"{size[1]}{size[2]}B") if size else 0
+    except ValidationError:
+        count = 0
+    if count <= 0:
         raise InputError(f"a memory size reads like 1.5G or 800M, not {text!r}")
-    return int(float(match[1]) * UNITS[match[2]])
+    return int(count)
 
 
 def in_megabytes(count: float) -> str:

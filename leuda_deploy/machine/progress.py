@@ -1,4 +1,4 @@
-"""long work -> one line on stderr that shows the stage, how far it is, and the time left."""
+"""long work -> one line on stderr: what is done, how far it is, and the time left."""
 
 from __future__ import annotations
 
@@ -7,67 +7,63 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rich import progress as rich_progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
-# (done, total, note)
-Report = Callable[[int, int, str], None]
-LOG_SECONDS = 20.0  # between lines where there is no terminal to draw a bar on
+# How far work is: (done, total, note), e.g. (3, 20, "patient 7"). The note may be empty.
+Progress = Callable[[int, int, str], None]
+LINE_SECONDS = 20.0  # between two lines where there is no terminal to draw a bar on
+
+
+def no_progress(done: int, total: int, note: str) -> None:
+    """The progress that nobody looks at."""
 
 
 @contextmanager
-def stage(name: str) -> Iterator[Report]:
-    """Yield a function that reports progress: a bar on a terminal, else a line now and then."""
+def show_progress(title: str) -> Iterator[Progress]:
+    """Yield a callback that shows progress: a bar on a terminal, else a line now and then."""
     began = time.monotonic()
-    drawing = _bar(name) if sys.stderr.isatty() else _lines(name, began)
-    with drawing as report:
-        yield report
-    print(f"  {name}: {time.monotonic() - began:.1f} s", file=sys.stderr)  # noqa: T201
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    with _bar(title, console) if sys.stderr.isatty() else _lines(title, console, began) as progress:
+        yield progress
+    console.print(f"  {title}: {time.monotonic() - began:.1f} s")
 
 
 @contextmanager
-def _bar(name: str) -> Iterator[Report]:
+def _bar(title: str, console: Console) -> Iterator[Progress]:
     columns = (
-        TextColumn("  {task.description}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-        TextColumn("gone,"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
+        rich_progress.TextColumn("  {task.description}", markup=False),
+        rich_progress.BarColumn(bar_width=30),
+        rich_progress.MofNCompleteColumn(),
+        rich_progress.TextColumn("{task.fields[note]}", markup=False),
+        rich_progress.TimeElapsedColumn(),
+        rich_progress.TextColumn("gone,"),
+        rich_progress.TimeRemainingColumn(),
+        rich_progress.TextColumn("left"),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task(name, total=None, note="")
+    with rich_progress.Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task(title, total=None, note="")
 
-        def report(done: int, total: int, note: str) -> None:
-            if note:
+        def progress(done: int, total: int, note: str) -> None:
+            if note:  # else the last note stays
                 bars.update(task, completed=done, total=total, note=note)
             else:
                 bars.update(task, completed=done, total=total)
 
-        yield report
+        yield progress
 
 
 @contextmanager
-def _lines(name: str, began: float) -> Iterator[Report]:
-    spoken = began
+def _lines(title: str, console: Console, began: float) -> Iterator[Progress]:
+    last = began
 
-    def report(done: int, total: int, note: str) -> None:
-        nonlocal spoken
+    def progress(done: int, total: int, note: str) -> None:
+        nonlocal last
         now = time.monotonic()
-        if now - spoken >= LOG_SECONDS and 0 < done < total:
-            spoken = now
+        if now - last >= LINE_SECONDS and 0 < done < total:
+            last = now
             left = (now - began) / done * (total - done)
             parts = (f"{done}/{total}", note, f"about {left:.0f} s left")
-            line = f"  {name}: {', '.join(part for part in parts if part)}"
-            print(line, file=sys.stderr, flush=True)  # noqa: T201
+            console.print(f"  {title}: {', '.join(part for part in parts if part)}")
 
-    yield report
+    yield progress

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from leuda_deploy.errors import ModelError
+from leuda_deploy.errors import ModelError, describe
 from leuda_deploy.inference.sliding_window import Tiling
 from leuda_deploy.scans.likeness import Domain
 from leuda_deploy.scans.recipe import Depth, Recipe
@@ -157,24 +157,3 @@ def parse_card(text: str, origin: str) -> ModelCard:
     if [structure.value for structure in card.structures] != list(range(1, len(names) + 1)):
         raise ModelError(f"the model card of {origin} numbers its structures out of order")
     return card
-
-
-def describe(error: ValidationError) -> str:
-    """The first fault of a pydantic error in one line: where, the value, what is wrong."""
-    faults = error.errors(include_url=False)
-    # a misspelt key is also a missing one: the key that is there says more
-    first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
-    place = _printable(".".join(str(part) for part in first["loc"]))
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
-        return f"unknown key '{place}'{more}"
-    if first["type"] == "missing":
-        return f"'{place}' is missing{more}"
-    message = first["msg"].removeprefix("Value error, ")
-    value = _printable(str(first["input"]))
-    return f"'{place}' = {value}: {message}{more}" if place else message + more
-
-
-def _printable(text: str) -> str:
-    """The first 80 characters, without line breaks and terminal codes: the text is untrusted."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:80])

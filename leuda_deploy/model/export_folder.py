@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from leuda_deploy.errors import InputError, ModelError
-from leuda_deploy.model.card import describe
+from leuda_deploy.errors import InputError, ModelError, describe
+from leuda_deploy.machine.files import atomic_path, file_sha256
 from leuda_deploy.model.passport import Passport
-from leuda_deploy.scans.volume import atomic_path
 
 MANIFEST_FILE = "manifest.json"
 MAX_MANIFEST_BYTES = 8 << 20
@@ -27,12 +25,6 @@ class Manifest(BaseModel):
     schema_version: Literal[1] = 1
     files: dict[FileName, Sha256]
     engines: dict[FileName, Passport] = {}
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def check_target(output: Path) -> None:

@@ -10,8 +10,8 @@ from google.protobuf.message import DecodeError
 from onnx.external_data_helper import uses_external_data
 
 from leuda_deploy.errors import ModelError
+from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.model.card import METADATA_KEY, ModelCard, parse_card
-from leuda_deploy.scans.volume import atomic_path
 
 MODEL_FILE = "model.onnx"
 

@@ -248,17 +248,17 @@ class Stack:
             image[...] = resize(self.intensity(values), self.grid_shape)
         return images
 
-    def labels(self, start: int, stop: int, raw_values: tuple[float, ...]) -> NDArray[np.uint8]:
-        """Slices of a label volume on the model grid: (d, h, w) uint8, class k = raw_values[k - 1].
+    def labels(self, start: int, stop: int, *, classes: int) -> NDArray[np.uint8]:
+        """Slices of a label map's volume on the model grid: (d, h, w) uint8, classes 1 and up.
 
         Each pixel gets the class that covers most of it.
         """
-        values = self._raw[start:stop] * self.volume.slope + self.volume.inter
-        cover = np.stack([(values == value).astype(np.float32) for value in raw_values], axis=1)
+        numbers = self._raw[start:stop]
+        cover = np.stack([(numbers == k).astype(np.float32) for k in range(1, classes + 1)], axis=1)
         background = 1.0 - cover.sum(axis=1, keepdims=True, dtype=np.float32)
         cover = resize(np.concatenate([background, cover], axis=1), self.grid_shape)
-        classes: NDArray[np.uint8] = cover.argmax(axis=1).astype(np.uint8)
-        return classes
+        covering: NDArray[np.uint8] = cover.argmax(axis=1).astype(np.uint8)
+        return covering
 
     def of_scan(self, values: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """A view of values on the scan's own grid (X, Y, Z) as the stack (scan_depth, H, W).

@@ -15,11 +15,8 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from leuda_deploy.errors import InputError
-from leuda_deploy.machine.files import (
-    atomic_folder as atomic_folder,  # both are looked for here, too
-)
-from leuda_deploy.machine.files import atomic_path as atomic_path
+from leuda_deploy.errors import InputError, one_line
+from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.scans import gzip_array as compressed
 
 COMMENT_EXTENSION = 6  # NIfTI-1 extension code "comment", where the label names are kept
@@ -135,7 +132,7 @@ def _load(path: Path) -> Any:
     try:
         return nib.load(path)
     except UNREADABLE as error:
-        raise InputError(f"cannot read {path} as a scan: {_one_line(error)}") from error
+        raise InputError(f"cannot read {path} as a scan: {one_line(error)}") from error
 
 
 def _volume(
@@ -196,7 +193,7 @@ def _stored_values(image: Any, path: Path | str, frame: int) -> tuple[NDArray[An
             )
     except UNREADABLE as error:
         raise InputError(
-            f"cannot read the voxels of {path} (truncated or damaged?): {_one_line(error)}"
+            f"cannot read the voxels of {path} (truncated or damaged?): {one_line(error)}"
         ) from error
 
 
@@ -307,7 +304,3 @@ def read_label_names(path: Path | str) -> dict[int, str]:
         except (UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError):
             continue  # somebody else's comment
     return {}
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

@@ -14,8 +14,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from leuda_deploy.errors import InputError
-from leuda_deploy.model.card import describe
+from leuda_deploy.errors import InputError, describe
 from leuda_deploy.scans.recipe import Recipe
 
 Stream = Literal[
@@ -303,7 +302,7 @@ class TrainConfig(_Part):
                 f"adversarial.levels {self.adversarial.levels}: "
                 f"the U-Net has {len(self.unet.widths) - 1} decoder levels"
             )
-        self._critics_fit(min(self.recipe.window))
+        self._discriminators_fit(min(self.recipe.window))
         if self.translation.kind == "fourier" and self.test.feed != "target":
             raise ValueError(
                 'translation.kind = "fourier" has no generator: set test.feed = "target"'
@@ -316,7 +315,7 @@ class TrainConfig(_Part):
             raise ValueError(f"test.network = {self.test.network}, but no term of L asks it")
         return self
 
-    def _critics_fit(self, window: int) -> None:
+    def _discriminators_fit(self, window: int) -> None:
         """Discriminators halve what they are shown several times; something must be left."""
         # three halvings, on the smallest feature map
         least = 8 * 2 ** (max(self.adversarial.levels) - 1)

@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from leuda_deploy.scans.volume import atomic_folder
+from leuda_deploy.machine.files import atomic_folder
 from leuda_train.loop.ranks import ALONE, Ranks
 
 

@@ -11,12 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from pydantic import ValidationError
 
-from leuda_deploy.errors import InputError
-from leuda_deploy.model.card import describe
-from leuda_deploy.scans.volume import Volume, read_volume
+from leuda_deploy.errors import InputError, describe
+from leuda_deploy.scans.label_map import read_label_map
+from leuda_deploy.scans.volume import read_volume
 from leuda_train.data.cohort_file import (
     CohortSpec,
     Domain,
@@ -228,33 +227,7 @@ def _check_scan(scan: Scan, spec: CohortSpec) -> None:
     image = read_volume(scan.image)
     if scan.label is None:
         return
-    label = read_volume(scan.label)
-    check_same_grid(image, label)
-    declared = {0, *spec.class_of_raw(scan.domain)}
-    found = np.unique(label.raw) * label.slope + label.inter
-    unknown = [f"{value:g}" for value in found.tolist() if value not in declared]
-    if unknown:
-        raise InputError(
-            f"{scan.label.name} has label value {', '.join(unknown[:8])}, which is neither in "
-            "[classes] nor in slices.background_values"
-        )
-
-
-def check_same_grid(image: Volume, label: Volume) -> None:
-    """Raises InputError unless both have one shape and one affine (to a hundredth of a voxel)."""
-    if image.raw.shape != label.raw.shape:
-        raise InputError(
-            f"{image.name} has shape {image.raw.shape}, its labels {label.name} {label.raw.shape}"
-        )
-    tolerance = 0.01 * min(image.spacing_mm)
-    corners = np.array([[i, j, k, 1] for i in (0, 1) for j in (0, 1) for k in (0, 1)], dtype=float)
-    corners[:, :3] *= np.array(image.raw.shape) - 1
-    apart = np.abs(corners @ (image.affine - label.affine).T).max()
-    if apart > tolerance:
-        raise InputError(
-            f"{image.name} and its labels {label.name} lie up to {apart:.2f} mm apart in space "
-            "(their affines differ)"
-        )
+    read_label_map(scan.label, class_of_raw=spec.class_of_raw(scan.domain), like=image)
 
 
 def _sha256(spec: CohortSpec, scans: Iterable[Scan]) -> str:

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from leuda_deploy.machine.progress import Progress, no_progress
+from leuda_deploy.scans.label_map import read_label_map
 from leuda_deploy.scans.recipe import Recipe, Stack
 from leuda_deploy.scans.resample import fit_to_window
-from leuda_deploy.scans.volume import Volume, read_volume
+from leuda_deploy.scans.volume import read_volume
 from leuda_train.data.cache import content_key, made_once
-from leuda_train.data.cohort import Cohort, Scan, check_same_grid
+from leuda_train.data.cohort import Cohort, Scan
 from leuda_train.data.cohort_file import CohortSpec
 from leuda_train.loop.ranks import ALONE, Ranks
 
 UNLABELLED = 255
 FORMAT = 1  # raise it when the same recipe gives other slices, so that old stores are not reused
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ def load_slices(
     cache: Path,
     *,
     target_labels: bool = False,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = no_progress,
     ranks: Ranks = ALONE,
 ) -> Slices:
     """Open the slices of a cohort, writing them first if they are not there.
@@ -90,7 +90,7 @@ def _write(
             labels.append(label)
             index.append({"domain": domain, "subject": scan.subject, "slices": len(image)})
             done += 1
-            progress(done, total)
+            progress(done, total, scan.subject)
         np.save(folder / f"{domain}.npy", np.concatenate(images))
         if with_labels:
             np.save(folder / f"{domain}_labels.npy", np.concatenate(labels))
@@ -106,19 +106,7 @@ def _slices_of(
     images = fit_to_window(stack.images(0, stack.depth), recipe.window, stack.intensity.floor)
     if not with_labels or scan.label is None:
         return images, np.full(images.shape, UNLABELLED, dtype=np.uint8)
-    label = read_volume(scan.label)
-    check_same_grid(volume, label)
-    # the image's affine: a label affine that differs by rounding must not turn the axes elsewhere
-    numbers = class_numbers(label, spec.class_of_raw(scan.domain))
-    marks = Stack(volume.with_values(numbers), recipe, pixel_spacing_mm=scan.pixel_spacing_mm)
-    classes = marks.labels(0, marks.depth, tuple(map(float, spec.structures.values())))
+    label = read_label_map(scan.label, class_of_raw=spec.class_of_raw(scan.domain), like=volume)
+    marks = Stack(label.volume, recipe, pixel_spacing_mm=scan.pixel_spacing_mm)
+    classes = marks.labels(0, marks.depth, classes=len(spec.structures))
     return images, fit_to_window(classes, recipe.window, 0)
-
-
-def class_numbers(label: Volume, class_of_raw: Mapping[int, int]) -> NDArray[np.uint8]:
-    """Labels (X, Y, Z) as in the file -> class numbers on the same grid."""
-    values = label.raw * label.slope + label.inter
-    numbers = np.zeros(values.shape, dtype=np.uint8)
-    for raw, number in class_of_raw.items():
-        numbers[values == raw] = number
-    return numbers

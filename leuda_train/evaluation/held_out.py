@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from leuda_deploy.inference.segment import segment
+from leuda_deploy.machine.progress import Progress
 from leuda_deploy.scans.recipe import Recipe, Stack
 from leuda_deploy.scans.volume import read_volume, write_labels
 from leuda_train.data.cohort import Cohort
 from leuda_train.evaluation.scores import evaluate_pairs
 from leuda_train.loop.hardware import Hardware
-from leuda_train.loop.loop import Progress
-from leuda_train.networks.product import Product, TorchEngine
+from leuda_train.networks.product import DeployedNetwork, TorchEngine
 
 
 def evaluate_product(
-    product: Product,
+    product: DeployedNetwork,
     cohort: Cohort,
     recipe: Recipe,
     hardware: Hardware,
@@ -54,7 +54,7 @@ def evaluate_product(
 
 
 def oracle(
-    products: Mapping[str, Product],
+    products: Mapping[str, DeployedNetwork],
     evaluation: Mapping[str, Any],
     cohort: Cohort,
     recipe: Recipe,

@@ -25,7 +25,8 @@ from rich.table import Table
 from scipy import ndimage
 
 from leuda_deploy.errors import InputError
-from leuda_deploy.scans.volume import Volume, read_label_names, read_volume
+from leuda_deploy.scans.label_map import label_values, read_label_map
+from leuda_deploy.scans.volume import read_label_names, read_volume
 
 Labels = NDArray[np.integer]
 Mask = NDArray[np.bool_]
@@ -34,7 +35,7 @@ Names = Mapping[str, int]  # structure -> class number
 Classes = Mapping[int, int]  # value in a file -> class number, 0 for background
 
 VARIANTS = {"as_predicted": False, "largest_component": True}
-GRID_TOLERANCE = 1e-3  # mm that a grid corner may move, per 100 mm of coordinate (float32 headers)
+MAX_CLASSES = 255
 
 # A file name less its extension and the suffixes that say what it holds: group 1 is the subject.
 _LABEL_FILE = re.compile(
@@ -176,19 +177,23 @@ def evaluate_pairs(
     `spacing_mm` by subject replaces the voxel sizes of headers that are known to be wrong.
     """
     structures = _structures(pairs, structures, map_true)
-    classes = {label: label for label in structures.values()}
+    number_of = {label: number for number, label in enumerate(structures.values(), start=1)}
+    numbers = dict(zip(structures, number_of.values(), strict=True))
+    true_number_of = (
+        number_of
+        if map_true is None
+        else {raw: number_of.get(label, 0) for raw, label in map_true.items()}
+    )
     scores: dict[str, dict[str, list[StructureScore]]] = {variant: {} for variant in VARIANTS}
     for subject, (predicted_path, true_path) in pairs.items():
-        guess, truth = read_volume(predicted_path), read_volume(true_path)
-        _check_grids(guess, truth)
-        guess_labels = _to_classes(guess, classes)
-        true_labels = _to_classes(truth, classes if map_true is None else map_true)
+        truth = read_label_map(true_path, class_of_raw=true_number_of)
+        guess = read_label_map(predicted_path, class_of_raw=number_of, like=truth.volume)
         for variant, largest in VARIANTS.items():
             scores[variant][subject] = score_volume(
-                guess_labels,
-                true_labels,
-                truth.spacing_mm if spacing_mm is None else spacing_mm[subject],
-                structures,
+                guess.labels,
+                truth.labels,
+                truth.volume.spacing_mm if spacing_mm is None else spacing_mm[subject],
+                numbers,
                 largest_component=largest,
             )
     return {
@@ -270,50 +275,13 @@ def _structures(
         found = set((map_true or {}).values())
         for pair in pairs.values():
             unmapped = pair if map_true is None else pair[:1]
-            found.update(*(_labels(read_volume(path))[1] for path in unmapped))
+            found.update(*(label_values(read_volume(path)) for path in unmapped))
         given = {str(label): label for label in found if label > 0}
     if not given:
         raise InputError("no structure to score: no label above 0 is named or found")
-    return dict(sorted(given.items(), key=lambda item: item[1]))
-
-
-def _labels(image: Volume) -> tuple[Labels, set[int]]:
-    """The voxels (X, Y, Z) as integers, and the values among them."""
-    values = np.asarray(image.raw)
-    if (image.slope, image.inter) != (1, 0):
-        values = values * image.slope + image.inter
-    if values.dtype.kind not in "iu":
-        if not (np.isfinite(values).all() and (values == np.rint(values)).all()):
-            raise InputError(f"{image.name} holds values that are not whole numbers: not labels")
-        values = values.astype(np.int32)
-    return values, set(np.unique(values).tolist())
-
-
-def _to_classes(image: Volume, classes: Classes) -> Labels:
-    """Labels (X, Y, Z) by class number; 0 is background unless declared. Undeclared ones raise."""
-    labels, present = _labels(image)
-    classes = {0: 0, **classes}
-    if undeclared := sorted(present - classes.keys()):
+    if len(given) > MAX_CLASSES:
         raise InputError(
-            f"{image.name} holds {len(undeclared)} undeclared values ({undeclared[:8]}), but only "
-            f"{sorted(classes)} are declared: is it an image? Else add them to the cohort, in "
-            "[classes] as name = value or in background_values"
+            f"{len(given)} label values are named or found, and at most {MAX_CLASSES} are scored: "
+            "is one of the files an image?"
         )
-    mapped = np.zeros(labels.shape, dtype=np.int32)
-    for value in present:
-        mapped[labels == value] = classes[value]
-    return mapped
-
-
-def _check_grids(predicted: Volume, true: Volume) -> None:
-    """Raise InputError unless shapes are equal and every corner of the grid stands where it did."""
-    reach = np.array([*true.raw.shape, 1])  # |affine| @ reach bounds every corner's coordinates
-    moved = np.max(np.abs(predicted.affine - true.affine) @ reach)
-    allowed = GRID_TOLERANCE * max(1.0, np.max(np.abs(true.affine) @ reach) / 100)
-    if predicted.raw.shape == true.raw.shape and moved <= allowed:
-        return
-    grids = " and ".join(
-        f"{what} {image.name} has shape {image.raw.shape}, affine {image.affine.round(4).tolist()}"
-        for what, image in (("prediction", predicted), ("truth", true))
-    )
-    raise InputError(f"{grids}: bring both to one grid, the one the truth was drawn on")
+    return dict(sorted(given.items(), key=lambda item: item[1]))

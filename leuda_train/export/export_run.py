@@ -14,9 +14,11 @@ import torch
 from numpy.typing import NDArray
 
 from leuda_deploy.errors import ParityError
-from leuda_deploy.export.lower_precision import Progress, lower_precision
+from leuda_deploy.export.lower_precision import lower_precision
 from leuda_deploy.export.to_onnx import OPSET, WithSoftmax, to_onnx
 from leuda_deploy.inference.sliding_window import DEFAULT_TILING, Engine, Tiling
+from leuda_deploy.machine.files import atomic_folder
+from leuda_deploy.machine.progress import Progress, no_progress
 from leuda_deploy.model.card import (
     PALETTE,
     GraphOptions,
@@ -30,10 +32,10 @@ from leuda_deploy.model.model_file import MODEL_FILE
 from leuda_deploy.proof.parity import Parity, run_windows
 from leuda_deploy.proof.probes import Probes, make_probes
 from leuda_deploy.proof.prove import LAYER_LIMITS, Reference, prove
-from leuda_deploy.scans.volume import atomic_folder
 from leuda_train.export.first_wrong_layer import first_layer_that_differs
+from leuda_train.export.product_file import ProductFacts, load_product
 from leuda_train.loop.hardware import Hardware
-from leuda_train.networks.product import ProductFacts, TorchEngine, load_product
+from leuda_train.networks.product import TorchEngine
 
 
 def export(
@@ -44,7 +46,7 @@ def export(
     precision: Precision = "fp32",
     options: GraphOptions | None = None,
     tiling: Tiling = DEFAULT_TILING,
-    progress: Progress = lambda done, total, note: None,
+    progress: Progress = no_progress,
 ) -> tuple[ModelCard, Parity]:
     """Write model.onnx, card.json (the same card, to read), parity.json and manifest.json in `out`.
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from leuda_deploy.errors import TrainingError
-from leuda_deploy.scans.volume import atomic_path
+from leuda_deploy.machine.files import atomic_path
 
 LAST, PREVIOUS = "last.pt", "previous.pt"
 # what torch.load is known to raise for damaged files: its own errors and whatever a pickle of
@@ -66,7 +66,19 @@ def load(path: Path) -> dict[str, Any]:
         raise TrainingError(f"{path} cannot be read (truncated or damaged?)") from error
     if not isinstance(state, dict):
         raise TrainingError(f"{path} holds a {type(state).__name__}, not a training state")
-    return state
+    return with_new_names(state)
+
+
+def with_new_names(state: Any) -> Any:
+    """The state with every key as it is called today: older files say critic for discriminator."""
+    if isinstance(state, dict):
+        return {
+            key.replace("critic", "discriminator") if isinstance(key, str) else key: (
+                with_new_names(value)
+            )
+            for key, value in state.items()
+        }
+    return [with_new_names(value) for value in state] if isinstance(state, list) else state
 
 
 def save_latest(folder: Path, state: dict[str, Any]) -> None:

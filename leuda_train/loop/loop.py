@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,12 +17,12 @@ import torch
 from torch import Tensor
 
 from leuda_deploy.errors import TrainingError
+from leuda_deploy.machine.progress import Progress
 from leuda_train.loop import checkpoint
 from leuda_train.loop.metrics_log import Metrics, Row
 from leuda_train.loop.profile import Clock, phase, timed
 from leuda_train.loop.ranks import ALONE, Ranks
 
-Progress = Callable[[int, int, str], None]
 LOG_EVERY = 10
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from leuda_deploy.errors import MissingExtraError
-from leuda_deploy.scans.volume import atomic_path
+from leuda_deploy.machine.files import atomic_path
 
 METRICS_FILE, TENSORBOARD_FOLDER = "metrics.jsonl", "tensorboard"
 Row = dict[str, float]

@@ -8,8 +8,8 @@ median confidence) and the statistics of batch norm are taken over the joint bat
 `sum`, whose gradients cross processes, too.
 
 Gradients are averaged here, once after each backward pass, and not by DistributedDataParallel: the
-critics and generators are called two and three times between updates, and the critics' weights have
-no gradient in half of them, which its hooks do not foresee.
+discriminators and generators are called two and three times between updates, and the
+discriminators' weights have no gradient in half of them, which its hooks do not foresee.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""images of one domain -> the same in the other's appearance, and a score by patch of how real.
+"""images of one domain -> the same in the other's appearance.
 
-The networks of CycleGAN (Zhu et al., ICCV 2017): ResNet generators and patch discriminators. The
-generators' last layer is linear: normalised slices have no fixed range.
+The generators of CycleGAN (Zhu et al., ICCV 2017), ResNets. Their last layer is linear: normalised
+slices have no fixed range. Its patch discriminator stands in discriminators.py.
 """
 
 from __future__ import annotations
@@ -69,17 +69,3 @@ def _conv_norm(channels_in: int, channels: int, **conv: int) -> list[nn.Module]:
         InstanceNorm(channels),
         nn.ReLU(inplace=True),
     ]
-
-
-def patch_discriminator(width: int, layers: int) -> nn.Sequential:
-    """(B, 1, H, W) -> scores of overlapping patches; three layers see 70 x 70 pixels each."""
-    net: list[nn.Module] = [nn.Conv2d(1, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-    for layer in range(1, layers + 1):
-        below, above = width * min(2 ** (layer - 1), 8), width * min(2**layer, 8)
-        stride = 2 if layer < layers else 1
-        net += [
-            nn.Conv2d(below, above, 4, stride=stride, padding=1),
-            InstanceNorm(above),
-            nn.LeakyReLU(0.2),
-        ]
-    return nn.Sequential(*net, nn.Conv2d(width * min(2**layers, 8), 1, 4, padding=1))

@@ -83,11 +83,11 @@ def pseudo_loss(logits: Tensor, labels: Tensor, trusted: Tensor, ranks: Ranks = 
     return 0.5 * _dice_loss(p, y, ranks) + 0.5 * cross_entropy
 
 
-def fool(score: Tensor) -> Tensor:
-    """Least-squares adversarial loss of what wants to be taken for real: mean (D - 1)²."""
+def adversarial_loss(score: Tensor) -> Tensor:
+    """L_adv, least squares, of what wants to be taken for real: mean (D - 1)²."""
     return (score.float() - 1.0).square().mean()
 
 
-def discern(real: Tensor, fake: Tensor) -> Tensor:
-    """Least-squares loss of a discriminator: 1/2 mean (D(real) - 1)² + 1/2 mean D(fake)²."""
+def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """L_D, least squares: 1/2 mean (D(real) - 1)² + 1/2 mean D(fake)²."""
     return 0.5 * (real.float() - 1.0).square().mean() + 0.5 * fake.float().square().mean()

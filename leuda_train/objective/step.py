@@ -2,17 +2,18 @@
 
 Zhao et al., IEEE TMI 2022. The paper's symbols and ours:
 
-    x^s     source              labelled (y^s) or not        source-like
+    x^s       source              labelled (y^s) or not      source-like
     x^{s→t→s} source_cycled                                  source-like
-    x^{t→s} target_as_source                                 source-like
-    x^t     target              never labelled               target-like
-    x^{s→t} source_as_target                                 target-like
+    x^{t→s}   target_as_source                               source-like
+    x^t       target              never labelled             target-like
+    x^{s→t}   source_as_target                               target-like
     x^{t→s→t} target_cycled                                  target-like
-    p, f    the student's logits and decoder features
-    q, g    a teacher's logits and decoder features
-    D       feature discriminators (FA); a teacher's features are "real", the student's "fake"
+    p, f      the student's logits and decoder features
+    q, g      a teacher's logits and decoder features
+    D         feature discriminators (FA); a teacher's features are "real", the student's "fake"
+    λ         the weights of the terms in this epoch, ramp included (schedules.py)
 
-B images a stream; logits (B, K, H, W); features one (B, C_l, H_l, W_l) a level.
+Shapes: B images a stream, K classes; logits (B, K, H, W); features one (B, C_l, H_l, W_l) a level.
 
 Each network reads all its streams in one pass. With objective.batchnorm_over = "stream" the pass
 normalises each stream by itself, in order, and the step equals one that reads stream after stream;
@@ -22,29 +23,31 @@ those of the joint batch where several processes train, and this is one process'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from leuda_train.config.schema import SOURCE_LIKE, ObjectiveConfig, Stream
-from leuda_train.data.augment.affine import teacher_noise
 from leuda_train.data.batches import Batch
 from leuda_train.loop.hardware import Hardware
 from leuda_train.loop.optimizer_step import optimizer_step
 from leuda_train.loop.profile import phase
 from leuda_train.networks.batchnorm import normalised_by
+from leuda_train.networks.discriminators import FeatureDiscriminator
 from leuda_train.objective.ema import ema_decay, update_teacher
 from leuda_train.objective.losses import (
-    discern,
-    fool,
+    adversarial_loss,
+    discriminator_loss,
     inter_consistency,
     intra_consistency,
     pseudo_labels,
     pseudo_loss,
     segmentation_loss,
 )
+from leuda_train.objective.schedules import Lambdas
+from leuda_train.objective.teacher_noise import teacher_noise
 
 # (student's image, inter-domain teacher's image): the same slice in the two appearances
 INTER: tuple[tuple[Stream, Stream], ...] = (
@@ -53,6 +56,8 @@ INTER: tuple[tuple[Stream, Stream], ...] = (
     ("target_as_source", "target"),
     ("target_as_source", "target_cycled"),
 )
+Logits = dict[str, Tensor]  # by stream
+Features = dict[str, list[Tensor]]  # by stream, then level
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,22 +67,11 @@ class Networks:
     student: nn.Module
     intra_teacher: nn.Module
     inter_teacher: nn.Module
-    intra_critic: nn.Module
-    inter_critic: nn.Module
+    intra_discriminator: FeatureDiscriminator
+    inter_discriminator: FeatureDiscriminator
     student_optimizer: torch.optim.Optimizer
-    critic_optimizer: torch.optim.Optimizer
+    discriminator_optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lambdas:
-    """The weights of the terms of L in this epoch, ramp included."""
-
-    intra: float
-    inter: float
-    adv_intra: float
-    adv_inter: float
-    pseudo: float = 0.0
 
 
 def le_uda_step(
@@ -89,30 +83,34 @@ def le_uda_step(
     update: int,
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    """Train student and discriminators on one batch, move the teachers; returns the loss terms.
+    """Train student and discriminators on one batch, then move the teachers.
 
-    update counts EMA updates from 0. No value is read back from the device here.
+    No value is read back from the device here.
+
+    Args:
+        nets: Changed in place.
+        batch: This process's share.
+        λ: What each term weighs now.
+        objective: Which terms there are, and what they read; a term with weight 0 is not computed.
+        hardware: Precision, and the other processes.
+        update: Counts EMA updates from 0.
+        generator: Of the teachers' noise.
+
+    Returns:
+        The terms of L, unweighted, L itself and the discriminators' L_D; scalars on the device.
     """
-    x, ranks = batch.unlabelled, hardware.ranks
+    x, y, ranks = batch.unlabelled, batch.labels, hardware.ranks
     zero = torch.zeros((), device=hardware.device)
     L_con_intra = L_con_inter = L_adv_intra = L_adv_inter = L_pseudo = L_D = zero
 
     with hardware.autocast():
-        # --- the student reads all its images in one pass, the unlabelled ones clean
-        clean = [x[stream] for stream in objective.student_streams]
-        strong = [batch.strong] if batch.strong is not None else []
-        inputs = [*batch.labelled, *clean, *strong]
-        sizes = [len(images) for images in inputs]
-        p, f = _read(nets.student, inputs, objective)
-        first, last = len(batch.labelled), len(batch.labelled) + len(clean)
-        p_all = p.split(sizes)
-        p_ = dict(zip(objective.student_streams, p_all[first:last], strict=True))
-        f_ = [
-            dict(zip(objective.student_streams, level.split(sizes)[first:last], strict=True))
-            for level in f
-        ]
+        # --- student: all its images in one pass, the unlabelled ones clean
+        labelled = {f"labelled {n}": images for n, images in enumerate(batch.labelled)}
+        clean = {stream: x[stream] for stream in objective.student_streams}
+        strong = {"strong": batch.strong} if batch.strong is not None else {}
+        p, f = _read(nets.student, {**labelled, **clean, **strong}, objective)
 
-        # --- the teachers read their own view of the same slices; no gradient reaches them
+        # --- teachers: their own view of the same slices; no gradient reaches them
         with torch.no_grad():
             if objective.intra_streams:
                 shown = [x[stream] for stream in objective.intra_streams]
@@ -120,35 +118,34 @@ def le_uda_step(
                     shown, objective.teacher_noise, objective.teacher_noise_limit, generator, ranks
                 )
                 noisy = [images + n for images, n in zip(shown, noise, strict=True)]
-                q, g_intra = _read(nets.intra_teacher, noisy, objective)
-                q_intra = _by_stream(q, objective.intra_streams)
+                images_intra = dict(zip(objective.intra_streams, noisy, strict=True))
+                q_intra, g_intra = _read(nets.intra_teacher, images_intra, objective)
             if objective.inter_streams:
-                target_like = [x[stream] for stream in objective.inter_streams]
-                q, g_inter = _read(nets.inter_teacher, target_like, objective)
-                q_inter = _by_stream(q, objective.inter_streams)
+                images_inter = {stream: x[stream] for stream in objective.inter_streams}
+                q_inter, g_inter = _read(nets.inter_teacher, images_inter, objective)
 
-        # --- features that the discriminators compare
+        # --- feature adaptation: the student's features are to look like the teachers'
         if objective.lambda_adv_intra > 0:
-            f_intra = [torch.cat([level[s] for s in objective.intra_on]) for level in f_]
-            L_adv_intra = _fool_all(nets.intra_critic, f_intra)
+            f_intra = _by_level(f, objective.intra_on)
+            L_adv_intra = _adversarial(nets.intra_discriminator, f_intra)
         if objective.lambda_adv_inter > 0:
-            f_inter = [torch.cat([level[s] for s in SOURCE_LIKE]) for level in f_]
-            L_adv_inter = _fool_all(nets.inter_critic, f_inter)
+            f_inter = _by_level(f, SOURCE_LIKE)
+            L_adv_inter = _adversarial(nets.inter_discriminator, f_inter)
 
     # --- the objective
-    L_seg = sum((segmentation_loss(p_s, batch.labels, ranks) for p_s in p_all[:first]), zero)
+    L_seg = sum((segmentation_loss(p[stream], y, ranks) for stream in labelled), zero)
     if objective.lambda_intra > 0:
         L_con_intra = torch.stack(
-            [intra_consistency(p_[s], q_intra[s]) for s in objective.intra_on]
+            [intra_consistency(p[s], q_intra[s]) for s in objective.intra_on]
         ).mean()
     if objective.lambda_inter > 0:
-        L_con_inter = torch.stack([inter_consistency(p_[s], q_inter[t]) for s, t in INTER]).sum()
+        L_con_inter = torch.stack([inter_consistency(p[s], q_inter[t]) for s, t in INTER]).sum()
     if objective.lambda_pseudo > 0:  # beyond the paper: self-training on the target
         votes = [q_intra["target_as_source"]] if "intra_teacher" in objective.pseudo_from else []
         votes += [q_inter["target"]] if "inter_teacher" in objective.pseudo_from else []
         q_mean = torch.stack([vote.float().softmax(dim=1) for vote in votes]).mean(dim=0)
         trusted = pseudo_labels(q_mean, objective.pseudo_confidence, ranks)
-        L_pseudo = pseudo_loss(p_all[-1], *trusted, ranks)
+        L_pseudo = pseudo_loss(p["strong"], *trusted, ranks)
     L = (
         L_seg
         + λ.intra * L_con_intra
@@ -157,18 +154,18 @@ def le_uda_step(
         + λ.adv_inter * L_adv_inter
         + λ.pseudo * L_pseudo
     )
-
-    # --- student
     optimizer_step(nets.student_optimizer, L, nets.scaler, ranks)
 
     # --- discriminators, on detached features
     if objective.lambda_adv_intra > 0 or objective.lambda_adv_inter > 0:
         with hardware.autocast():
             if objective.lambda_adv_intra > 0:
-                L_D = L_D + _discern_all(nets.intra_critic, g_intra, f_intra)
+                real = _by_level(g_intra, objective.intra_streams)
+                L_D = L_D + _discriminator(nets.intra_discriminator, real, f_intra)
             if objective.lambda_adv_inter > 0:
-                L_D = L_D + _discern_all(nets.inter_critic, g_inter, f_inter)
-        optimizer_step(nets.critic_optimizer, L_D, nets.scaler, ranks)
+                real = _by_level(g_inter, objective.inter_streams)
+                L_D = L_D + _discriminator(nets.inter_discriminator, real, f_inter)
+        optimizer_step(nets.discriminator_optimizer, L_D, nets.scaler, ranks)
     nets.scaler.update()
 
     # --- EMA last: teachers follow the student
@@ -177,41 +174,45 @@ def le_uda_step(
         for teacher in (nets.intra_teacher, nets.inter_teacher):
             update_teacher(teacher, nets.student, decay, objective.teacher_batchnorm)
 
-    return {
-        "L": L.detach(),
-        "L_seg": L_seg.detach(),
-        "L_con_intra": L_con_intra.detach(),
-        "L_con_inter": L_con_inter.detach(),
-        "L_adv_intra": L_adv_intra.detach(),
-        "L_adv_inter": L_adv_inter.detach(),
-        "L_pseudo": L_pseudo.detach(),
-        "L_D": L_D.detach(),
-    }
+    terms = {"L": L, "L_seg": L_seg, "L_con_intra": L_con_intra, "L_con_inter": L_con_inter}
+    terms |= {"L_adv_intra": L_adv_intra, "L_adv_inter": L_adv_inter}
+    terms |= {"L_pseudo": L_pseudo, "L_D": L_D}
+    return {name: term.detach() for name, term in terms.items()}
 
 
 def _read(
-    net: nn.Module, streams: Sequence[Tensor], objective: ObjectiveConfig
-) -> tuple[Tensor, list[Tensor]]:
-    """All the streams of a network in one pass: logits and features, stream after stream."""
+    net: nn.Module, streams: Mapping[str, Tensor], objective: ObjectiveConfig
+) -> tuple[Logits, Features]:
+    """All the streams of a network in one pass: its logits and features by stream."""
+    sizes = [len(images) for images in streams.values()]
     apart = objective.batchnorm_over == "stream"
-    with normalised_by(net, [len(images) for images in streams] if apart else None):
-        return net(torch.cat(list(streams)))
+    with normalised_by(net, sizes if apart else None):
+        logits, features = net(torch.cat(list(streams.values())))
+    by_level = [level.split(sizes) for level in features]
+    by_stream = [list(levels) for levels in zip(*by_level, strict=True)]
+    return (
+        dict(zip(streams, logits.split(sizes), strict=True)),
+        dict(zip(streams, by_stream, strict=True)),
+    )
 
 
-def _by_stream(images: Tensor, streams: Sequence[Stream]) -> dict[Stream, Tensor]:
-    """(n * B, ...) -> n tensors (B, ...), by the stream they came from."""
-    return dict(zip(streams, images.chunk(len(streams)), strict=True))
+def _by_level(features: Features, streams: Sequence[str]) -> list[Tensor]:
+    """The features of some streams, joined: one (n * B, C_l, H_l, W_l) a level."""
+    levels = zip(*(features[stream] for stream in streams), strict=True)
+    return [torch.cat(level) for level in levels]
 
 
-def _fool_all(critic: nn.Module, features: Sequence[Tensor]) -> Tensor:
-    """L_adv over the levels. The critic's weights get no gradient in the student's phase."""
-    critic.requires_grad_(False)
-    loss = torch.stack([fool(score) for score in critic(features)]).mean()
-    critic.requires_grad_(True)
+def _adversarial(discriminator: FeatureDiscriminator, features: Sequence[Tensor]) -> Tensor:
+    """L_adv, the mean over the levels; the discriminator's weights get no gradient from it."""
+    discriminator.requires_grad_(False)
+    loss = torch.stack([adversarial_loss(score) for score in discriminator(features)]).mean()
+    discriminator.requires_grad_(True)
     return loss
 
 
-def _discern_all(critic: nn.Module, real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
-    """The critic's own loss over the levels; no gradient reaches the networks."""
-    pairs = zip(critic(real), critic([f.detach() for f in fake]), strict=True)
-    return torch.stack([discern(r, f) for r, f in pairs]).mean()
+def _discriminator(
+    discriminator: FeatureDiscriminator, real: Sequence[Tensor], fake: Sequence[Tensor]
+) -> Tensor:
+    """A discriminator's own loss, the mean over the levels; no gradient reaches the networks."""
+    scores = zip(discriminator(real), discriminator([f.detach() for f in fake]), strict=True)
+    return torch.stack([discriminator_loss(r, f) for r, f in scores]).mean()

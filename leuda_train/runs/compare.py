@@ -22,7 +22,7 @@ from rich.console import Console, Group
 from rich.table import Table
 
 from leuda_deploy.errors import InputError
-from leuda_deploy.scans.volume import atomic_path
+from leuda_deploy.machine.files import atomic_path
 from leuda_train.config.schema import TrainConfig, load_config
 from leuda_train.data.cohort import Cohort, read_cohort
 from leuda_train.runs.run import Stage, check_upper_bound, train

@@ -17,8 +17,8 @@ from rich.table import Table
 
 from leuda_deploy.engines.open_engine import OnnxEngine
 from leuda_deploy.jobs.report import infer_file
-from leuda_deploy.machine.progress import Report, stage
-from leuda_deploy.scans.volume import atomic_path
+from leuda_deploy.machine.files import atomic_path
+from leuda_deploy.machine.progress import Progress, show_progress
 from leuda_train.config.schema import load_config
 from leuda_train.data.phantom.phantom_cohort import write_cohort
 from leuda_train.export.export_run import export
@@ -53,9 +53,9 @@ def _do_all(out: Path, console: Console) -> dict[str, Any]:
     seconds: dict[str, float] = {}
 
     @contextmanager
-    def timed(name: str) -> Iterator[Report]:
+    def timed(name: str) -> Iterator[Progress]:
         began = time.monotonic()
-        with stage(name) as report:
+        with show_progress(name) as report:
             yield report
         seconds[name] = round(time.monotonic() - began, 1)
 
@@ -67,7 +67,9 @@ def _do_all(out: Path, console: Console) -> dict[str, Any]:
     for number, method in enumerate(METHODS, start=1):
         console.print(f"2/4 training {method} ({number} of {len(METHODS)})")
         config = load_config("demo", method, seed=SEED)
-        evaluations[method] = train(cohort, config, out / method, cache=out / "cache", stage=stage)
+        evaluations[method] = train(
+            cohort, config, out / method, cache=out / "cache", stage=show_progress
+        )
         seconds[f"train {method}"] = evaluations[method]["seconds"]
 
     console.print("3/4 export: PyTorch -> ONNX, compared on real slices")

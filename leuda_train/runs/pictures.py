@@ -14,12 +14,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.model.card import PALETTE
+from leuda_deploy.scans.label_map import read_label_map
 from leuda_deploy.scans.recipe import Recipe, Stack
-from leuda_deploy.scans.volume import atomic_path, read_volume
+from leuda_deploy.scans.volume import read_volume
 from leuda_train.config.schema import SOURCE_STREAMS, TARGET_STREAMS, Stream
 from leuda_train.data.cohort import Cohort, Scan
-from leuda_train.data.slices import Slices, class_numbers
+from leuda_train.data.slices import Slices
 from leuda_train.loop.loop import Row
 from leuda_train.stages.translate import TranslatedSets
 
@@ -149,14 +151,17 @@ def _slices_of(
     """Slices spread over the true structures: images (n, h, w), and {"truth", "prediction"}."""
     assert scan.label is not None
     volume = read_volume(scan.image)
-    truth = class_numbers(read_volume(scan.label), cohort.spec.class_of_raw("target"))
-    predicted = read_volume(predictions / f"{scan.subject}_label.nii.gz").raw
-    every = tuple(map(float, cohort.structures.values()))
-    stacks = {
-        name: Stack(volume.with_values(labels), recipe, pixel_spacing_mm=scan.pixel_spacing_mm)
-        for name, labels in (("truth", truth), ("prediction", predicted))
+    own = {number: number for number in cohort.structures.values()}
+    predicted = predictions / f"{scan.subject}_label.nii.gz"
+    files = {
+        "truth": (scan.label, cohort.spec.class_of_raw("target")),
+        "prediction": (predicted, own),
     }
-    both = {name: stack.labels(0, stack.depth, every) for name, stack in stacks.items()}
+    both = {}
+    for name, (path, class_of_raw) in files.items():
+        label = read_label_map(path, class_of_raw=class_of_raw, like=volume)
+        stack = Stack(label.volume, recipe, pixel_spacing_mm=scan.pixel_spacing_mm)
+        both[name] = stack.labels(0, stack.depth, classes=len(own))
     found = np.flatnonzero(both["truth"].any(axis=(1, 2)))
     first, last = (found[0], found[-1]) if len(found) else (0, len(both["truth"]) - 1)
     # the very ends of a structure are slivers

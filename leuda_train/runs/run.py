@@ -33,19 +33,21 @@ import tomli_w
 from numpy.typing import NDArray
 
 from leuda_deploy.errors import InputError
+from leuda_deploy.machine.files import atomic_path
+from leuda_deploy.machine.progress import Progress
 from leuda_deploy.scans.likeness import domain_of
 from leuda_deploy.scans.recipe import Recipe, fit_intensity
-from leuda_deploy.scans.volume import atomic_path, read_volume
+from leuda_deploy.scans.volume import read_volume
 from leuda_train.config.schema import Stream, TrainConfig, make_recipe, parse_config
 from leuda_train.data.batches import AlignedSets
 from leuda_train.data.cohort import Cohort, read_cohort
 from leuda_train.data.slices import Slices, load_slices
 from leuda_train.evaluation.held_out import evaluate_product, oracle
+from leuda_train.export.product_file import ProductFacts, save_product
 from leuda_train.loop.hardware import Hardware, check_compiler, choose_hardware
-from leuda_train.loop.loop import Progress, Watch
+from leuda_train.loop.loop import Watch
 from leuda_train.loop.metrics_log import Metrics
 from leuda_train.loop.ranks import Ranks, process_group
-from leuda_train.networks.product import ProductFacts, save_product
 from leuda_train.runs.pictures import draw_predictions, draw_run
 from leuda_train.stages.adapt import Adapted, adapt
 from leuda_train.stages.distil import distil
@@ -122,7 +124,7 @@ def _train(
             recipe,
             cache,
             target_labels=config.uses_target_labels,
-            progress=lambda done, total: progress(done, total, ""),
+            progress=progress,
             ranks=ranks,
         )
     translation = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from leuda_train.config.schema import ObjectiveConfig, ScheduleConfig, TrainConfig
+from leuda_train.config.schema import TrainConfig
 from leuda_train.data.batches import (
     AlignedSets,
     Draw,
@@ -25,11 +24,12 @@ from leuda_train.loop.profile import phase
 from leuda_train.networks.batchnorm import with_joint_batchnorm
 from leuda_train.networks.cyclegan import Generator
 from leuda_train.networks.discriminators import FeatureDiscriminator
-from leuda_train.networks.product import Product
+from leuda_train.networks.product import DeployedNetwork
 from leuda_train.networks.unet import UNet
 from leuda_train.objective.ema import teacher_mode
 from leuda_train.objective.label_free import label_free_score, make_probe
-from leuda_train.objective.step import Lambdas, Networks, le_uda_step
+from leuda_train.objective.schedules import lambdas, learning_rate
+from leuda_train.objective.step import Networks, le_uda_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +43,8 @@ class Adapted:
     scores    label-free scores by epoch, a row each
     """
 
-    products: dict[str, Product]
-    chosen: Product
+    products: dict[str, DeployedNetwork]
+    chosen: DeployedNetwork
     network: str
     epoch: int | None
     score: float | None
@@ -106,34 +106,6 @@ def draw_of(config: TrainConfig) -> Draw:
     )
 
 
-def ramp(epoch: int, objective: ObjectiveConfig) -> float:
-    """0 in the warm-up, then exp(-5 (1 - epoch/ramp_epochs)²), 1 from ramp_epochs on."""
-    if epoch < objective.warmup_epochs:
-        return 0.0
-    return math.exp(-5.0 * (1.0 - min(1.0, epoch / objective.ramp_epochs)) ** 2)
-
-
-def lambdas(epoch: int, objective: ObjectiveConfig) -> Lambdas:
-    """The weights of the terms of L in this epoch."""
-    rise = ramp(epoch, objective)
-    return Lambdas(
-        intra=rise * objective.lambda_intra,
-        inter=rise * objective.lambda_inter,
-        adv_intra=rise * objective.lambda_adv_intra,
-        adv_inter=rise * objective.lambda_adv_inter,
-        pseudo=rise * objective.lambda_pseudo,
-    )
-
-
-def learning_rate(step: int, schedule: ScheduleConfig, warmup_epochs: int) -> float:
-    """Linear over the warm-up epochs, then constant or along half a cosine to zero."""
-    warmup = warmup_epochs * schedule.steps_per_epoch
-    if step < warmup or schedule.decay == "constant":
-        return schedule.learning_rate * min(1.0, (step + 1) / max(1, warmup))
-    done = (step - warmup) / (schedule.epochs * schedule.steps_per_epoch - warmup)
-    return schedule.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
-
-
 class Adaptation:
     """One LE-UDA iteration at a time."""
 
@@ -164,7 +136,7 @@ class Adaptation:
             compile_networks([student, *teachers])
         levels = config.adversarial.levels
         widths = [config.unet.widths[level - 1] for level in levels]
-        critics = [
+        discriminators = [
             hardware.place(
                 FeatureDiscriminator(widths, [-level for level in levels], config.adversarial.width)
             )
@@ -174,13 +146,13 @@ class Adaptation:
             student=student,
             intra_teacher=teachers[0],
             inter_teacher=teachers[1],
-            intra_critic=critics[0],
-            inter_critic=critics[1],
+            intra_discriminator=discriminators[0],
+            inter_discriminator=discriminators[1],
             student_optimizer=torch.optim.Adam(
                 student.parameters(), lr=config.schedule.learning_rate, fused=True
             ),
-            critic_optimizer=torch.optim.Adam(
-                [weight for critic in critics for weight in critic.parameters()],
+            discriminator_optimizer=torch.optim.Adam(
+                nn.ModuleList(discriminators).parameters(),
                 lr=config.adversarial.learning_rate,
                 betas=(0.5, 0.999),
                 fused=True,
@@ -210,11 +182,11 @@ class Adaptation:
             self._select(step + 1)
         return terms
 
-    def product(self, network: str) -> Product:
+    def product(self, network: str) -> DeployedNetwork:
         """What would be shipped of a network as it is now."""
         through = self.config.test.feed_of(network) == "target_as_source"
         assert self.to_source is not None or not through
-        return Product(getattr(self.nets, network), self.to_source if through else None)
+        return DeployedNetwork(getattr(self.nets, network), self.to_source if through else None)
 
     def _select(self, done: int) -> None:
         """Score the candidates every few epochs and at the end; keep the best that may be kept."""

@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812  (the field's habit)
 from torch import Tensor, nn
 
 from leuda_train.loop.ranks import ALONE, Ranks
-from leuda_train.objective.losses import discern, fool
+from leuda_train.objective.losses import adversarial_loss, discriminator_loss
 
 
 class ImagePool:
@@ -68,8 +68,8 @@ def generator_losses(
     source_cycled = nets.to_source(source_as_target)
     target_cycled = nets.to_target(target_as_source)
     terms = {
-        "gan": fool(nets.target_discriminator(source_as_target))
-        + fool(nets.source_discriminator(target_as_source)),
+        "gan": adversarial_loss(nets.target_discriminator(source_as_target))
+        + adversarial_loss(nets.source_discriminator(target_as_source)),
         "cycle": F.l1_loss(source_cycled.float(), source)
         + F.l1_loss(target_cycled.float(), target),
         "identity": F.l1_loss(source_same.float(), source) + F.l1_loss(target_same.float(), target),
@@ -94,6 +94,10 @@ def discriminator_losses(
         ranks.share(pool.exchange(ranks.joint(fake), generator))
         for pool, fake in zip((nets.target_pool, nets.source_pool), fakes, strict=True)
     )
-    of_target = discern(nets.target_discriminator(target), nets.target_discriminator(as_target))
-    of_source = discern(nets.source_discriminator(source), nets.source_discriminator(as_source))
+    of_target = discriminator_loss(
+        nets.target_discriminator(target), nets.target_discriminator(as_target)
+    )
+    of_source = discriminator_loss(
+        nets.source_discriminator(source), nets.source_discriminator(as_source)
+    )
     return of_target + of_source

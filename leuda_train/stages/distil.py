@@ -21,20 +21,20 @@ from leuda_train.loop.loop import Watch, run_steps
 from leuda_train.loop.optimizer_step import optimizer_step
 from leuda_train.loop.profile import phase
 from leuda_train.networks.batchnorm import with_joint_batchnorm
-from leuda_train.networks.product import Product
+from leuda_train.networks.product import DeployedNetwork
 from leuda_train.networks.unet import UNet
 from leuda_train.objective.losses import pseudo_labels, pseudo_loss, segmentation_loss
 
 
 def distil(
-    teachers: Mapping[str, Product],
+    teachers: Mapping[str, DeployedNetwork],
     sets: AlignedSets,
     classes: int,
     config: TrainConfig,
     hardware: Hardware,
     folder: Path,
     watch: Watch,
-) -> Product:
+) -> DeployedNetwork:
     """Train the small network from frozen teachers, each (B, 1, h, w) of x^t -> logits.
 
     Resumes from folder. Returns what is shipped.
@@ -50,7 +50,7 @@ def distil(
         watch=watch,
         ranks=hardware.ranks,
     )
-    return Product(trainer.network, None).eval()
+    return DeployedNetwork(trainer.network, None).eval()
 
 
 def draw_of(config: TrainConfig) -> Draw:
@@ -72,7 +72,7 @@ class Distillation:
 
     def __init__(
         self,
-        teachers: Mapping[str, Product],
+        teachers: Mapping[str, DeployedNetwork],
         sets: AlignedSets,
         classes: int,
         config: TrainConfig,

@@ -29,7 +29,8 @@ from leuda_train.loop.loop import Row, Watch, checkpoint, run_steps
 from leuda_train.loop.optimizer_step import optimizer_step
 from leuda_train.loop.profile import phase
 from leuda_train.loop.ranks import ALONE
-from leuda_train.networks.cyclegan import Generator, patch_discriminator
+from leuda_train.networks.cyclegan import Generator
+from leuda_train.networks.discriminators import patch_discriminator
 from leuda_train.stages.cyclegan import (
     CycleGAN,
     ImagePool,

@@ -6,8 +6,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from leuda_deploy.machine.files import file_sha256
 from leuda_deploy.machine.gpu import Gpu
-from leuda_deploy.model.export_folder import file_sha256, write_manifest
+from leuda_deploy.model.export_folder import write_manifest
 from leuda_deploy.model.model_file import MODEL_FILE
 from leuda_deploy.model.passport import Passport
 

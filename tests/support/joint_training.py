@@ -14,7 +14,7 @@ from support import tiny
 
 from leuda_train.loop.loop import Watch, run_steps
 from leuda_train.loop.ranks import Ranks, process_group
-from leuda_train.networks.product import Product
+from leuda_train.networks.product import DeployedNetwork
 from leuda_train.networks.unet import UNet
 from leuda_train.stages import adapt, distil, translate
 
@@ -41,7 +41,7 @@ def trainer_of(stage: str, ranks: Ranks):
             **NO_DROPOUT, **SLOW, distil={"width": 1.0, "steps": 20, "learning_rate": 3e-4}
         )
         torch.manual_seed(3)
-        teachers = {name: Product(UNet(3, (4, 8), (0.0, 0.0)), None) for name in ("a", "b")}
+        teachers = {name: DeployedNetwork(UNet(3, (4, 8), (0.0, 0.0)), None) for name in ("a", "b")}
         return distil.Distillation(teachers, sets, 3, config, hardware)
     more: dict[str, dict] = {"objective": {}, "style": {}}
     if stage == "self-training":

@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (the field's habit)
 from torch import Tensor
 
-from leuda_train.loop.ranks import ALONE, Ranks
-
 
 def random_affine(
     count: int,
@@ -56,17 +54,3 @@ def warp_labelled(
 def _sample(images: Tensor, affine: Tensor, mode: str) -> Tensor:
     grid = F.affine_grid(affine.to(images), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, mode=mode, padding_mode="border", align_corners=False)
-
-
-def teacher_noise(
-    streams: Sequence[Tensor],
-    std: float,
-    limit: float,
-    generator: torch.Generator,
-    ranks: Ranks = ALONE,
-) -> Tensor:
-    """N(0, std²) clipped to ±limit, (n, B, 1, H, W) for n streams: for the intra-domain teacher."""
-    count, *image = streams[0].shape
-    shape = (len(streams), count * ranks.size, *image)
-    noise = torch.randn(shape, generator=generator, device=generator.device)
-    return (ranks.share(noise, dim=1) * std).clamp_(-limit, limit).to(streams[0])

@@ -9,7 +9,6 @@ subject is scanned twice, so the two modalities are unpaired.
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +21,8 @@ from scipy.ndimage import gaussian_filter, zoom
 from scipy.spatial.transform import Rotation
 
 from leuda_deploy.errors import InputError
-from leuda_deploy.scans.volume import atomic_path
+from leuda_deploy.machine.files import atomic_path
+from leuda_deploy.machine.progress import Progress, no_progress
 
 Floats = NDArray[np.floating]
 Vector = tuple[float, float, float]
@@ -454,7 +454,7 @@ def write_cohort(
     source_unlabelled: int = 8,
     target_unlabelled: int = 8,
     target_test: int = 4,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress = no_progress,
 ) -> Path:
     """Write MR source and CT target phantoms under `out` and return the path of `cohort.toml`.
 
@@ -475,8 +475,7 @@ def write_cohort(
             raise InputError(f"{found} is not of this cohort; choose an empty folder")
     for done, (role, number) in enumerate(plan, start=1):
         _write_subject(out, role, number, seed)
-        if progress:
-            progress(done, len(plan), f"{role.modality}_{number}")
+        progress(done, len(plan), f"{role.modality}_{number}")
     path = out / "cohort.toml"
     _write(path, COHORT_TOML.encode())
     return path

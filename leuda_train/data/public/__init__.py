@@ -9,16 +9,15 @@ anatomy.py     labels whose organs lie where no patient has them: an array flipp
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from leuda_deploy.errors import InputError
-from leuda_deploy.scans.volume import atomic_path
+from leuda_deploy.machine.files import atomic_path
+from leuda_deploy.machine.progress import Progress, no_progress
 from leuda_train.data.cohort import read_cohort
 from leuda_train.data.public import chaos_btcv, mmwhs, mscmr
 from leuda_train.data.public.benchmark import Benchmark, cohort_toml
 
-Progress = Callable[[int, int, str], None]
 BENCHMARKS = {"mmwhs": mmwhs, "chaos-btcv": chaos_btcv, "mscmr": mscmr}
 
 
@@ -29,7 +28,7 @@ def write_benchmark(
     *,
     direction: str | None = None,
     labelled: str | None = None,
-    progress: Progress = lambda done, total, note: None,
+    progress: Progress = no_progress,
 ) -> Benchmark:
     """Write the cohort.toml of a benchmark whose download lies under `root` as `out`.
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from leuda_deploy.errors import InputError
-from leuda_deploy.scans.volume import Volume, read_volume
+from leuda_deploy.scans.label_map import read_label_map
 
 MARGIN_MM = 5.0  # on the wrong side by less than this is a variant, not a flip
 AXES = {"right": 0, "anterior": 1, "superior": 2}  # of RAS+ world coordinates
@@ -36,11 +36,15 @@ def check_anatomy(path: Path, values: Mapping[str, int], rules: Sequence[Rule]) 
 
     values  structure -> raw label value. A rule on a structure that a scan lacks is passed over.
     """
-    volume = read_volume(path)
+    numbers = {name: number for number, name in enumerate(values, start=1)}
+    label = read_label_map(
+        path, class_of_raw={values[name]: numbers[name] for name in values}, others="background"
+    )
+    affine = label.volume.affine
     at = {
-        name: volume.affine[:3, :3] @ centroid + volume.affine[:3, 3]
-        for name, value in values.items()
-        if (centroid := _centroid(volume, value)) is not None
+        name: affine[:3, :3] @ centroid + affine[:3, 3]
+        for name, number in numbers.items()
+        if (centroid := _centroid(label.labels, number)) is not None
     }
     wrong = []
     for first, direction, second in rules:
@@ -65,8 +69,10 @@ def check_same_side(paths: Sequence[Path], first: int, second: int, axis: int) -
     """
     sides: dict[Path, NDArray[np.float64]] = {}
     for path in paths:
-        volume = read_volume(path)
-        ends = _centroid(volume, first), _centroid(volume, second)
+        labels = read_label_map(
+            path, class_of_raw={first: 1, second: 2}, others="background"
+        ).labels
+        ends = _centroid(labels, 1), _centroid(labels, 2)
         if ends[0] is not None and ends[1] is not None:
             apart = np.delete(ends[0] - ends[1], axis)
             sides[path] = apart / max(float(np.linalg.norm(apart)), 1e-9)
@@ -80,12 +86,9 @@ def check_same_side(paths: Sequence[Path], first: int, second: int, axis: int) -
             )
 
 
-def _centroid(volume: Volume, value: int) -> NDArray[np.float64] | None:
-    """Mean voxel index (3,) of a raw label value; None where it does not occur."""
-    plain = (volume.slope, volume.inter) == (1, 0)  # then nothing the size of the scan is made
-    mask: NDArray[Any] = (
-        volume.raw if plain else volume.raw * volume.slope + volume.inter
-    ) == value
+def _centroid(labels: NDArray[np.uint8], number: int) -> NDArray[np.float64] | None:
+    """Mean voxel index (3,) of a class; None if it does not occur."""
+    mask = labels == number
     plane = mask.sum(axis=2)
     counts = [plane.sum(axis=1), plane.sum(axis=0), mask.sum(axis=(0, 1))]
     total = int(plane.sum())

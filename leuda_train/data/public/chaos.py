@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from leuda_deploy.errors import InputError, MissingExtraError
-from leuda_deploy.scans.volume import atomic_path
+from leuda_deploy.machine.files import atomic_path
 from leuda_train.data.public.benchmark import Pair
 
 # Grey values of the PNG labels, as (above, up to), and what each stands for; the ranges are CHAOS's

@@ -7,9 +7,9 @@ chaos_t2spir/; its folder MR and BTCV's folder Training are taken from the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
+from leuda_deploy.machine.progress import Progress
 from leuda_train.data.public.anatomy import Rule, check_anatomy
 from leuda_train.data.public.benchmark import (
     Benchmark,
@@ -59,7 +59,7 @@ def plan(
     out: Path,
     direction: str,
     labelled: str | None,
-    progress: Callable[[int, int, str], None],
+    progress: Progress,
 ) -> Benchmark:
     """Find, convert and check the volumes. root and out absolute; CHAOS is converted under `out`.
 

@@ -6,9 +6,9 @@ ids are those of SIFA (Chen et al., TMI 2020), which the later papers keep.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
+from leuda_deploy.machine.progress import Progress
 from leuda_train.data.public.anatomy import Rule, check_anatomy
 from leuda_train.data.public.benchmark import (
     Benchmark,
@@ -55,7 +55,7 @@ def plan(
     out: Path,
     direction: str,
     labelled: str | None,
-    progress: Callable[[int, int, str], None],
+    progress: Progress,
 ) -> Benchmark:
     """Find and check the volumes. root absolute; direction one of DIRECTIONS. Raises InputError."""
     source, target = direction.split("-to-")

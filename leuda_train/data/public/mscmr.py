@@ -6,9 +6,10 @@ so every split is by patient. bSSFP has labels for patients 1 to 25, LGE for 26 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from leuda_deploy.machine.progress import Progress
 from leuda_train.data.public.anatomy import Rule, check_anatomy, check_same_side
 from leuda_train.data.public.benchmark import Benchmark, Pair, Side, need, take_labelled
 
@@ -33,7 +34,7 @@ def plan(
     out: Path,
     direction: str,
     labelled: str | None,
-    progress: Callable[[int, int, str], None],
+    progress: Progress,
 ) -> Benchmark:
     """Find and check the volumes. root absolute; direction one of DIRECTIONS. Raises InputError."""
     bssfp = {n: _pair(root, "bssfp", n, "C0") for n in BSSFP}

@@ -24,9 +24,10 @@ from leuda_deploy.export.add_engines import add_engines
 from leuda_deploy.export.to_tensorrt import EngineTarget, engine_targets
 from leuda_deploy.inference import segmenter as segmenter_module
 from leuda_deploy.inference.segmenter import Segmenter, installed_engines
+from leuda_deploy.machine.files import file_sha256
 from leuda_deploy.machine.gpu import find_gpu
 from leuda_deploy.model.default_model import default_model
-from leuda_deploy.model.export_folder import file_sha256, read_manifest, write_manifest
+from leuda_deploy.model.export_folder import read_manifest, write_manifest
 from leuda_deploy.model.model_file import MODEL_FILE
 from leuda_deploy.proof.probes import make_probes
 from leuda_deploy.proof.trial import Trial

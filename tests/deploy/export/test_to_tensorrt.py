@@ -23,8 +23,9 @@ from leuda_deploy.export.add_engines import add_engines
 from leuda_deploy.export.to_half import to_bf16, to_fp16
 from leuda_deploy.export.to_tensorrt import engine_targets, to_tensorrt
 from leuda_deploy.export.verify import verify
+from leuda_deploy.machine.files import file_sha256
 from leuda_deploy.machine.gpu import Gpu, find_gpu
-from leuda_deploy.model.export_folder import file_sha256, read_manifest, write_manifest
+from leuda_deploy.model.export_folder import read_manifest, write_manifest
 from leuda_deploy.model.model_file import MODEL_FILE, read_model, write_model
 from leuda_deploy.model.passport import Passport
 from leuda_deploy.proof.probes import make_probes

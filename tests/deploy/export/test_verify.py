@@ -13,9 +13,9 @@ from pathlib import Path
 import onnx
 import pytest
 
+from leuda_deploy.machine.files import file_sha256
 from leuda_deploy.model.card import METADATA_KEY
 from leuda_deploy.model.default_model import default_model
-from leuda_deploy.model.export_folder import file_sha256
 
 LEUDA = """
 import sys

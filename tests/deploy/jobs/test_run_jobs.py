@@ -24,7 +24,6 @@ from leuda_deploy.inference.sliding_window import Tiling
 from leuda_deploy.jobs.find_jobs import find_jobs
 from leuda_deploy.jobs.run_jobs import run_jobs
 from leuda_deploy.machine.gpu import find_gpu
-from leuda_deploy.machine.memory import parse_bytes, peak_bytes, resident_bytes
 from leuda_deploy.proof.parity import LIMITS
 from leuda_deploy.proof.trial import Trial, cache_folder, limits_of, run_trial
 from leuda_deploy.scans.recipe import Recipe, Stack
@@ -237,31 +236,6 @@ def test_plan_takes_the_largest_batch_that_fits(make_volume: MakeVolume) -> None
     assert batches[-1] < 8
     with pytest.raises(InputError, match="least that would do is --max-memory"):
         plan(3 * 10**8)
-
-
-@pytest.mark.parametrize(
-    ("text", "count"), [("1.5G", 1.5e9), ("800M", 8e8), ("2GiB", 2 << 30), ("64k", 64e3), ("9", 9)]
-)
-def test_memory_sizes_read_as_people_write_them(text: str, count: float) -> None:
-    assert parse_bytes(text) == count
-
-
-@pytest.mark.parametrize("text", ["", "G", "-1G", "1T", "0", "1.5.5G", "much"])
-def test_other_memory_sizes_are_refused(text: str) -> None:
-    with pytest.raises(InputError, match="reads like"):
-        parse_bytes(text)
-
-
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
-def test_memory_is_measured() -> None:
-    before = resident_bytes()
-    block = np.ones(50 << 20, np.uint8)
-    after, peak = resident_bytes(), peak_bytes()
-    assert before is not None
-    assert after is not None
-    assert peak is not None
-    assert 0.9 * block.nbytes < after - before < 1.2 * block.nbytes
-    assert peak >= after * 0.99
 
 
 # --- engines

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from support.makers import MakeAffine, MakeVolume
 
 from leuda_deploy.errors import InputError
+from leuda_deploy.scans.label_map import label_map_of
 from leuda_deploy.scans.recipe import Recipe, Stack, fit_intensity
 from leuda_deploy.scans.resample import fit_to_window, resize
 from leuda_deploy.scans.volume import Volume
@@ -296,20 +297,15 @@ def test_label_gets_the_class_that_covers_most_of_the_pixel(make_volume: MakeVol
     plane[:2, 2] = 820  # half of a pixel, the other half is 500
     plane[0, 3], plane[1, 3] = 500, 820
     plane[2:, :] = 9999  # a value that is none of the structures
-    volume = make_volume(plane[:, :, None])
-    stack = Stack(volume, recipe(slice_axis="array-2", spacing_mm=(2.0, 2.0)))
-    found = stack.labels(0, 1, (500.0, 820.0))
+    label = label_map_of(
+        make_volume(plane[:, :, None]), class_of_raw={500: 1, 820: 2}, others="background"
+    )
+    stack = Stack(label.volume, recipe(slice_axis="array-2", spacing_mm=(2.0, 2.0)))
+    found = stack.labels(0, 1, classes=2)
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, [[[1, 2, 0], [0, 0, 0]]])
-    native = Stack(volume, recipe(slice_axis="array-2")).labels(0, 1, (500.0, 820.0))
+    native = Stack(label.volume, recipe(slice_axis="array-2")).labels(0, 1, classes=2)
     np.testing.assert_array_equal(native[0], np.select([plane == 500, plane == 820], [1, 2], 0))
-
-
-def test_labels_may_be_stored_scaled(make_volume: MakeVolume) -> None:
-    raw = np.array([0, 1, 2, 1], np.uint8).reshape(2, 2, 1)
-    volume = make_volume(raw, slope=2.0, inter=1.0)
-    found = Stack(volume, recipe(slice_axis="array-2")).labels(0, 1, (3.0, 5.0))
-    np.testing.assert_array_equal(found[0], [[0, 1], [2, 1]])
 
 
 # --- windows

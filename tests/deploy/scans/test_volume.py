@@ -17,8 +17,6 @@ from support.makers import MakeVolume
 
 from leuda_deploy.errors import InputError
 from leuda_deploy.scans.volume import (
-    atomic_folder,
-    atomic_path,
     check_label_path,
     read_label_names,
     read_volume,
@@ -386,33 +384,6 @@ def test_failed_write_leaves_the_old_file_and_no_other(
         write_labels(tmp_path / "l.nii", some_labels(), read_volume(tmp_path / "a.nii"), NAMES)
     assert (tmp_path / "l.nii").read_bytes() == b"the old labels"
     assert {path.name for path in tmp_path.iterdir()} == {"a.nii", "l.nii"}
-
-
-def test_written_file_is_as_readable_as_any_other(tmp_path: Path) -> None:
-    with atomic_path(tmp_path / "new" / "file.txt") as temporary:
-        temporary.write_text("x")
-    (tmp_path / "plain.txt").write_text("x")
-    made, plain = tmp_path / "new" / "file.txt", tmp_path / "plain.txt"
-    assert made.stat().st_mode == plain.stat().st_mode
-    assert list(made.parent.iterdir()) == [made]
-
-
-def test_failed_folder_leaves_the_old_one(tmp_path: Path) -> None:
-    with atomic_folder(tmp_path / "out") as folder:
-        (folder / "a").write_text("old")
-
-    def fail() -> None:
-        with atomic_folder(tmp_path / "out") as folder:
-            (folder / "a").write_text("new")
-            raise ValueError("stop")
-
-    with pytest.raises(ValueError, match="stop"):
-        fail()
-    assert (tmp_path / "out" / "a").read_text() == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    with atomic_folder(tmp_path / "out") as folder:
-        (folder / "b").write_text("newer")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b"]
 
 
 def test_labels_go_to_nifti_and_never_over_the_scan(tmp_path: Path) -> None:

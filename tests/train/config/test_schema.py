@@ -123,16 +123,15 @@ def test_a_smallest_window_that_is_accepted_can_be_trained_on():
     """The limits that the config states are those of the networks."""
     import torch
 
-    from leuda_train.networks.cyclegan import patch_discriminator
-    from leuda_train.networks.discriminators import FeatureDiscriminator
+    from leuda_train.networks.discriminators import FeatureDiscriminator, patch_discriminator
 
     assert patch_discriminator(2, 3)(torch.randn(1, 1, 24, 24)).shape[-1] == 1
     with pytest.raises((RuntimeError, ValueError)):
         patch_discriminator(2, 3)(torch.randn(1, 1, 20, 20))
-    critic = FeatureDiscriminator([2], [0], width=2)
-    assert critic([torch.randn(1, 2, 8, 8)])[0].shape[-1] == 1
+    discriminator = FeatureDiscriminator([2], [0], width=2)
+    assert discriminator([torch.randn(1, 2, 8, 8)])[0].shape[-1] == 1
     with pytest.raises(RuntimeError):
-        critic([torch.randn(1, 2, 4, 4)])
+        discriminator([torch.randn(1, 2, 4, 4)])
 
 
 def test_the_method_is_laid_over_the_config_and_overrides_over_both(tmp_path):

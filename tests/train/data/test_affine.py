@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from leuda_train.data.augment.affine import random_affine, teacher_noise, warp_labelled
+from leuda_train.data.augment.affine import random_affine, warp_labelled
 
 IDENTITY = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]])
 
@@ -103,14 +103,3 @@ def test_zoom_and_rotation_stay_within_their_ranges():
 
 def test_the_same_seed_draws_the_same_warp():
     assert torch.equal(affine(), affine())
-
-
-def test_noise_is_normal_clipped_at_its_limit():
-    noise = teacher_noise(torch.zeros(4, 1, 64, 64), 0.1, 0.2, generator())
-    assert noise.abs().max() == pytest.approx(0.2)
-    assert noise.mean().abs() < 0.005
-    assert (noise.abs() == noise.abs().max()).float().mean() == pytest.approx(0.0455, abs=0.01)
-    inner = noise[noise.abs() < 0.1]
-    assert len(inner) / noise.numel() == pytest.approx(0.683, abs=0.02)
-    again = teacher_noise(torch.zeros(4, 1, 64, 64), 0.1, 0.2, generator())
-    assert torch.equal(noise, again)

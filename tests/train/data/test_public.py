@@ -17,7 +17,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff
 from PIL import Image
 from typer.testing import CliRunner
 
-from leuda_deploy.errors import InputError, MissingExtraError
+from leuda_deploy.errors import InputError, MissingExtraError, UndeclaredLabelError
 from leuda_deploy.scans.recipe import Recipe
 from leuda_train.cli import app
 from leuda_train.data.cohort import Cohort, read_cohort
@@ -162,8 +162,9 @@ def test_an_undeclared_value_leaves_no_cohort_behind(mmwhs_copy, tmp_path):
     stem = mmwhs_copy / "ct_train" / "ct_train_1003"
     marks = patient({**HEART, 777: (0, 0, 0)})
     write_pair(Path(f"{stem}_image.nii.gz"), Path(f"{stem}_label.nii.gz"), marks)
-    with pytest.raises(InputError, match=r"ct_train_1003_label.nii.gz has label value 777"):
+    with pytest.raises(UndeclaredLabelError) as caught:
         write_benchmark("mmwhs", mmwhs_copy, tmp_path / "cohort.toml")
+    assert (caught.value.name, caught.value.values) == ("ct_train_1003_label.nii.gz", [777])
     assert [path.name for path in tmp_path.iterdir()] == [mmwhs_copy.name]
 
 

@@ -123,6 +123,6 @@ def test_a_failure_leaves_no_half_written_cache(cohort_file, tmp_path):
 
 def test_progress_counts_the_scans(cohort_file, tmp_path):
     seen: list[tuple[int, int]] = []
-    report = lambda done, total: seen.append((done, total))
-    load_slices(read_cohort(cohort_file), RECIPE, tmp_path / "cache", progress=report)
+    progress = lambda done, total, note: seen.append((done, total))
+    load_slices(read_cohort(cohort_file), RECIPE, tmp_path / "cache", progress=progress)
     assert seen == [(i, 5) for i in range(1, 6)]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from rich.console import Console
 
-from leuda_deploy.errors import InputError
+from leuda_deploy.errors import GridMismatchError, InputError, UndeclaredLabelError
 from leuda_train.evaluation.scores import (
     evaluate_paths,
     keep_largest_component,
@@ -347,10 +347,11 @@ def test_other_grids_are_refused_and_rounding_is_not(tmp_path):
     moved, rounded, mirrored = affine.copy(), affine.copy(), affine * [-1, 1, 1, 1]
     moved[0, 3] += 0.01
     rounded[0, 3] += 0.0005
-    with pytest.raises(InputError, match=r"\(5, 4, 4\), affine \[\[.*\(4, 4, 4\), affine \[\["):
+    with pytest.raises(GridMismatchError) as caught:
         evaluate_paths(save(tmp_path / "p.nii", wider, affine), true)
+    assert caught.value.shapes == ((4, 4, 4), (5, 4, 4))
     for wrong in (moved, mirrored):
-        with pytest.raises(InputError, match="bring both to one grid"):
+        with pytest.raises(GridMismatchError):
             evaluate_paths(save(tmp_path / "p.nii", CUBE, wrong), true)
     report = evaluate_paths(save(tmp_path / "p.nii", CUBE, rounded), true)
     assert report["summary"]["as_predicted"]["mean"]["dice"] == 1.0
@@ -359,12 +360,24 @@ def test_other_grids_are_refused_and_rounding_is_not(tmp_path):
 def test_labels_declared_nowhere_are_refused(tmp_path):
     predicted = save(tmp_path / "p.nii", CUBE, names={"1": "MYO"})
     true = save(tmp_path / "t.nii", CUBE * 205)
-    with pytest.raises(InputError, match=r"t.nii holds 1 undeclared .*205.*background_values"):
-        evaluate_paths(predicted, true)
-    with pytest.raises(InputError, match=r"t.nii holds .*205"):
-        evaluate_paths(predicted, true, map_true={420: 1})
-    with pytest.raises(InputError, match=r"p.nii holds .*\[3\]"):
+    for mapping in (None, {420: 1}):
+        with pytest.raises(UndeclaredLabelError) as caught:
+            evaluate_paths(predicted, true, map_true=mapping)
+        assert (caught.value.name, caught.value.values) == ("t.nii", [205])
+    with pytest.raises(UndeclaredLabelError) as caught:
         evaluate_paths(save(tmp_path / "p.nii", CUBE * 3), true, structures=ONE, map_true={205: 1})
+    assert (caught.value.name, caught.value.values) == ("p.nii", [3])
+
+
+def test_values_beyond_255_are_scored_under_their_own_numbers(tmp_path):
+    true = save(tmp_path / "t.nii", CUBE.astype(int) * 820)
+    predicted = save(tmp_path / "p.nii", CUBE.astype(int) * 820)
+    report = evaluate_paths(predicted, true)
+    assert report["structures"] == {"820": 820}
+    assert report["summary"]["as_predicted"]["structures"]["820"]["dice"] == 1.0
+    ramp = np.arange(343).reshape(7, 7, 7)  # an image, not labels
+    with pytest.raises(InputError):
+        evaluate_paths(save(tmp_path / "i.nii", ramp), save(tmp_path / "j.nii", ramp))
 
 
 def test_structures_come_from_the_caller_the_header_or_the_values(tmp_path):

@@ -19,18 +19,19 @@ from leuda_deploy.engines.open_engine import OnnxEngine
 from leuda_deploy.errors import ParityError
 from leuda_deploy.export import lower_precision as lower_module
 from leuda_deploy.inference.sliding_window import Tiling
+from leuda_deploy.machine.files import file_sha256
 from leuda_deploy.model.card import GraphOptions
-from leuda_deploy.model.export_folder import file_sha256, read_manifest
+from leuda_deploy.model.export_folder import read_manifest
 from leuda_deploy.model.model_file import read_model, write_model
 from leuda_train.export import export_run as export_module
 from leuda_train.export.export_run import export, scores_windows_alone
-from leuda_train.networks.product import (
+from leuda_train.export.product_file import (
     ProductFacts,
-    TorchEngine,
     build_product,
     load_product,
     save_product,
 )
+from leuda_train.networks.product import TorchEngine
 
 pytestmark = pytest.mark.slow
 FIRST, SECOND = "PyTorch fp32 -> ONNX Runtime CPU fp32", "ONNX fp32 -> ONNX Runtime CPU fp16"

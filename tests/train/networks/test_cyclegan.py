@@ -8,7 +8,8 @@ import pytest
 import torch
 from support import tiny
 
-from leuda_train.networks.cyclegan import Generator, patch_discriminator
+from leuda_train.networks.cyclegan import Generator
+from leuda_train.networks.discriminators import patch_discriminator
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 16, 16), (1, 1, 20, 32)])

@@ -9,8 +9,8 @@ import torch
 
 from leuda_train.objective.losses import (
     SMOOTH,
-    discern,
-    fool,
+    adversarial_loss,
+    discriminator_loss,
     inter_consistency,
     intra_consistency,
     pseudo_labels,
@@ -78,14 +78,14 @@ def test_inter_consistency_sums_over_classes_and_averages_over_pixels():
     assert inter_consistency(p, q).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_fool_pulls_scores_to_one():
-    assert fool(torch.tensor([1.0, 1.0])).item() == 0.0
-    assert fool(torch.tensor([0.0, 3.0])).item() == pytest.approx((1 + 4) / 2)
+def test_adversarial_loss_pulls_scores_to_one():
+    assert adversarial_loss(torch.tensor([1.0, 1.0])).item() == 0.0
+    assert adversarial_loss(torch.tensor([0.0, 3.0])).item() == pytest.approx((1 + 4) / 2)
 
 
-def test_discern_pulls_real_to_one_and_fake_to_zero():
-    assert discern(torch.tensor([1.0]), torch.tensor([0.0])).item() == 0.0
-    found = discern(torch.tensor([0.0, 3.0]), torch.tensor([2.0, 4.0]))
+def test_discriminator_loss_pulls_real_to_one_and_fake_to_zero():
+    assert discriminator_loss(torch.tensor([1.0]), torch.tensor([0.0])).item() == 0.0
+    found = discriminator_loss(torch.tensor([0.0, 3.0]), torch.tensor([2.0, 4.0]))
     assert found.item() == pytest.approx(0.5 * 2.5 + 0.5 * 10.0)
 
 
@@ -114,8 +114,8 @@ def test_half_precision_inputs_are_computed_in_float32():
         (segmentation_loss(p, y), segmentation_loss(p.float(), y)),
         (intra_consistency(p, q), intra_consistency(p.float(), q.float())),
         (inter_consistency(p, q), inter_consistency(p.float(), q.float())),
-        (fool(p), fool(p.float())),
-        (discern(p, q), discern(p.float(), q.float())),
+        (adversarial_loss(p), adversarial_loss(p.float())),
+        (discriminator_loss(p, q), discriminator_loss(p.float(), q.float())),
     ):
         assert half.dtype == torch.float32
         assert half.item() == single.item()

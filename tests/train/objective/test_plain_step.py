@@ -43,11 +43,17 @@ def test_by_stream_the_batched_step_has_the_losses_and_weights_of_a_forward_a_st
     batched, plain, ours, theirs = both(plain_step, "stream")
     for row, expected in zip(ours, theirs, strict=True):
         assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-4)
-    names = ("student", "intra_teacher", "inter_teacher", "intra_critic", "inter_critic")
+    names = (
+        "student",
+        "intra_teacher",
+        "inter_teacher",
+        "intra_discriminator",
+        "inter_discriminator",
+    )
     for name in names:
         found = dict(getattr(batched.nets, name).named_parameters())
         for key, expected in getattr(plain, name).named_parameters():
-            if expected.ndim > 1 or "critic" in name:  # a bias before a norm cancels out
+            if expected.ndim > 1 or "discriminator" in name:  # a bias before a norm cancels out
                 torch.testing.assert_close(found[key], expected, atol=1e-5, rtol=1e-3)
     for name in names[:3]:
         found = dict(getattr(batched.nets, name).named_buffers())

@@ -18,8 +18,9 @@ from leuda_train.data.batches import make_batch, step_generator
 from leuda_train.loop.hardware import check_compiler
 from leuda_train.loop.ranks import Ranks
 from leuda_train.objective.ema import ema_decay
-from leuda_train.objective.step import Lambdas, le_uda_step
-from leuda_train.stages.adapt import Adaptation, lambdas, learning_rate, ramp
+from leuda_train.objective.schedules import Lambdas, lambdas, learning_rate, ramp
+from leuda_train.objective.step import le_uda_step
+from leuda_train.stages.adapt import Adaptation
 
 GOLDEN = Path(__file__).parents[2] / "data" / "golden" / "le_uda_20_steps.json"
 REWRITE = "LEUDA_REWRITE_GOLDEN"
@@ -64,30 +65,30 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def test_each_phase_trains_its_own_networks_and_no_other():
     nets = make_trainer().nets
-    critics = torch.nn.ModuleList([nets.intra_critic, nets.inter_critic])
-    before = {"student": weights(nets.student), "critics": weights(critics)}
+    discriminators = torch.nn.ModuleList([nets.intra_discriminator, nets.inter_discriminator])
+    before = {"student": weights(nets.student), "discriminators": weights(discriminators)}
     after_student = {}
 
     def look(*_: object) -> None:
         after_student["student"] = weights(nets.student)
         after_student["student gradients"] = gradients(nets.student)
-        after_student["critics"] = weights(critics)
-        after_student["critic gradients"] = gradients(critics)
+        after_student["discriminators"] = weights(discriminators)
+        after_student["discriminator gradients"] = gradients(discriminators)
 
     nets.student_optimizer.register_step_post_hook(look)
     trainer = make_trainer()
     trainer.nets = nets
     one_step(trainer)
 
-    # the student's phase: it moves, the critics do not and get no gradient
+    # the student's phase: it moves, the discriminators do not and get no gradient
     assert not same(before["student"], after_student["student"])
-    assert same(before["critics"], after_student["critics"])
-    assert all(gradient is None for gradient in after_student["critic gradients"].values())
-    # the critics' phase: they move, the student does not and gets no gradient
-    assert not same(before["critics"], weights(critics))
+    assert same(before["discriminators"], after_student["discriminators"])
+    assert all(gradient is None for gradient in after_student["discriminator gradients"].values())
+    # the discriminators' phase: they move, the student does not and gets no gradient
+    assert not same(before["discriminators"], weights(discriminators))
     assert same(after_student["student"], weights(nets.student))
     assert same(after_student["student gradients"], gradients(nets.student))
-    assert all(gradient is not None for gradient in gradients(critics).values())
+    assert all(gradient is not None for gradient in gradients(discriminators).values())
     # teachers never
     for teacher in (nets.intra_teacher, nets.inter_teacher):
         assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
@@ -166,12 +167,12 @@ def test_the_intra_teacher_sees_noise_and_the_student_does_not():
 def test_methods_without_unlabelled_images_train_the_student_alone(objective):
     test = {"network": "student", "feed": "target"}
     trainer = make_trainer(objective=objective, test=test)
-    before, critic = weights(trainer.nets.student), weights(trainer.nets.intra_critic)
+    before, discriminator = weights(trainer.nets.student), weights(trainer.nets.intra_discriminator)
     terms = trainer.step(5)
     assert terms["L"] == terms["L_seg"] > 0
     assert terms["L_D"] == 0
     assert not same(before, weights(trainer.nets.student))
-    assert same(critic, weights(trainer.nets.intra_critic))
+    assert same(discriminator, weights(trainer.nets.intra_discriminator))
 
 
 def first_norm(net: torch.nn.Module) -> torch.nn.BatchNorm2d:

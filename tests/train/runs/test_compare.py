@@ -13,7 +13,7 @@ from support import tiny
 import leuda_train
 from leuda_deploy.errors import InputError
 from leuda_train.data.cohort import read_cohort
-from leuda_train.networks.product import load_product
+from leuda_train.export.product_file import load_product
 from leuda_train.runs.compare import _row, compare
 from leuda_train.runs.run import train
 

@@ -20,8 +20,9 @@ from leuda_train.data.cohort import read_cohort
 from leuda_train.data.phantom.phantom_cohort import write_cohort
 from leuda_train.export import export_run as export_module
 from leuda_train.export.export_run import export
+from leuda_train.export.product_file import load_product
 from leuda_train.loop.metrics_log import read_metrics
-from leuda_train.networks.product import TorchEngine, load_product
+from leuda_train.networks.product import TorchEngine
 from leuda_train.runs import run as run_module
 from leuda_train.runs.run import train
 

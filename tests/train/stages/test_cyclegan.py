@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from leuda_train.networks.cyclegan import Generator, patch_discriminator
-from leuda_train.objective.losses import discern, fool
+from leuda_train.networks.cyclegan import Generator
+from leuda_train.networks.discriminators import patch_discriminator
+from leuda_train.objective.losses import adversarial_loss, discriminator_loss
 from leuda_train.stages.cyclegan import (
     CycleGAN,
     ImagePool,
@@ -90,7 +91,7 @@ def test_the_generators_objective_is_the_visible_sum_of_its_terms():
     with torch.no_grad():
         torch.testing.assert_close(to_target, nets.to_target(source))
         torch.testing.assert_close(to_source, nets.to_source(target))
-        gan = fool(nets.target_discriminator(to_target)) + fool(
+        gan = adversarial_loss(nets.target_discriminator(to_target)) + adversarial_loss(
             nets.source_discriminator(to_source)
         )
         cycle = (nets.to_source(to_target) - source).abs().mean()
@@ -108,8 +109,10 @@ def test_the_discriminators_loss_sends_no_gradient_to_the_generators():
     source, target = torch.randn(2, 2, 1, 16, 16)
     _, _, made = generator_losses(nets, source, target, 10.0, 0.5)
     loss = discriminator_losses(nets, source, target, made, torch.Generator())
-    expected = discern(nets.target_discriminator(target), nets.target_discriminator(made[0]))
-    expected = expected + discern(
+    expected = discriminator_loss(
+        nets.target_discriminator(target), nets.target_discriminator(made[0])
+    )
+    expected = expected + discriminator_loss(
         nets.source_discriminator(source), nets.source_discriminator(made[1])
     )
     torch.testing.assert_close(loss, expected)
