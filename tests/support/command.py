@@ -7,11 +7,13 @@ may replace a part of it.
 
 from __future__ import annotations
 
-import io
 import os
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import IO
 from unittest import mock
 
 Done = subprocess.CompletedProcess[str]
@@ -36,11 +38,12 @@ def leuda_here(*arguments: object) -> Done:
     from leuda_train.cli import main
 
     argv = ["leuda", *map(str, arguments)]
-    out, err = io.StringIO(), io.StringIO()
     code: object = 0
     with (
         mock.patch.object(sys, "argv", argv),
         mock.patch.dict(os.environ, COLUMNS="200"),
+        _written_to(1) as out,
+        _written_to(2) as err,
         redirect_stdout(out),
         redirect_stderr(err),
     ):
@@ -48,5 +51,22 @@ def leuda_here(*arguments: object) -> Done:
             main()
         except SystemExit as stopped:
             code = stopped.code
-    code = code if isinstance(code, int) else int(code is not None)
-    return Done(argv, code, out.getvalue(), err.getvalue())
+        out.flush()
+        err.flush()
+        out.seek(0)
+        err.seek(0)
+        status = code if isinstance(code, int) else int(code is not None)
+        return Done(argv, status, out.read(), err.read())
+
+
+@contextmanager
+def _written_to(descriptor: int) -> Iterator[IO[str]]:
+    """A file that gets what is written to a descriptor, by libraries in C and by children, too."""
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
+        before = os.dup(descriptor)
+        os.dup2(file.fileno(), descriptor)
+        try:
+            yield file
+        finally:
+            os.dup2(before, descriptor)
+            os.close(before)

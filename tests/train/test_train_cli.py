@@ -8,10 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import tiny
-from support.command import leuda
-from typer.testing import CliRunner
-
-from leuda_train.cli import app
+from support.command import leuda, leuda_here
 
 # what an interpreter without the package does; a None in sys.modules alone confuses scipy
 WITHOUT_TORCH = """
@@ -119,8 +116,8 @@ def write_config(path: Path) -> Path:
 
 def test_options_not_given_leave_the_config_as_it_is(asked, tmp_path):
     config = write_config(tmp_path / "mine.toml")
-    result = CliRunner().invoke(app, ["train", "c.toml", "--out", "r", "--config", str(config)])
-    assert result.exit_code == 0, result.output
+    done = leuda_here("train", "c.toml", "--out", "r", "--config", config)
+    assert done.returncode == 0, done.stderr
     chosen = asked["config"]
     assert (chosen.device, chosen.precision, chosen.seed) == ("cpu", "fp32", 5)
     assert (asked["cohort"], asked["out"], asked["cache"]) == (Path("c.toml"), Path("r"), None)
@@ -129,15 +126,15 @@ def test_options_not_given_leave_the_config_as_it_is(asked, tmp_path):
 def test_options_given_replace_the_configs_values(asked, tmp_path):
     config = write_config(tmp_path / "mine.toml")
     options = ["--seed", "9", "--precision", "bf16", "--device", "auto", "--cache", "c"]
-    arguments = ["train", "c.toml", "--out", "r", "--config", str(config), *options]
-    result = CliRunner().invoke(app, [*arguments, "--json"])
-    assert result.exit_code == 0, result.output
+    arguments = ["train", "c.toml", "--out", "r", "--config", config, *options]
+    done = leuda_here(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
     chosen = asked["config"]
     assert (chosen.device, chosen.precision, chosen.seed) == ("auto", "bf16", 9)
     assert asked["cache"] == Path("c")
-    assert json.loads(result.stdout) == {"method": "le-uda-plus", "hardware": "a test"}
+    assert json.loads(done.stdout) == {"method": "le-uda-plus", "hardware": "a test"}
 
 
 def test_after_training_the_next_command_is_printed(asked, tmp_path):
-    result = CliRunner().invoke(app, ["train", "c.toml", "--out", "runs/r"])
-    assert "leuda export runs/r -o exports/r" in result.output
+    done = leuda_here("train", "c.toml", "--out", "runs/r")
+    assert "leuda export runs/r -o exports/r" in done.stdout

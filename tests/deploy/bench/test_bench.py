@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from support.command import leuda_here
 from support.makers import MakeModel
 
 from leuda_deploy.bench.bench import bench, parse_shape, regressions
-from leuda_deploy.cli import main
 from leuda_deploy.errors import InputError
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["leuda", "bench", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    return int(stopped.value.code or 0)
-
-
-def test_bench_measures_and_compares(
-    tmp_path: Path, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+def test_bench_measures_and_compares(tmp_path: Path, make_model: MakeModel) -> None:
     model, saved = make_model(tmp_path / "model"), tmp_path / "bench.json"
     asked = ("--model", model, "--shape", "40x30x6", "--engine", "ort-cpu", "--rounds", 2)
-    assert run(monkeypatch, *asked, "--save", saved, "--json") == 0
-    assert json.loads(capfd.readouterr().out) == json.loads(saved.read_text())
+    done = leuda_here("bench", *asked, "--save", saved, "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout) == json.loads(saved.read_text())
     result = json.loads(saved.read_text())
     (row,) = result["engines"]
     assert row["p50_seconds"] <= row["p99_seconds"]
@@ -43,8 +33,9 @@ def test_bench_measures_and_compares(
     row["p50_seconds"] *= 1.5
     (line,) = regressions(result, saved, 1.2)
     assert "ort-cpu: p50_seconds" in line
-    assert run(monkeypatch, *asked, "--against", saved, "--limit", 1000) == 0
-    assert "ONNX" in capfd.readouterr().out
+    done = leuda_here("bench", *asked, "--against", saved, "--limit", 1000)
+    assert done.returncode == 0
+    assert "ONNX" in done.stdout
     with pytest.raises(InputError, match="measured on"):
         regressions(result | {"shape": [1, 1, 1]}, saved, 1.2)
     (tmp_path / "junk.json").write_text("[]")
@@ -52,13 +43,12 @@ def test_bench_measures_and_compares(
         regressions(result, tmp_path / "junk.json", 1.2)
 
 
-def test_engine_that_cannot_run_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_engine_that_cannot_run_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(b"junk")
     asked = ("--model", tmp_path / "a.onnx", "--shape", "9x9x2", "--engine", "ort-cpu")
-    assert run(monkeypatch, *asked) == 2
-    assert "not an ONNX model" in capfd.readouterr().err
+    done = leuda_here("bench", *asked)
+    assert done.returncode == 2
+    assert "not an ONNX model" in done.stderr
 
 
 def test_engines_are_named_in_a_list_and_a_wrong_name_is_one_line(

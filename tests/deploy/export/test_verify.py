@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import onnx
 import pytest
+from support.command import Done, leuda
 
 from leuda_deploy.machine.files import file_sha256
 from leuda_deploy.model.card import METADATA_KEY
 from leuda_deploy.model.default_model import default_model
 
-LEUDA = """
+WITHOUT_TORCH = """
 import sys
 for name in ("torch", "onnxscript", "matplotlib", "tomli_w"):
     sys.modules[name] = None  # as if it were not installed
-from leuda_train.cli import main
-main()
 """
 
 
-def leuda(*arguments: object) -> subprocess.CompletedProcess[str]:
+def leuda_without_torch(*arguments: object) -> Done:
     """The command, in a process where torch cannot be imported."""
-    command = [sys.executable, "-c", LEUDA, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return leuda(*arguments, prelude=WITHOUT_TORCH)
 
 
 @pytest.fixture
@@ -38,7 +34,7 @@ def export(tmp_path: Path) -> Path:
 
 
 def test_a_whole_export_says_what_it_is(export: Path) -> None:
-    done = leuda("verify", export, "--json")
+    done = leuda_without_torch("verify", export, "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert (found["name"], found["precision"]) == ("phantom-heart", "fp32")
@@ -46,7 +42,7 @@ def test_a_whole_export_says_what_it_is(export: Path) -> None:
     assert found["engines"] == []
     assert found["model_sha256"] == file_sha256(export / "model.onnx")
     assert found["content_sha256"] == json.loads((export / "card.json").read_text())["sha256"]
-    done = leuda("verify", export / "model.onnx")
+    done = leuda_without_torch("verify", export / "model.onnx")
     assert done.returncode == 0
     assert "phantom-heart: fp32, feed target, MIT" in done.stdout
 
@@ -106,7 +102,7 @@ def test_a_bad_export_is_one_line_and_exit_code_2(
     export: Path, damage: Callable[[Path], None], message: str
 ) -> None:
     damage(export)
-    done = leuda("verify", export)
+    done = leuda_without_torch("verify", export)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("error: ")
@@ -118,14 +114,14 @@ def test_a_model_file_is_exported_on_without_torch(export: Path, tmp_path: Path)
     out, repository = tmp_path / "exports" / "again", tmp_path / "repository"
     more = ["--trt", "--trt-target", "rtx-ada"] if find_spec("tensorrt_rtx") else []
     source = export / "model.onnx"
-    done = leuda("export", source, "-o", out, "--triton", repository, "--json", *more)
+    done = leuda_without_torch("export", source, "-o", out, "--triton", repository, "--json", *more)
     assert done.returncode == 0, done.stderr
     shipped = json.loads(done.stdout)
     assert (out / "model.onnx").read_bytes() == source.read_bytes()
     assert (repository / "phantom-heart" / "config.pbtxt").is_file()
     assert shipped["parity"] == json.loads((export / "parity.json").read_text())
     assert list(shipped["engines"]) == (["model.rtx-ada.engine"] if more else [])
-    assert leuda("verify", out).returncode == 0
+    assert leuda_without_torch("verify", out).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -140,7 +136,7 @@ def test_what_a_model_file_cannot_become_is_one_line(
     export: Path, arguments: list[str], message: str
 ) -> None:
     before = sorted(path.name for path in export.iterdir())
-    done = leuda("export", export / "model.onnx", *arguments)
+    done = leuda_without_torch("export", export / "model.onnx", *arguments)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert message in done.stderr
@@ -148,7 +144,7 @@ def test_what_a_model_file_cannot_become_is_one_line(
 
 
 def test_a_run_needs_torch_and_a_place(tmp_path: Path) -> None:
-    done = leuda("export", tmp_path, "-o", tmp_path / "out")
+    done = leuda_without_torch("export", tmp_path, "-o", tmp_path / "out")
     assert done.returncode == 2
     assert "pip install 'leuda[train]'" in done.stderr
 
@@ -156,13 +152,13 @@ def test_a_run_needs_torch_and_a_place(tmp_path: Path) -> None:
 def test_a_loose_model_file_needs_a_folder(export: Path, tmp_path: Path) -> None:
     loose = tmp_path / "loose.onnx"
     shutil.copyfile(export / "model.onnx", loose)
-    done = leuda("export", loose)
+    done = leuda_without_torch("export", loose)
     assert done.returncode == 2
     assert "-o exports/NAME" in done.stderr
 
 
 def test_proving_needs_an_engine_that_fits(export: Path, tmp_path: Path) -> None:
-    done = leuda("verify", export, "--prove", tmp_path / "scan.nii.gz")
+    done = leuda_without_torch("verify", export, "--prove", tmp_path / "scan.nii.gz")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "has no engine that fits this machine" in done.stderr

@@ -14,10 +14,9 @@ import onnx
 import pytest
 from nibabel import orientations
 from numpy.typing import NDArray
+from support.command import leuda_here
 from support.makers import MakeModel, MakeVolume, ThresholdLabels
-from typer.testing import CliRunner
 
-from leuda_deploy.cli import app
 from leuda_deploy.engines.open_engine import EngineName, OnnxEngine, open_engine
 from leuda_deploy.errors import InputError, ModelError
 from leuda_deploy.export.add_engines import probes_of_scans
@@ -31,7 +30,6 @@ from leuda_deploy.model.model_file import read_model, write_model
 from leuda_deploy.scans.recipe import Depth, Recipe, Stack, window_at
 from leuda_deploy.scans.resample import fit_to_window, taps
 from leuda_deploy.scans.volume import read_volume
-from leuda_train.cli import app as whole_app
 
 Float32 = NDArray[np.float32]
 
@@ -240,12 +238,9 @@ def test_infer_with_trial_plan_and_report(
 ) -> None:
     make_model(tmp_path / "model", depth=Depth(slices=4))
     scan, labels = scan_file, tmp_path / "labels.nii.gz"
-    done = CliRunner().invoke(
-        app,
-        ["infer", str(scan), "-o", str(labels), "--model", str(tmp_path / "model"),
-         "--threads", "1", "--engine", "ort-cpu"],
-    )  # fmt: skip
-    assert done.exit_code == 0, done.output
+    asked = ("--model", tmp_path / "model", "--threads", 1, "--engine", "ort-cpu")
+    done = leuda_here("infer", scan, "-o", labels, *asked)
+    assert done.returncode == 0, done.stderr
     expected = threshold_labels(np.asarray(nib.load(scan).dataobj))
     np.testing.assert_array_equal(np.asarray(nib.load(labels).dataobj), expected)
 
@@ -325,8 +320,8 @@ def test_a_graph_from_elsewhere_gets_its_card_and_is_run(
     del graph.metadata_props[:]
     onnx.save(graph, tmp_path / "net.onnx")
     order = ["export", str(tmp_path / "net.onnx"), "--card", str(card), "-o", str(tmp_path / "e")]
-    done = CliRunner().invoke(whole_app, order)
-    assert done.exit_code == 0, done.output
+    done = leuda_here(*order)
+    assert done.returncode == 0, done.stderr
     labels = Segmenter(tmp_path / "e", threads=1)(scan_file).labels
     expected = threshold_labels(np.asarray(nib.load(scan_file).dataobj))
     np.testing.assert_array_equal(labels, expected)

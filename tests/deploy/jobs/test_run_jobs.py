@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from support.command import Done, leuda_here
 from support.makers import MakeModel, MakeVolume, ThresholdLabels
 
 import leuda_deploy
-from leuda_deploy.cli import main
 from leuda_deploy.engines.open_engine import OnnxEngine, OpenVinoEngine, open_engine
 from leuda_deploy.errors import InputError, LeudaError
 from leuda_deploy.inference.memory_plan import make_plan
@@ -61,28 +60,25 @@ def labels_of(path: Path) -> NDArray[np.uint8]:
     return np.asarray(nib.load(path).dataobj)
 
 
-def infer(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["leuda", "infer", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    return int(stopped.value.code or 0)
+def infer(*arguments: object) -> Done:
+    return leuda_here("infer", *arguments)
 
 
 # --- folders
 
 
 def test_folder_is_labelled_and_a_bad_scan_stops_no_other(
-    folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capfd: Captured,
+    folder: Path, model: Path,
     threshold_labels: ThresholdLabels,
 ) -> None:  # fmt: skip
     (folder / "s1.nii.gz").write_bytes(b"not a scan")
     (folder / "notes.txt").write_text("no scan")
     out = folder.parent / "out"
     asked = (folder, "--model", model, "-o", out, "--engine", "ort-cpu", "--batch", 4)
-    assert infer(monkeypatch, *asked) == 1
-    said = capfd.readouterr()
-    assert "3 labelled, 0 were done before, 1 failed" in said.out
-    assert said.err.count("error: ") == 1
+    said = infer(*asked)
+    assert said.returncode == 1
+    assert "3 labelled, 0 were done before, 1 failed" in said.stdout
+    assert said.stderr.count("error: ") == 1
     for k in (0, 2, 3):
         np.testing.assert_array_equal(
             labels_of(out / f"s{k}_labels.nii.gz"), threshold_labels(values(k))
@@ -169,7 +165,7 @@ def test_uncertainty_map_lies_on_the_scans_grid(
 ) -> None:
     out = scan_file.parent
     asked = ("--uncertainty", out / "u.nii.gz", "--engine", "ort-cpu", "--no-overlay")
-    assert infer(monkeypatch, scan_file, "--model", model, "-o", out / "l.nii.gz", *asked) == 0
+    assert infer(scan_file, "--model", model, "-o", out / "l.nii.gz", *asked).returncode == 0
     doubt, scan = nib.load(out / "u.nii.gz"), nib.load(scan_file)
     assert doubt.get_data_dtype() == np.uint8
     np.testing.assert_array_equal(doubt.affine, scan.affine)
@@ -182,37 +178,38 @@ def test_uncertainty_map_lies_on_the_scans_grid(
 
 
 def test_one_frame_or_all_of_a_4d_scan(
-    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capfd: Captured,
+    tmp_path: Path, model: Path,
     threshold_labels: ThresholdLabels,
 ) -> None:  # fmt: skip
     frames = np.stack([values(k) for k in range(3)], axis=-1)
     nib.save(nib.Nifti1Image(frames, AFFINE), tmp_path / "f.nii.gz")
     asked = (tmp_path / "f.nii.gz", "--model", model, "--engine", "ort-cpu", "--no-overlay")
-    assert infer(monkeypatch, *asked, "-o", tmp_path / "l.nii.gz", "--frame", "all") == 0
+    assert infer(*asked, "-o", tmp_path / "l.nii.gz", "--frame", "all").returncode == 0
     for k in range(3):
         found = labels_of(tmp_path / f"l_frame{k:03d}.nii.gz")
         np.testing.assert_array_equal(found, threshold_labels(values(k)))
-    assert infer(monkeypatch, *asked, "-o", tmp_path / "one.nii.gz", "--frame", 2) == 0
+    assert infer(*asked, "-o", tmp_path / "one.nii.gz", "--frame", 2).returncode == 0
     np.testing.assert_array_equal(labels_of(tmp_path / "one.nii.gz"), threshold_labels(values(2)))
     for wrong in ("3", "-1", "some"):
-        assert infer(monkeypatch, *asked, "--frame", wrong) == 2
-        assert "--frame" in capfd.readouterr().err
+        said = infer(*asked, "--frame", wrong)
+        assert said.returncode == 2
+        assert "--frame" in said.stderr
 
 
 # --- memory
 
 
 def test_budget_that_cannot_be_met_is_refused_with_the_least_that_would_do(
-    scan_file: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capfd: Captured
+    scan_file: Path, model: Path
 ) -> None:
     asked = (scan_file, "--model", model, "-o", scan_file.parent / "l.nii.gz")
     settings = ("--engine", "ort-cpu", "--batch", 2)
-    assert infer(monkeypatch, *asked, *settings, "--max-memory", "20M") == 2
-    said = capfd.readouterr().err
-    assert said.count("\n") == 1
-    least = said.split("--max-memory ")[1].split()[0]
+    said = infer(*asked, *settings, "--max-memory", "20M")
+    assert said.returncode == 2
+    assert said.stderr.count("\n") == 1
+    least = said.stderr.split("--max-memory ")[1].split()[0]
     assert not (scan_file.parent / "l.nii.gz").exists()
-    assert infer(monkeypatch, *asked, *settings, "--max-memory", least) == 0
+    assert infer(*asked, *settings, "--max-memory", least).returncode == 0
 
 
 def test_plan_takes_the_largest_batch_that_fits(make_volume: MakeVolume) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from support.command import leuda_here
 from support.makers import MakeCard, MakeModel
 
-from leuda_deploy.cli import main
 from leuda_deploy.errors import InputError
 
 pydicom = pytest.importorskip("pydicom", reason="the dicom extra is not installed")
@@ -141,19 +140,14 @@ def test_seg_refers_to_the_series_and_lies_on_it(tmp_path: Path, make_card: Make
         write_seg(tmp_path / "none.dcm", labels * np.uint8(0), found, make_card())
 
 
-def test_infer_reads_a_series_and_writes_seg(
-    tmp_path: Path, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_infer_reads_a_series_and_writes_seg(tmp_path: Path, make_model: MakeModel) -> None:
     (tmp_path / "in").mkdir()
     write(tmp_path / "in" / "a", series())
     model = make_model(tmp_path / "model")
     asked = ["--model", str(model), "--engine", "ort-cpu", "--batch", "4", "--no-overlay"]
 
     def infer(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["leuda", "infer", *map(str, arguments), *asked])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        return int(stopped.value.code or 0)
+        return leuda_here("infer", *arguments, *asked).returncode
 
     out, seg = tmp_path / "l.nii.gz", tmp_path / "seg.dcm"
     assert infer(tmp_path / "in" / "a", "-o", out, "--dicom-seg", seg) == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -11,9 +10,9 @@ import numpy as np
 import pytest
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
+from support.command import leuda_here
 from support.makers import MakeCard, MakeModel
 
-from leuda_deploy.cli import main
 from leuda_deploy.model.card import parse_card
 from leuda_deploy.scans.likeness import domain_of, likeness
 from leuda_deploy.scans.recipe import Intensity, Recipe, fit_intensity
@@ -70,9 +69,8 @@ def test_one_scan_is_a_domain_with_the_least_spread(phantoms: Phantoms) -> None:
 
 
 def test_report_says_whether_the_scan_fits_and_one_line_warns(
-    phantoms: Phantoms, tmp_path: Path, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    phantoms: Phantoms, tmp_path: Path, make_model: MakeModel
+) -> None:
     domain = domain_of([intensity(scan) for scan in phantoms["CT"][:4]])
     model = make_model(tmp_path / "model", RECIPE, domain=domain)
     (tmp_path / "in").mkdir()
@@ -80,10 +78,8 @@ def test_report_says_whether_the_scan_fits_and_one_line_warns(
         path = tmp_path / "in" / f"{modality}.nii.gz"
         nib.save(nib.Nifti1Image(phantoms[modality][4], AFFINE), path)
     arguments = (tmp_path / "in", "--model", model, "-o", tmp_path, "--no-overlay")
-    monkeypatch.setattr(sys, "argv", ["leuda", "infer", *map(str, arguments)])
-    with pytest.raises(SystemExit):
-        main()
-    warnings = [line for line in capfd.readouterr().err.splitlines() if "look like" in line]
+    done = leuda_here("infer", *arguments)
+    warnings = [line for line in done.stderr.splitlines() if "look like" in line]
     assert len(warnings) == 1
     assert "MR.nii.gz does not look like the scans of training" in warnings[0]
     said = {

@@ -15,11 +15,10 @@ import pytest
 from nibabel.affines import apply_affine
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff
 from PIL import Image
-from typer.testing import CliRunner
+from support.command import leuda_here
 
 from leuda_deploy.errors import InputError, MissingExtraError, UndeclaredLabelError
 from leuda_deploy.scans.recipe import Recipe
-from leuda_train.cli import app
 from leuda_train.data.cohort import Cohort, read_cohort
 from leuda_train.data.phantom.phantom_cohort import write_cohort
 from leuda_train.data.public import chaos_btcv, mmwhs, write_benchmark
@@ -450,7 +449,7 @@ def test_the_adapters_need_no_torch():
 
 def test_the_command_writes_the_file_and_says_where(mscmr_tree, tmp_path):
     out = tmp_path / "cohorts" / "hearts.toml"
-    done = CliRunner().invoke(app, ["cohort", "mscmr", str(mscmr_tree), "-o", str(out)])
-    assert done.exit_code == 0, done.output
-    assert str(out) in done.output
+    done = leuda_here("cohort", "mscmr", mscmr_tree, "-o", out)
+    assert done.returncode == 0, done.stderr
+    assert str(out) in done.stdout
     assert len(read_cohort(out).role("source labelled")) == 4
