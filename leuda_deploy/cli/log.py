@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 PACKAGES = ("leuda_deploy", "leuda_train")
 
 
 def log_to_stderr() -> None:
-    """Show what both packages log, from INFO on, on the stderr of now."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Line())
+    """Show what both packages log, from INFO on."""
     for package in PACKAGES:
         logger = logging.getLogger(package)
-        logger.handlers = [handler]
+        logger.handlers = [_Lines()]
         logger.setLevel(logging.INFO)
 
 
-class _Line(logging.Formatter):
+class _Lines(logging.Handler):
     """Information as it is; what is worse behind its level: "warning: ..."."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        """One line, even if the text has several."""
-        line = " ".join(super().format(record).splitlines())
-        return line if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {line}"
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line, even if the text has several."""
+        line = " ".join(record.getMessage().splitlines())
+        level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        sys.stderr.write(f"{level}{line}\n")
+        sys.stderr.flush()

@@ -14,6 +14,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from support.command import leuda
 from support.makers import MakeModel
 
 from leuda_deploy.errors import InputError
@@ -25,7 +26,6 @@ from leuda_deploy.jobs.workers import Orders, run_in_processes, share_of
 from leuda_deploy.machine.memory import resident_bytes
 from leuda_deploy.model.model_file import ModelFile
 
-Captured = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="module")
