@@ -33,7 +33,7 @@ from leuda_deploy.inference.segment import segment
 from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.model.card import Precision
 from leuda_deploy.model.model_file import MODEL_FILE
-from leuda_deploy.scans.recipe import Stack
+from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import read_volume, write_labels
 from leuda_train.data.cohort import Cohort, read_cohort
 from leuda_train.evaluation.scores import evaluate_pairs

@@ -128,7 +128,7 @@ def train_network(classes: int, widths: tuple[int, ...], steps: int) -> Any:
 
 def training_slices(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Normalised slices (N, 256, 256) float32 at places between those of the scans, and labels."""
-    from leuda_deploy.scans.recipe import Stack
+    from leuda_deploy.scans.stack import Stack
     from leuda_deploy.scans.volume import volume_of
 
     places = [(2 * k + 1) / SLICES for k in range(SLICES)]

@@ -25,13 +25,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from leuda_train.config.schema import (
-    SOURCE_LIKE,
-    SOURCE_STREAMS,
-    TARGET_STREAMS,
-    Stream,
-    TrainConfig,
-)
+from leuda_train.config.schema import TrainConfig
+from leuda_train.config.streams import SOURCE_LIKE, SOURCE_STREAMS, TARGET_STREAMS, Stream
 from leuda_train.data.augment.affine import random_affine
 from leuda_train.data.batches import AlignedSets, draw_rows, step_generator
 from leuda_train.networks.discriminators import FeatureDiscriminator

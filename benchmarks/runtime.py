@@ -45,7 +45,7 @@ from made_ct import (
 )
 
 from leuda_deploy.bench.machine_floor import least_seconds
-from leuda_deploy.scans.recipe import Stack
+from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import read_volume
 
 RESULTS = Path(__file__).parent / "results"

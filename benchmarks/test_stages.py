@@ -16,7 +16,9 @@ import pytest
 
 from leuda_deploy.inference.labels import entropy, label_plane
 from leuda_deploy.inference.sliding_window import score_slices
-from leuda_deploy.scans.recipe import Recipe, Stack, fit_intensity
+from leuda_deploy.scans.intensity import fit_intensity
+from leuda_deploy.scans.recipe import Recipe
+from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import Volume, read_volume, write_labels
 
 SLICES, SIZE, GRID, CLASSES = 8, 512, 256, 5

@@ -37,13 +37,9 @@ import torch
 from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 
-from leuda_train.config.schema import (
-    SOURCE_STREAMS,
-    TARGET_STREAMS,
-    TrainConfig,
-    load_config,
-    parse_config,
-)
+from leuda_train.config.load import load_config, parse_config
+from leuda_train.config.schema import TrainConfig
+from leuda_train.config.streams import SOURCE_STREAMS, TARGET_STREAMS
 from leuda_train.data.batches import AlignedSets
 from leuda_train.data.phantom.phantom_cohort import write_cohort
 from leuda_train.data.slices import Slices

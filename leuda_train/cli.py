@@ -155,7 +155,7 @@ def train(
 
         raise typer.Exit(launch(gpus, arguments_of_this_process()))
     from leuda_deploy.machine.progress import show_progress
-    from leuda_train.config.schema import load_config
+    from leuda_train.config.load import load_config
     from leuda_train.loop.ranks import one_voice
     from leuda_train.runs.run import train as train_run
 

@@ -18,7 +18,7 @@ from isal import igzip
 from numpy.typing import NDArray
 
 from leuda_deploy.scans.gzip_array import LEVEL, PIECE_BYTES
-from leuda_deploy.scans.recipe import Stack
+from leuda_deploy.scans.stack import Stack
 
 COPIED_BYTES = 64 << 20
 ROUNDS = 3

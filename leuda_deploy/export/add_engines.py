@@ -28,7 +28,7 @@ from leuda_deploy.model.passport import Passport
 from leuda_deploy.proof.layers import Float32
 from leuda_deploy.proof.parity import LIMITS, Parity, check_parity, class_names, run_windows
 from leuda_deploy.proof.probes import Probes, make_probes
-from leuda_deploy.scans.recipe import Stack, window_at
+from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import read_volume
 
 
@@ -133,10 +133,10 @@ def probes_of_scans(folder: Path, scans: list[Path]) -> Probes:
     card = read_model(find_model(folder))[1]
     windows: dict[str, Float32] = {}
     for path in scans:
-        stack = Stack(read_volume(path), card.recipe, depth=card.depth)
+        stack = Stack(read_volume(path), card.recipe, window_depth=card.depth)
         # of a 3D graph, windows that lie beside each other
         starts = range(0, stack.depth, stack.window_slices)
-        windows[str(path)] = np.stack([window_at(stack, start) for start in starts])
+        windows[str(path)] = np.stack([stack.window_at(start) for start in starts])
     return make_probes(windows)
 
 

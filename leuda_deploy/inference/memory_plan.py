@@ -9,7 +9,7 @@ from math import prod
 from leuda_deploy.errors import InputError
 from leuda_deploy.inference.sliding_window import DEFAULT_TILING, Tiling, windows_per_slice
 from leuda_deploy.machine.memory import in_megabytes
-from leuda_deploy.scans.recipe import Stack
+from leuda_deploy.scans.stack import Stack
 
 # What Python, its allocator and the threads take on top of what can be counted: measured up to
 # 60 MB (benchmarks/results/runtime.json).

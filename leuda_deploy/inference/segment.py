@@ -32,7 +32,9 @@ from leuda_deploy.inference.sliding_window import (
 )
 from leuda_deploy.machine.clock import Clock
 from leuda_deploy.machine.progress import Progress, no_progress
-from leuda_deploy.scans.recipe import Depth, Intensity, Recipe, Stack
+from leuda_deploy.scans.intensity import Intensity
+from leuda_deploy.scans.recipe import Depth, Recipe
+from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import Volume
 
 Float32 = NDArray[np.float32]
@@ -71,7 +73,7 @@ def segment(
     progress: Progress = no_progress,
 ) -> Segmentation:
     """`segment_stack` for a scan as it was read."""
-    stack = Stack(volume, recipe, depth=depth, pixel_spacing_mm=pixel_spacing_mm)
+    stack = Stack(volume, recipe, window_depth=depth, pixel_spacing_mm=pixel_spacing_mm)
     return segment_stack(
         stack,
         engine,

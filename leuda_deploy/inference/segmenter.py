@@ -28,7 +28,7 @@ from leuda_deploy.machine.files import file_sha256
 from leuda_deploy.machine.memory import resident_bytes
 from leuda_deploy.model.model_file import find_model, read_model
 from leuda_deploy.proof.trial import Trial, kept_trial, try_engine
-from leuda_deploy.scans.recipe import Stack, window_at
+from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import Volume, read_volume, volume_of
 
 Float32 = NDArray[np.float32]
@@ -145,7 +145,7 @@ class Segmenter:
 
     def stack(self, volume: Volume) -> Stack:
         """The scan as this model's recipe has it."""
-        return Stack(volume, self.card.recipe, depth=self.card.depth)
+        return Stack(volume, self.card.recipe, window_depth=self.card.depth)
 
     @property
     def asked(self) -> dict[str, object]:
@@ -278,4 +278,4 @@ def sample_windows(stack: Stack, count: int = TRIED_WINDOWS) -> Float32:
     starts = ((np.arange(count) + 0.5) / count * (stack.depth - stack.window_slices + 1)).astype(
         int
     )
-    return np.stack([window_at(stack, start)[None] for start in starts.tolist()])
+    return np.stack([stack.window_at(start)[None] for start in starts.tolist()])

@@ -20,8 +20,8 @@ from leuda_deploy.inference.sliding_window import (
     window_starts,
     windows_per_slice,
 )
-from leuda_deploy.scans.recipe import Stack
 from leuda_deploy.scans.resample import taps
+from leuda_deploy.scans.stack import Stack
 
 Float32 = NDArray[np.float32]
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.model.card import ModelCard
-from leuda_deploy.scans.recipe import Stack
+from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import Volume
 
 TILE = 320  # pixels, the longer side of a slice in the picture

@@ -17,8 +17,9 @@ from leuda_deploy.jobs.overlay import draw_overlay
 from leuda_deploy.machine.clock import Clock
 from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.machine.memory import peak_bytes
+from leuda_deploy.scans.intensity import Intensity
 from leuda_deploy.scans.likeness import likeness
-from leuda_deploy.scans.recipe import Intensity, Stack
+from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import write_labels, write_map
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from leuda_deploy.errors import ModelError, describe
 from leuda_deploy.inference.sliding_window import Tiling
-from leuda_deploy.scans.likeness import Domain
+from leuda_deploy.scans.likeness import IntensityProfile
 from leuda_deploy.scans.recipe import Depth, Recipe
 
 SCHEMA_VERSION = 1
@@ -83,7 +83,7 @@ class ModelCard(_Part):
     feed  what the graph is given is always the normalised target scan; this says what the network
           inside reads: the target itself, or the target through the generator `to_source`
     precision  what most of the network computes in; inputs and scores are always fp32
-    domain  intensities of the target scans of training; None: not known
+    domain  intensity profile of the target scans of training; None: not known
     tiling  how windows are laid, blended, mirrored and left out
     depth   of a 3D graph's windows; None: the graph is 2D
     sha256  over graph, weights and card; see `model_file`
@@ -97,7 +97,7 @@ class ModelCard(_Part):
     feed: Literal["target", "target_as_source"]
     precision: Precision = "fp32"
     options: GraphOptions = GraphOptions()
-    domain: Domain | None = None
+    domain: IntensityProfile | None = None
     tiling: Tiling = Tiling()
     depth: Depth | None = None
     opset: Annotated[int, Field(ge=1)]

@@ -13,19 +13,20 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from leuda_deploy.scans.recipe import Intensity
+from leuda_deploy.scans.intensity import Intensity
 
 FIGURES = ("low", "high", "lower quartile", "median", "upper quartile")
-# A scan this many spreads away looks like another domain. Few training scans make the spread
-# uncertain, which the least spread allows for. Phantoms: CT among CT 1.1 at most, MR 12.
+# A scan this many spreads away does not look like the scans of training. Few of them make the
+# spread uncertain, which the least spread allows for. Phantoms: CT among CT 1.1 at most, MR 12.
 Z_LIMIT = 4.0
 LEAST_SPREAD = 0.05  # of every figure, in units of the clipped range
 
 
-class Domain(BaseModel):
+class IntensityProfile(BaseModel):
     """What the unlabelled target scans of training look like, by figure (see `figures`).
 
-    mean, spread  over the scans; the spread is their standard deviation
+    scans         how many there are
+    mean, spread  over the scans, a number a figure; the spread is their standard deviation
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,7 +38,14 @@ class Domain(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Likeness:
-    """How far a scan is from a domain: z of the figure that is furthest, and whether it fits."""
+    """How far a scan is from a profile.
+
+    fits    whether it looks like the scans of the profile
+    z       spreads between it and the profile's mean, of the figure that is furthest
+    figure  which one that is, of FIGURES
+    value   its value in this scan
+    usual   its mean in the profile
+    """
 
     fits: bool
     z: float
@@ -59,21 +67,21 @@ def figures(intensity: Intensity) -> tuple[float, ...]:
     return (low, high, *shares.tolist())
 
 
-def domain_of(scans: Sequence[Intensity]) -> Domain:
-    """The domain that these scans are from."""
+def profile_of(scans: Sequence[Intensity]) -> IntensityProfile:
+    """The profile of these scans, of which there is at least one."""
     every = np.array([figures(scan) for scan in scans])
-    return Domain(
+    return IntensityProfile(
         scans=len(scans),
         mean=tuple(every.mean(axis=0).tolist()),
         spread=tuple(every.std(axis=0).tolist()),
     )
 
 
-def likeness(scan: Intensity, domain: Domain) -> Likeness:
-    """How far a scan's figures are from the domain's, in spreads."""
-    found, mean = np.array(figures(scan)), np.array(domain.mean)
+def likeness(scan: Intensity, profile: IntensityProfile) -> Likeness:
+    """How far a scan's figures are from the profile's, in spreads."""
+    found, mean = np.array(figures(scan)), np.array(profile.mean)
     reach = np.array([mean[1] - mean[0]] * 2 + [1.0] * 3)
-    spread = np.hypot(domain.spread, LEAST_SPREAD * reach)
+    spread = np.hypot(profile.spread, LEAST_SPREAD * reach)
     z = np.abs(found - mean) / spread
     worst = int(z.argmax())
     return Likeness(

@@ -1,48 +1,17 @@
-"""run.toml + method.toml -> TrainConfig: frozen, validated, unknown keys are errors.
-
-A config says how large and how long; a method says what is trained on what. Both are TOML with the
-same keys; the method is laid over the config.
-"""
+"""TrainConfig and its parts: everything about a run but the scans; frozen, validated."""
 
 from __future__ import annotations
 
 import math
-import tomllib
-from importlib import resources
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from leuda_deploy.errors import InputError, describe
-from leuda_deploy.scans.recipe import Recipe
-
-Stream = Literal[
-    "source",
-    "source_as_target",
-    "source_cycled",
-    "target",
-    "target_as_source",
-    "target_cycled",
-]
-SOURCE_STREAMS: tuple[Stream, ...] = ("source", "source_as_target", "source_cycled")
-TARGET_STREAMS: tuple[Stream, ...] = ("target", "target_as_source", "target_cycled")
-# by appearance
-SOURCE_LIKE: tuple[Stream, ...] = ("source", "source_cycled", "target_as_source")
-TARGET_LIKE: tuple[Stream, ...] = ("source_as_target", "target", "target_cycled")
-
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0, le=1)]
-Weight = Annotated[float, Field(ge=0)]
-Probability = Annotated[float, Field(ge=0, lt=1)]
+from leuda_train.config.objective import ObjectiveConfig
+from leuda_train.config.values import Count, Part, Positive, Probability, Rate, Weight
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class RecipeConfig(_Part):
+class RecipeConfig(Part):
     """The part of the recipe that is not the cohort's: see `leuda_deploy.scans.recipe.Recipe`."""
 
     window: tuple[int, int]
@@ -50,7 +19,7 @@ class RecipeConfig(_Part):
     normalisation: Literal["zscore", "minmax"]
 
 
-class TranslationConfig(_Part):
+class TranslationConfig(Part):
     """Stage 1. width: channels of the generators' first layer; steps: iterations in all.
 
     kind  "cyclegan", or "fourier": amplitude swap, which needs no training but cannot be part of an
@@ -76,7 +45,7 @@ class TranslationConfig(_Part):
         return {"cyclegan": "CycleGAN", "fourier": "Fourier"}[self.kind]
 
 
-class UNetConfig(_Part):
+class UNetConfig(Part):
     """Channels and encoder dropout by level, finest first."""
 
     widths: Annotated[tuple[Positive, ...], Field(min_length=2)]
@@ -89,7 +58,7 @@ class UNetConfig(_Part):
         return self
 
 
-class AdversarialConfig(_Part):
+class AdversarialConfig(Part):
     """Feature adaptation. levels count decoder feature maps from the output: 1 is the last."""
 
     levels: Annotated[tuple[Positive, ...], Field(min_length=1)]
@@ -97,106 +66,7 @@ class AdversarialConfig(_Part):
     learning_rate: Rate
 
 
-class ObjectiveConfig(_Part):
-    """L = L_seg + λ_intra L_con^intra + λ_inter L_con^inter + λ_adv_* L_adv^* + λ_pseudo L_pseudo.
-
-    supervised_on      the images L_seg is taken on; they share one label, so are all of one domain
-    intra_on           the images that student and intra-domain teacher are compared on
-    warmup_epochs      λ are 0 and the learning rate rises linearly
-    ramp_epochs        λ rise as exp(-5 (1 - epoch/ramp_epochs)²)
-    lambda_pseudo      self-training on the target; not in the paper, 0 switches it off
-    pseudo_from        the teachers whose mean makes the pseudo-labels: the intra-domain one reads
-                       x^{t→s}, the inter-domain one x^t
-    pseudo_confidence  pixels below it are left out, but never more than half of a class
-    batchnorm_over     what batch norm takes its statistics over in training, where a network reads
-                       several streams: "batch", all of them; "stream", each by itself, as the
-                       released MT-UDA code, which reads them one after another
-    """
-
-    supervised_on: Annotated[tuple[Stream, ...], Field(min_length=1)]
-    lambda_intra: Weight
-    lambda_inter: Weight
-    lambda_adv_intra: Weight
-    lambda_adv_inter: Weight
-    warmup_epochs: Count
-    ramp_epochs: Positive
-    ema_decay: Probability
-    teacher_batchnorm: Literal["ema", "own"]
-    teacher_noise: Weight
-    teacher_noise_limit: Weight
-    intra_on: Annotated[tuple[Stream, ...], Field(min_length=1)] = ("source", "target_as_source")
-    lambda_pseudo: Weight = 0.0
-    pseudo_from: tuple[Literal["intra_teacher", "inter_teacher"], ...] = ("inter_teacher",)
-    pseudo_confidence: Probability = 0.8
-    batchnorm_over: Literal["batch", "stream"] = "batch"
-
-    @property
-    def compares_intra(self) -> bool:
-        """Whether student and intra-domain teacher are compared."""
-        return self.lambda_intra > 0 or self.lambda_adv_intra > 0
-
-    @property
-    def compares_inter(self) -> bool:
-        """Whether student and inter-domain teacher are compared."""
-        return self.lambda_inter > 0 or self.lambda_adv_inter > 0
-
-    @property
-    def student_streams(self) -> tuple[Stream, ...]:
-        """The unlabelled images that the student reads as they are."""
-        read = {*(self.intra_on if self.compares_intra else ())}
-        read |= {*(SOURCE_LIKE if self.compares_inter else ())}
-        return tuple(stream for stream in (*SOURCE_LIKE, *TARGET_LIKE) if stream in read)
-
-    @property
-    def intra_streams(self) -> tuple[Stream, ...]:
-        """What the intra-domain teacher reads; nothing if no term of L asks it."""
-        asked = self.lambda_pseudo > 0 and "intra_teacher" in self.pseudo_from
-        return self.intra_on if self.compares_intra or asked else ()
-
-    @property
-    def inter_streams(self) -> tuple[Stream, ...]:
-        """What the inter-domain teacher reads; nothing if no term of L asks it."""
-        if self.compares_inter:
-            return TARGET_LIKE
-        asked = self.lambda_pseudo > 0 and "inter_teacher" in self.pseudo_from
-        return ("target",) if asked else ()
-
-    @property
-    def unlabelled_streams(self) -> tuple[Stream, ...]:
-        """Every unlabelled image set that is drawn from."""
-        read = {*self.student_streams, *self.intra_streams, *self.inter_streams}
-        read |= {"target"} if self.lambda_pseudo > 0 else set()
-        return tuple(stream for stream in (*SOURCE_STREAMS, *TARGET_STREAMS) if stream in read)
-
-    @property
-    def networks_in_use(self) -> dict[str, bool]:
-        """Network name -> whether any term of L asks it."""
-        return {
-            "student": True,
-            "intra_teacher": bool(self.intra_streams),
-            "inter_teacher": bool(self.inter_streams),
-        }
-
-    @model_validator(mode="after")
-    def _pseudo_labels_have_an_author(self) -> Self:
-        missing = "intra_teacher" in self.pseudo_from and "target_as_source" not in self.intra_on
-        if self.lambda_pseudo > 0 and (missing or not self.pseudo_from):
-            raise ValueError(
-                f"pseudo_from = {self.pseudo_from}: name a teacher; the intra-domain one needs "
-                "target_as_source in intra_on"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _one_domain(self) -> Self:
-        if {*self.supervised_on} & {*SOURCE_STREAMS} and {*self.supervised_on} & {*TARGET_STREAMS}:
-            raise ValueError(f"supervised_on mixes source and target images: {self.supervised_on}")
-        if {*self.supervised_on} & {"target_as_source", "target_cycled"}:
-            raise ValueError("supervised_on may name source images, or target alone")
-        return self
-
-
-class ScheduleConfig(_Part):
+class ScheduleConfig(Part):
     """How long and how much at a time. An epoch is steps_per_epoch iterations.
 
     decay  of the learning rate after the warm-up: the paper's is constant
@@ -211,7 +81,7 @@ class ScheduleConfig(_Part):
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 30.0
 
 
-class AugmentConfig(_Part):
+class AugmentConfig(Part):
     """The random affine; drawn anew for each image family."""
 
     scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
@@ -224,7 +94,7 @@ class AugmentConfig(_Part):
         return self
 
 
-class StyleConfig(_Part):
+class StyleConfig(Part):
     """Style randomisation of the images that the student is trained on; not in the paper.
 
     curve, convolution  how often a random intensity curve and a random shallow network are applied
@@ -236,7 +106,7 @@ class StyleConfig(_Part):
     noise: Annotated[float, Field(ge=0, le=2)] = 0.0
 
 
-class TestConfig(_Part):
+class TestConfig(Part):
     """Which network is the product of the run, and what it reads of a target scan.
 
     network       "auto": the label-free score chooses among those in use
@@ -255,7 +125,7 @@ class TestConfig(_Part):
         return "target" if network in ("inter_teacher", "distilled") else self.feed
 
 
-class DistilConfig(_Part):
+class DistilConfig(Part):
     """Stage 3. width: channels as a share of the U-Net's, 0.25 for an edge-sized network."""
 
     width: Annotated[float, Field(gt=0, le=1)]
@@ -267,7 +137,7 @@ class DistilConfig(_Part):
         return tuple(max(4, round(self.width * channels)) for channels in full)
 
 
-class TrainConfig(_Part):
+class TrainConfig(Part):
     """Everything about a run but the scans.
 
     compile  torch.compile student and teachers: pays in long runs alone (benchmarks/training.py)
@@ -358,69 +228,3 @@ class TrainConfig(_Part):
     def uses_target_labels(self) -> bool:
         """Whether this is the supervised upper bound, the one method that reads target labels."""
         return "target" in self.objective.supervised_on
-
-
-def shipped(kind: Literal["configs", "methods"]) -> list[str]:
-    """Names of the configs or methods in the package."""
-    folder = resources.files("leuda_train") / kind
-    return sorted(
-        Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml")
-    )
-
-
-def load_config(config: str, method: str, **overrides: Any) -> TrainConfig:
-    """A shipped name or a TOML path each; overrides (seed=, device=, ...) are laid over both.
-
-    Raises InputError naming the first fault.
-    """
-    content = _merge(_read("configs", config), _read("methods", method))
-    content.setdefault("name", Path(config).stem)
-    content.setdefault("method", Path(method).stem)
-    content |= {key: value for key, value in overrides.items() if value is not None}
-    return parse_config(content, f"config {config} with method {method}")
-
-
-def parse_config(content: dict[str, Any], origin: str) -> TrainConfig:
-    """Validate a resolved config. Raises InputError naming the first fault."""
-    try:
-        return TrainConfig.model_validate(content)
-    except ValidationError as error:
-        raise InputError(f"{origin}: {describe(error)}") from error
-
-
-def make_recipe(config: TrainConfig, slice_axis: str, spacing_mm: object) -> Recipe:
-    """The cohort's slice axis and spacing with the config's window and intensities.
-
-    Raises InputError naming the first fault.
-    """
-    content = {"slice_axis": slice_axis, "spacing_mm": spacing_mm, **config.recipe.model_dump()}
-    try:
-        return Recipe.model_validate(content)
-    except ValidationError as error:
-        raise InputError(f"recipe of config {config.name}: {describe(error)}") from error
-
-
-def _read(kind: Literal["configs", "methods"], name: str) -> dict[str, Any]:
-    path = Path(name)
-    if path.suffix == ".toml":
-        if not path.is_file():
-            raise InputError(f"no such file: {path}")
-        text = path.read_bytes()
-    elif name in shipped(kind):
-        text = (resources.files("leuda_train") / kind / f"{name}.toml").read_bytes()
-    else:
-        raise InputError(
-            f"no {kind[:-1]} named {name!r}; shipped: {', '.join(shipped(kind))}; or a *.toml file"
-        )
-    try:
-        return tomllib.loads(text.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{name} is not TOML: {error}") from error
-
-
-def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged

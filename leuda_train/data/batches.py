@@ -18,13 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from leuda_train.config.schema import (
-    SOURCE_STREAMS,
-    TARGET_STREAMS,
-    AugmentConfig,
-    Stream,
-    StyleConfig,
-)
+from leuda_train.config.schema import AugmentConfig, StyleConfig
+from leuda_train.config.streams import SOURCE_STREAMS, TARGET_STREAMS, Stream
 from leuda_train.data.augment.affine import random_affine, warp, warp_labelled
 from leuda_train.data.augment.style import randomise_style
 from leuda_train.loop.hardware import Hardware

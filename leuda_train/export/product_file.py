@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from leuda_deploy.errors import TrainingError
-from leuda_deploy.scans.likeness import Domain
+from leuda_deploy.scans.likeness import IntensityProfile
 from leuda_deploy.scans.recipe import Recipe
 from leuda_train.loop import checkpoint
 from leuda_train.loop.run_folder import RunFolder
@@ -42,7 +42,7 @@ class ProductFacts(BaseModel):
     seed: int
     steps: int
     hardware: str
-    domain: Domain | None = None  # a run from before it was kept has none
+    domain: IntensityProfile | None = None  # a run from before it was kept has none
 
 
 def build_product(facts: ProductFacts) -> DeployedNetwork:

@@ -39,7 +39,14 @@ class JointBatchNorm2d(nn.BatchNorm2d):
     def _normalised(self, x: Tensor) -> Tensor:
         if self.ranks.size == 1:
             return super().forward(x)
-        normalised, mean, var = _Normalise.apply(x, self.weight, self.bias, self.eps, self.ranks)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        normalised: Tensor
+        normalised, mean, var = _Normalise.apply(  # type: ignore[no-untyped-call]
+            x, self.weight, self.bias, self.eps, self.ranks
+        )
         with torch.no_grad():
             count = x.numel() // x.shape[1] * self.ranks.size
             self.running_mean.lerp_(mean, self.momentum)
@@ -52,7 +59,7 @@ class _Normalise(torch.autograd.Function):
     """y = (x - mean) / sqrt(var + eps) * weight + bias, mean and var over the joint batch."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, ranks: Ranks
     ) -> tuple[Tensor, Tensor, Tensor]:
         own_var, own_mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)
@@ -65,18 +72,22 @@ class _Normalise(torch.autograd.Function):
         return F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps), mean, var
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, var = ctx.saved_tensors
         dy = gradients[0].float()
-        column = lambda values: values[:, None, None]
         scale = torch.rsqrt(var + ctx.eps)
-        x_hat = (x.float() - column(mean)) * column(scale)
+        x_hat = (x.float() - _column(mean)) * _column(scale)
         own = torch.stack([dy.sum((0, 2, 3)), (dy * x_hat).sum((0, 2, 3))])
         count = x.numel() // x.shape[1] * ctx.ranks.size
         mean_dy, mean_dy_x_hat = (ctx.ranks.sum(own) / count).unbind(0)
-        dx = dy - column(mean_dy) - x_hat * column(mean_dy_x_hat)
-        dx = dx * column(scale * weight.float())
+        dx = dy - _column(mean_dy) - x_hat * _column(mean_dy_x_hat)
+        dx = dx * _column(scale * weight.float())
         return dx.to(x.dtype), own[1].to(weight.dtype), own[0].to(weight.dtype), None, None
+
+
+def _column(values: Tensor) -> Tensor:
+    """(C,) -> (C, 1, 1), to stand beside (B, C, H, W)."""
+    return values[:, None, None]
 
 
 def with_joint_batchnorm(net: nn.Module, ranks: Ranks) -> nn.Module:

@@ -45,7 +45,8 @@ class Generator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Translate."""
-        return self.layers(x)
+        y: Tensor = self.layers(x)
+        return y
 
 
 class _Residual(nn.Module):
@@ -60,12 +61,15 @@ class _Residual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.layers(x)
+        change: Tensor = self.layers(x)
+        return x + change
 
 
-def _conv_norm(channels_in: int, channels: int, **conv: int) -> list[nn.Module]:
+def _conv_norm(
+    channels_in: int, channels: int, *, kernel_size: int, stride: int = 1, padding: int = 0
+) -> list[nn.Module]:
     return [
-        nn.Conv2d(channels_in, channels, **conv),
+        nn.Conv2d(channels_in, channels, kernel_size, stride, padding),
         InstanceNorm(channels),
         nn.ReLU(inplace=True),
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 TeacherBatchNorm = Literal["ema", "own"]
 
@@ -26,7 +26,8 @@ def update_teacher(
               "own"  running statistics are left alone: the teacher gathers those of the domain it
                      is shown (what the released MT-UDA code did without saying so)
     """
-    theirs, ours = list(student.parameters()), list(teacher.parameters())
+    theirs: list[Tensor] = list(student.parameters())
+    ours: list[Tensor] = list(teacher.parameters())
     assert len(theirs) == len(ours), "teacher and student are different networks"
     torch._foreach_lerp_(ours, theirs, 1.0 - decay)
     if batchnorm == "ema":

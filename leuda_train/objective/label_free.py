@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812  (the field's habit)
 from torch import Tensor, nn
 
 from leuda_train.data.augment.fourier import swap_amplitude
-from leuda_train.data.batches import AlignedSets
+from leuda_train.data.batches import AlignedSets, take_rows
 from leuda_train.loop.hardware import Hardware
 
 WINDOWS = 64
@@ -42,7 +42,7 @@ def make_probe(sets: AlignedSets, hardware: Hardware, seed: int) -> Probe:
     swapped = swap_amplitude(np.asarray(sets.images["source"][labelled]), partners, RADIUS)
     return Probe(
         target_like=hardware.put(torch.from_numpy(swapped)[:, None]),
-        labels=torch.from_numpy(sets.labels[labelled].astype(np.int64)).to(hardware.device),
+        labels=take_rows(sets.labels, labelled, hardware).long(),
         target=hardware.put(torch.from_numpy(target)[:, None]),
     )
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from leuda_train.config.schema import ObjectiveConfig, ScheduleConfig
+from leuda_train.config.objective import ObjectiveConfig
+from leuda_train.config.schema import ScheduleConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,13 +23,14 @@ those of the joint batch where several processes train, and this is one process'
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from leuda_train.config.schema import SOURCE_LIKE, ObjectiveConfig, Stream
+from leuda_train.config.objective import ObjectiveConfig
+from leuda_train.config.streams import SOURCE_LIKE, Stream
 from leuda_train.data.batches import Batch
 from leuda_train.loop.hardware import Hardware
 from leuda_train.loop.optimizer_step import optimizer_step
@@ -56,6 +57,7 @@ INTER: tuple[tuple[Stream, Stream], ...] = (
     ("target_as_source", "target"),
     ("target_as_source", "target_cycled"),
 )
+Images = dict[str, Tensor]  # by stream
 Logits = dict[str, Tensor]  # by stream
 Features = dict[str, list[Tensor]]  # by stream, then level
 
@@ -105,9 +107,9 @@ def le_uda_step(
 
     with hardware.autocast():
         # --- student: all its images in one pass, the unlabelled ones clean
-        labelled = {f"labelled {n}": images for n, images in enumerate(batch.labelled)}
-        clean = {stream: x[stream] for stream in objective.student_streams}
-        strong = {"strong": batch.strong} if batch.strong is not None else {}
+        labelled: Images = {f"labelled {n}": images for n, images in enumerate(batch.labelled)}
+        clean: Images = {stream: x[stream] for stream in objective.student_streams}
+        strong: Images = {"strong": batch.strong} if batch.strong is not None else {}
         p, f = _read(nets.student, {**labelled, **clean, **strong}, objective)
 
         # --- teachers: their own view of the same slices; no gradient reaches them
@@ -118,10 +120,10 @@ def le_uda_step(
                     shown, objective.teacher_noise, objective.teacher_noise_limit, generator, ranks
                 )
                 noisy = [images + n for images, n in zip(shown, noise, strict=True)]
-                images_intra = dict(zip(objective.intra_streams, noisy, strict=True))
+                images_intra: Images = dict(zip(objective.intra_streams, noisy, strict=True))
                 q_intra, g_intra = _read(nets.intra_teacher, images_intra, objective)
             if objective.inter_streams:
-                images_inter = {stream: x[stream] for stream in objective.inter_streams}
+                images_inter: Images = {stream: x[stream] for stream in objective.inter_streams}
                 q_inter, g_inter = _read(nets.inter_teacher, images_inter, objective)
 
         # --- feature adaptation: the student's features are to look like the teachers'
@@ -180,9 +182,7 @@ def le_uda_step(
     return {name: term.detach() for name, term in terms.items()}
 
 
-def _read(
-    net: nn.Module, streams: Mapping[str, Tensor], objective: ObjectiveConfig
-) -> tuple[Logits, Features]:
+def _read(net: nn.Module, streams: Images, objective: ObjectiveConfig) -> tuple[Logits, Features]:
     """All the streams of a network in one pass: its logits and features by stream."""
     sizes = [len(images) for images in streams.values()]
     apart = objective.batchnorm_over == "stream"

@@ -23,7 +23,8 @@ from rich.table import Table
 
 from leuda_deploy.errors import InputError
 from leuda_deploy.machine.files import atomic_path
-from leuda_train.config.schema import TrainConfig, load_config
+from leuda_train.config.load import load_config
+from leuda_train.config.schema import TrainConfig
 from leuda_train.data.cohort import Cohort, read_cohort
 from leuda_train.runs.run import Stage, check_upper_bound, train
 

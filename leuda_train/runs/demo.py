@@ -19,7 +19,7 @@ from leuda_deploy.engines.open_engine import OnnxEngine
 from leuda_deploy.jobs.report import infer_file
 from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.machine.progress import Progress, show_progress
-from leuda_train.config.schema import load_config
+from leuda_train.config.load import load_config
 from leuda_train.data.phantom.phantom_cohort import write_cohort
 from leuda_train.export.export_run import export
 from leuda_train.runs.run import train

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.model.card import PALETTE
 from leuda_deploy.scans.label_map import read_label_map
-from leuda_deploy.scans.recipe import Recipe, Stack
+from leuda_deploy.scans.recipe import Recipe
+from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import read_volume
-from leuda_train.config.schema import SOURCE_STREAMS, TARGET_STREAMS, Stream
+from leuda_train.config.streams import SOURCE_STREAMS, TARGET_STREAMS, Stream
 from leuda_train.data.cohort import Cohort, Scan
 from leuda_train.data.slices import Slices
 from leuda_train.loop.loop import Row

@@ -35,10 +35,13 @@ from numpy.typing import NDArray
 from leuda_deploy.errors import InputError
 from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.machine.progress import Progress
-from leuda_deploy.scans.likeness import domain_of
-from leuda_deploy.scans.recipe import Recipe, fit_intensity
+from leuda_deploy.scans.intensity import fit_intensity
+from leuda_deploy.scans.likeness import profile_of
+from leuda_deploy.scans.recipe import Recipe
 from leuda_deploy.scans.volume import read_volume
-from leuda_train.config.schema import Stream, TrainConfig, make_recipe, parse_config
+from leuda_train.config.load import make_recipe, parse_config
+from leuda_train.config.schema import TrainConfig
+from leuda_train.config.streams import Stream
 from leuda_train.data.batches import AlignedSets
 from leuda_train.data.cohort import Cohort, read_cohort
 from leuda_train.data.slices import Slices, load_slices
@@ -314,7 +317,7 @@ def _facts(
         seed=config.seed,
         steps=_steps(adapted, config),
         hardware=str(hardware),
-        domain=domain_of([fit_intensity(read_volume(scan.image), recipe) for scan in targets]),
+        domain=profile_of([fit_intensity(read_volume(scan.image), recipe) for scan in targets]),
     )
 
 

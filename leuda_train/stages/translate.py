@@ -19,8 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from leuda_train.config.schema import Stream, TranslationConfig
-from leuda_train.data.augment.fourier import fourier_sets
+from leuda_train.config.schema import TranslationConfig
+from leuda_train.config.streams import Stream
+from leuda_train.data.augment.fourier import swap_amplitude
 from leuda_train.data.batches import draw_rows, on_device, step_generator, take_rows
 from leuda_train.data.cache import content_key, made_once
 from leuda_train.data.slices import Slices
@@ -134,6 +135,24 @@ def _open(folder: Path, slices: Slices, config: TranslationConfig) -> Translated
         to_source=to_source,
         history=json.loads((folder / "history.json").read_text()),
     )
+
+
+def fourier_sets(
+    slices: Slices, config: TranslationConfig, seed: int
+) -> dict[Stream, NDArray[np.float32]]:
+    """The four translated sets; every slice borrows from a slice of the other domain at random."""
+    rng = np.random.default_rng(seed)
+    sets: dict[Stream, NDArray[np.float32]] = {}
+    domains: tuple[tuple[NDArray[np.float32], NDArray[np.float32], Stream, Stream], ...] = (
+        (slices.source, slices.target, "source_as_target", "source_cycled"),
+        (slices.target, slices.source, "target_as_source", "target_cycled"),
+    )
+    for own, other, translated, cycled in domains:
+        there = other[rng.integers(len(other), size=len(own))]
+        back = own[rng.integers(len(own), size=len(own))]
+        sets[translated] = swap_amplitude(own, there, config.fourier_radius)
+        sets[cycled] = swap_amplitude(sets[translated], back, config.fourier_radius)
+    return sets
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:

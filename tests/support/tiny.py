@@ -10,7 +10,9 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from leuda_train.config.schema import SOURCE_STREAMS, TARGET_STREAMS, TrainConfig, parse_config
+from leuda_train.config.load import parse_config
+from leuda_train.config.schema import TrainConfig
+from leuda_train.config.streams import SOURCE_STREAMS, TARGET_STREAMS
 from leuda_train.data.batches import AlignedSets, Draw
 from leuda_train.data.slices import Slices
 from leuda_train.loop.hardware import Hardware

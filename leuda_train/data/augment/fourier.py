@@ -9,9 +9,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from leuda_train.config.schema import Stream, TranslationConfig
-from leuda_train.data.slices import Slices
-
 BLOCK = 64  # images transformed at a time
 
 
@@ -42,19 +39,3 @@ def _swapped(
     amplitude[..., rows, columns] = np.abs(reference)[..., rows, columns]
     swapped = np.fft.ifftshift(amplitude * np.exp(1j * phase), axes=(-2, -1))
     return np.fft.ifft2(swapped).real.astype(np.float32)
-
-
-def fourier_sets(
-    slices: Slices, config: TranslationConfig, seed: int
-) -> dict[Stream, NDArray[np.float32]]:
-    """The four translated sets; every slice borrows from a slice of the other domain at random."""
-    rng = np.random.default_rng(seed)
-    sets: dict[Stream, NDArray[np.float32]] = {}
-    for domain, other in (("source", "target"), ("target", "source")):
-        own, theirs = np.asarray(getattr(slices, domain)), np.asarray(getattr(slices, other))
-        there = theirs[rng.integers(len(theirs), size=len(own))]
-        back = own[rng.integers(len(own), size=len(own))]
-        over = swap_amplitude(own, there, config.fourier_radius)
-        sets[f"{domain}_as_{other}"] = over
-        sets[f"{domain}_cycled"] = swap_amplitude(over, back, config.fourier_radius)
-    return sets

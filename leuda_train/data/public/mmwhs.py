@@ -13,6 +13,7 @@ from leuda_train.data.public.anatomy import Rule, check_anatomy
 from leuda_train.data.public.benchmark import (
     Benchmark,
     Pair,
+    Value,
     need,
     take_labelled,
     unpaired_sides,
@@ -39,7 +40,7 @@ LABELLED_ORDER = {
     ),
 }
 # One released MR label file has 421 where 420 is meant; everyone who trained on it reads it so.
-CLASSES = {"MYO": 205, "LAC": (420, 421), "LVC": 500, "AA": 820}
+CLASSES: dict[str, Value] = {"MYO": 205, "LAC": (420, 421), "LVC": 500, "AA": 820}
 BACKGROUND = (550, 600, 850)  # right atrium, right ventricle, pulmonary artery
 SPACING_MM = (1.0, 1.0)  # 256 pixels span the whole CT field of view (about 200 mm) and any heart
 VALUES = {"LVC": 500, "LAC": 420, "AA": 820, "RA": 550, "RV": 600}

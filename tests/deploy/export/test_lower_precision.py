@@ -24,8 +24,8 @@ from leuda_deploy.proof.layers import first_layer_that_differs, layers_of, value
 from leuda_deploy.proof.parity import run_windows
 from leuda_deploy.proof.probes import Probes, make_probes
 from leuda_deploy.proof.prove import Reference, prove
-from leuda_deploy.scans.recipe import Stack
 from leuda_deploy.scans.resample import fit_to_window
+from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import read_volume
 from leuda_train.data.phantom.phantom_cohort import write_cohort
 

@@ -16,8 +16,9 @@ from support.makers import MakeVolume
 
 from leuda_deploy.inference.labels import Doubts, entropy, label_plane, winners
 from leuda_deploy.inference.pipelined import ahead
-from leuda_deploy.scans.recipe import Recipe, Stack
+from leuda_deploy.scans.recipe import Recipe
 from leuda_deploy.scans.resample import resize, taps
+from leuda_deploy.scans.stack import Stack
 
 Float32 = NDArray[np.float32]
 

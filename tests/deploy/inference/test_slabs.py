@@ -27,8 +27,9 @@ from leuda_deploy.inference.segmenter import Segmenter, sample_windows
 from leuda_deploy.inference.slabs import Blocks, ScanSlices
 from leuda_deploy.inference.sliding_window import Engine, Tiling, blend_weights, window_starts
 from leuda_deploy.model.model_file import read_model, write_model
-from leuda_deploy.scans.recipe import Depth, Recipe, Stack, window_at
+from leuda_deploy.scans.recipe import Depth, Recipe
 from leuda_deploy.scans.resample import fit_to_window, taps
+from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import read_volume
 
 Float32 = NDArray[np.float32]
@@ -48,7 +49,7 @@ def stack_of(
 ) -> Stack:
     """A scan of (D, H, W) random voxels; slices lie `spacing_mm` apart."""
     raw = np.random.default_rng(0).integers(0, 1001, shape[::-1]).astype(np.int16)
-    return Stack(make_volume(raw, np.diag([1.0, 1.0, spacing_mm, 1.0])), RECIPE, depth=depth)
+    return Stack(make_volume(raw, np.diag([1.0, 1.0, spacing_mm, 1.0])), RECIPE, window_depth=depth)
 
 
 def scored(engine: Engine, stack: Stack, tiling: Tiling) -> Float32:
@@ -158,7 +159,7 @@ def test_slices_are_resampled_as_pixels_are(
 ) -> None:
     raw = np.random.default_rng(0).integers(0, 1001, (6, 7, 20)).astype(np.int16)
     volume = make_volume(raw)
-    stack = Stack(volume, RECIPE, depth=Depth(slices=4, spacing_mm=spacing_mm))
+    stack = Stack(volume, RECIPE, window_depth=Depth(slices=4, spacing_mm=spacing_mm))
     assert (stack.depth, stack.scan_depth, stack.grid_shape) == (slices, 20, (7, 6))
     index, weight = taps(20, slices)
     own = Stack(volume, RECIPE).images(0, 20)
@@ -263,7 +264,7 @@ def test_windows_to_try_and_prove_engines_on(
     assert {f"{scan} slice 0" for scan in (scan_file, other)} <= set(both.names)
     # the last block ends with the scan
     expected = fit_to_window(stack.images(2, 6), (16, 16), stack.intensity.floor)
-    np.testing.assert_array_equal(window_at(stack, 5), expected)
+    np.testing.assert_array_equal(stack.window_at(5), expected)
 
 
 def test_memory_does_not_grow_with_the_scan(make_volume: MakeVolume) -> None:

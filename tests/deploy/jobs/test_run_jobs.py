@@ -25,7 +25,8 @@ from leuda_deploy.jobs.run_jobs import run_jobs
 from leuda_deploy.machine.gpu import find_gpu
 from leuda_deploy.proof.parity import LIMITS
 from leuda_deploy.proof.trial import Trial, cache_folder, limits_of, run_trial
-from leuda_deploy.scans.recipe import Recipe, Stack
+from leuda_deploy.scans.recipe import Recipe
+from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import read_volume
 
 Captured = pytest.CaptureFixture[str]

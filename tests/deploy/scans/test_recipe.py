@@ -15,9 +15,11 @@ from pydantic import ValidationError
 from support.makers import MakeAffine, MakeVolume
 
 from leuda_deploy.errors import InputError
+from leuda_deploy.scans.intensity import fit_intensity
 from leuda_deploy.scans.label_map import label_map_of
-from leuda_deploy.scans.recipe import Recipe, Stack, fit_intensity
+from leuda_deploy.scans.recipe import Recipe
 from leuda_deploy.scans.resample import fit_to_window, resize
+from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import Volume
 
 WORLD_AXES = ("superior", "anterior", "right")

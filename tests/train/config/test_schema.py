@@ -6,7 +6,7 @@ import pytest
 from support import tiny
 
 from leuda_deploy.errors import InputError
-from leuda_train.config.schema import load_config, make_recipe, parse_config, shipped
+from leuda_train.config.load import load_config, make_recipe, parse_config, shipped
 
 
 def refused(match: str, **sections: object) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from support import tiny
 
-from leuda_train.config.schema import SOURCE_STREAMS, TARGET_STREAMS
+from leuda_train.config.streams import SOURCE_STREAMS, TARGET_STREAMS
 from leuda_train.data.batches import draw_rows, make_batch, step_generator, take_rows
 from leuda_train.loop.hardware import Hardware
 

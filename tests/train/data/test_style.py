@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from leuda_train.data.augment.fourier import fourier_sets, swap_amplitude
+from leuda_train.data.augment.fourier import swap_amplitude
 from leuda_train.data.augment.style import random_convolution, random_curve, randomise_style
+from leuda_train.stages.translate import fourier_sets
 
 
 def seeded(seed: int = 0) -> torch.Generator:

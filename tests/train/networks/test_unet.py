@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from leuda_train.config.schema import load_config
+from leuda_train.config.load import load_config
 from leuda_train.networks.discriminators import FeatureDiscriminator
 from leuda_train.networks.unet import UNet
 

@@ -13,7 +13,7 @@ from support import tiny
 from leuda_deploy.model.card import PALETTE
 from leuda_deploy.scans.recipe import Recipe
 from leuda_deploy.scans.volume import read_volume, write_labels
-from leuda_train.config.schema import SOURCE_STREAMS, TARGET_STREAMS
+from leuda_train.config.streams import SOURCE_STREAMS, TARGET_STREAMS
 from leuda_train.data.cohort import read_cohort
 from leuda_train.data.slices import Slices
 from leuda_train.evaluation.scores import evaluate_pairs

@@ -1,0 +1,119 @@
+"""the weights of L -> which terms there are, which images they need, which networks they ask.
+
+It stands here and not with the losses because a config whose parts contradict each other is
+refused when it is read, and this says what the parts need.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from leuda_train.config.streams import (
+    SOURCE_LIKE,
+    SOURCE_STREAMS,
+    TARGET_LIKE,
+    TARGET_STREAMS,
+    Stream,
+)
+from leuda_train.config.values import Count, Part, Positive, Probability, Weight
+
+
+class ObjectiveConfig(Part):
+    """L = L_seg + λ_intra L_con^intra + λ_inter L_con^inter + λ_adv_* L_adv^* + λ_pseudo L_pseudo.
+
+    supervised_on      the images L_seg is taken on; they share one label, so are all of one domain
+    intra_on           the images that student and intra-domain teacher are compared on
+    warmup_epochs      λ are 0 and the learning rate rises linearly
+    ramp_epochs        λ rise as exp(-5 (1 - epoch/ramp_epochs)²)
+    lambda_pseudo      self-training on the target; not in the paper, 0 switches it off
+    pseudo_from        the teachers whose mean makes the pseudo-labels: the intra-domain one reads
+                       x^{t→s}, the inter-domain one x^t
+    pseudo_confidence  pixels below it are left out, but never more than half of a class
+    batchnorm_over     what batch norm takes its statistics over in training, where a network reads
+                       several streams: "batch", all of them; "stream", each by itself, as the
+                       released MT-UDA code, which reads them one after another
+    """
+
+    supervised_on: Annotated[tuple[Stream, ...], Field(min_length=1)]
+    lambda_intra: Weight
+    lambda_inter: Weight
+    lambda_adv_intra: Weight
+    lambda_adv_inter: Weight
+    warmup_epochs: Count
+    ramp_epochs: Positive
+    ema_decay: Probability
+    teacher_batchnorm: Literal["ema", "own"]
+    teacher_noise: Weight
+    teacher_noise_limit: Weight
+    intra_on: Annotated[tuple[Stream, ...], Field(min_length=1)] = ("source", "target_as_source")
+    lambda_pseudo: Weight = 0.0
+    pseudo_from: tuple[Literal["intra_teacher", "inter_teacher"], ...] = ("inter_teacher",)
+    pseudo_confidence: Probability = 0.8
+    batchnorm_over: Literal["batch", "stream"] = "batch"
+
+    @property
+    def compares_intra(self) -> bool:
+        """Whether student and intra-domain teacher are compared."""
+        return self.lambda_intra > 0 or self.lambda_adv_intra > 0
+
+    @property
+    def compares_inter(self) -> bool:
+        """Whether student and inter-domain teacher are compared."""
+        return self.lambda_inter > 0 or self.lambda_adv_inter > 0
+
+    @property
+    def student_streams(self) -> tuple[Stream, ...]:
+        """The unlabelled images that the student reads as they are."""
+        read = {*(self.intra_on if self.compares_intra else ())}
+        read |= {*(SOURCE_LIKE if self.compares_inter else ())}
+        return tuple(stream for stream in (*SOURCE_LIKE, *TARGET_LIKE) if stream in read)
+
+    @property
+    def intra_streams(self) -> tuple[Stream, ...]:
+        """What the intra-domain teacher reads; nothing if no term of L asks it."""
+        asked = self.lambda_pseudo > 0 and "intra_teacher" in self.pseudo_from
+        return self.intra_on if self.compares_intra or asked else ()
+
+    @property
+    def inter_streams(self) -> tuple[Stream, ...]:
+        """What the inter-domain teacher reads; nothing if no term of L asks it."""
+        if self.compares_inter:
+            return TARGET_LIKE
+        asked = self.lambda_pseudo > 0 and "inter_teacher" in self.pseudo_from
+        return ("target",) if asked else ()
+
+    @property
+    def unlabelled_streams(self) -> tuple[Stream, ...]:
+        """Every unlabelled image set that is drawn from."""
+        read = {*self.student_streams, *self.intra_streams, *self.inter_streams}
+        read |= {"target"} if self.lambda_pseudo > 0 else set()
+        return tuple(stream for stream in (*SOURCE_STREAMS, *TARGET_STREAMS) if stream in read)
+
+    @property
+    def networks_in_use(self) -> dict[str, bool]:
+        """Network name -> whether any term of L asks it."""
+        return {
+            "student": True,
+            "intra_teacher": bool(self.intra_streams),
+            "inter_teacher": bool(self.inter_streams),
+        }
+
+    @model_validator(mode="after")
+    def _pseudo_labels_have_an_author(self) -> Self:
+        missing = "intra_teacher" in self.pseudo_from and "target_as_source" not in self.intra_on
+        if self.lambda_pseudo > 0 and (missing or not self.pseudo_from):
+            raise ValueError(
+                f"pseudo_from = {self.pseudo_from}: name a teacher; the intra-domain one needs "
+                "target_as_source in intra_on"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_domain(self) -> Self:
+        if {*self.supervised_on} & {*SOURCE_STREAMS} and {*self.supervised_on} & {*TARGET_STREAMS}:
+            raise ValueError(f"supervised_on mixes source and target images: {self.supervised_on}")
+        if {*self.supervised_on} & {"target_as_source", "target_cycled"}:
+            raise ValueError("supervised_on may name source images, or target alone")
+        return self
