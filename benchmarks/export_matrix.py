@@ -27,12 +27,14 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from leuda_deploy.engines.open_engine import OnnxEngine, OpenVinoEngine
+from leuda_deploy.engines.onnx_runtime import OnnxEngine
+from leuda_deploy.engines.openvino import OpenVinoEngine
 from leuda_deploy.errors import LeudaError
 from leuda_deploy.inference.segment import segment
 from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.model.card import Precision
-from leuda_deploy.model.model_file import MODEL_FILE
+from leuda_deploy.model.export_folder import MODEL_FILE
+from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import read_volume, write_labels
 from leuda_train.data.cohort import Cohort, read_cohort
@@ -45,10 +47,10 @@ from leuda_train.networks.product import TorchEngine
 RESULT = Path(__file__).parent / "results" / "export_matrix.json"
 FIGURES = ("max_abs", "mean_abs", "disagreement", "class_dice")
 ENGINES: dict[str, Callable[[Path, int], Any]] = {
-    "ONNX Runtime CPU": lambda folder, threads: OnnxEngine(folder, threads=threads),
+    "ONNX Runtime CPU": lambda folder, threads: OnnxEngine(ModelFile.open(folder), threads=threads),
     # "fp32" leaves the graph its own precision
     "OpenVINO CPU": lambda folder, threads: OpenVinoEngine(
-        folder, precision="fp32", threads=threads
+        ModelFile.open(folder), precision="fp32", threads=threads
     ),
 }
 

@@ -147,7 +147,7 @@ def write_model(folder: Path, classes: int, widths: tuple[int, ...], steps: int)
 
     from leuda_deploy.export.to_onnx import to_onnx
     from leuda_deploy.model.card import PALETTE, ModelCard, Provenance, Structure
-    from leuda_deploy.model.model_file import MODEL_FILE
+    from leuda_deploy.model.export_folder import MODEL_FILE
     from leuda_train.networks.product import DeployedNetwork
 
     network = train_network(classes, widths, steps)
@@ -182,27 +182,27 @@ def write_model(folder: Path, classes: int, widths: tuple[int, ...], steps: int)
 
 def write_int8(source: Path, folder: Path) -> None:
     """A model of `write_model` in int8, as `leuda export --precision int8` does and proves it."""
-    import onnx
 
-    from leuda_deploy.engines.open_engine import OnnxEngine
+    from leuda_deploy.engines.onnx_runtime import OnnxEngine
     from leuda_deploy.export.lower_precision import lower_precision
-    from leuda_deploy.model.model_file import MODEL_FILE, read_model
+    from leuda_deploy.model.export_folder import MODEL_FILE
+    from leuda_deploy.model.model_file import ModelFile
     from leuda_deploy.proof.parity import run_windows
     from leuda_deploy.proof.probes import make_probes
     from leuda_deploy.proof.prove import Reference
 
-    content, card = read_model(source / MODEL_FILE)
+    model = ModelFile.open(source)
     images, _ = training_slices(np.random.default_rng(1))
     probes = make_probes({"made CT": images[::3]})
     reference = Reference(
         title="ONNX fp32",
         probes=probes,
-        scores=run_windows(OnnxEngine(source), probes.windows),
-        graph=onnx.load_model_from_string(content),
+        scores=run_windows(OnnxEngine(model), probes.windows),
+        graph=model.graph(),
     )
     lower_precision(
         reference,
-        card,
+        model.card,
         "int8",
         folder / MODEL_FILE,
         calibration=images[1::3],

@@ -14,7 +14,8 @@ from leuda_deploy.cli import JsonOption, app, run
 from leuda_deploy.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
-    from leuda_deploy.inference.sliding_window import Tiling
+    from leuda_deploy.model.model_file import ModelFile
+    from leuda_deploy.model.tiling import Tiling
 
 
 class DeviceOption(StrEnum):
@@ -297,10 +298,12 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a model and prove it, or refuse.  [dim]A run needs: leuda\\[train].[/dim]"""
-    from leuda_deploy.export.add_engines import add_engines, probes_of_scans, summary
+    from leuda_deploy.cli.show import export_summary
+    from leuda_deploy.export.add_engines import add_engines
     from leuda_deploy.export.import_onnx import copy_export, package_graph
     from leuda_deploy.export.to_tensorrt import engine_targets
     from leuda_deploy.export.to_triton import to_triton
+    from leuda_deploy.proof.probes import probes_of_scans
 
     targets = (  # refused before the long work
         engine_targets(trt_target.split(","), batch=trt_batch, workspace_mb=trt_workspace_mb)
@@ -311,12 +314,12 @@ def export(
     if card is not None and (from_run or output is None):
         raise InputError("--card is for an *.onnx file from elsewhere, and needs -o exports/NAME")
     if from_run:
-        from leuda_deploy.inference.sliding_window import Tiling
+        from leuda_deploy.model.tiling import Tiling
 
         tiling = Tiling(
             overlap=overlap, blending=blending.value, mirror=tuple(m.value for m in mirror or ())
         )
-        folder = _export_run(
+        model = _export_run(
             source, output, precision, dynamic_window, probabilities, licence, tiling
         )
     else:
@@ -326,10 +329,10 @@ def export(
             raise InputError(
                 f"{source} is an export already: ask for --trt or --triton, or -o exports/NAME"
             )
-        folder = (
+        model = (
             package_graph(source, card, output) if card and output else copy_export(source, output)
         )
-    probes = probes_of_scans(folder, prove) if prove else None
+    probes = probes_of_scans(model.card, prove) if prove else None
     if targets and probes is None and from_run:
         from leuda_train.export.export_run import run_probes
 
@@ -338,18 +341,13 @@ def export(
         from leuda_deploy.machine.progress import show_progress
 
         with show_progress("TensorRT") as progress:
-            add_engines(
-                folder,
-                targets,
-                probes=probes,
-                progress=progress,
-            )
-    served = to_triton(folder, triton) if triton is not None else None
-    shipped = summary(folder, served)
+            add_engines(model, targets, probes=probes, progress=progress)
+    served = to_triton(model, triton) if triton is not None else None
+    summary = export_summary(model, served)
     if as_json:
-        typer.echo(json.dumps(shipped, allow_nan=False))
+        typer.echo(json.dumps(summary, allow_nan=False))
         return
-    for key, value in shipped["lines"]:
+    for key, value in summary["lines"]:
         typer.echo(f"{key:<9}{value}")
 
 
@@ -361,7 +359,7 @@ def _export_run(
     probabilities: bool,
     licence: str,
     tiling: Tiling,
-) -> Path:
+) -> ModelFile:
     _need_torch("leuda export")
     from leuda_deploy.machine.progress import show_progress
     from leuda_deploy.model.card import GraphOptions
@@ -373,7 +371,7 @@ def _export_run(
         dynamic_window=dynamic_window, output="probabilities" if probabilities else "logits"
     )
     with show_progress(f"ONNX {precision.value}") as progress:
-        export_run(
+        model, _ = export_run(
             run_folder,
             output,
             licence=licence,
@@ -382,7 +380,7 @@ def _export_run(
             tiling=tiling,
             progress=progress,
         )
-    return output
+    return model
 
 
 @app.command()

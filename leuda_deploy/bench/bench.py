@@ -24,11 +24,12 @@ from rich.console import Console
 from rich.table import Table
 
 from leuda_deploy.bench.machine_floor import least_seconds
-from leuda_deploy.engines.open_engine import EngineName
+from leuda_deploy.engines.engine import EngineChoice, EngineName
 from leuda_deploy.errors import InputError, LeudaError
-from leuda_deploy.inference.segmenter import EngineChoice, Segmenter, installed_engines
+from leuda_deploy.inference.segmenter import Segmenter, installed_engines
+from leuda_deploy.inference.settings import Settings
 from leuda_deploy.machine.memory import peak_bytes
-from leuda_deploy.model.model_file import find_model
+from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.scans.volume import read_volume, write_labels
 
 PERCENTILES = (50, 95, 99)
@@ -56,7 +57,7 @@ def bench(
             known = ", ".join(("all", "auto", *get_args(EngineName)))
             raise InputError(f"no engine is called {name!r}; there are {known}")
     if "all" in names:
-        names = list(installed_engines("auto", find_model(model)))
+        names = list(installed_engines(ModelFile.open(model)))
     rows = []
     with tempfile.TemporaryDirectory(prefix="leuda-bench-") as folder:
         scan = Path(folder) / "scan.nii.gz"
@@ -122,7 +123,7 @@ def measure(
     totals: list[float] = []
     stages: dict[str, list[float]] = {}
     began = time.perf_counter()
-    segmenter = Segmenter(model, engine=engine, threads=threads)
+    segmenter = Segmenter(model, Settings(engine=engine, threads=threads))
     settled = segmenter.settled
     for _ in range(rounds + 1):
         start = time.perf_counter() if totals else began

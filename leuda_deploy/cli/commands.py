@@ -138,7 +138,9 @@ def infer(
     ] = None,
     jobs: Annotated[
         int,
-        typer.Option(help="Scans labelled at the same time. CPU only.", min=1, rich_help_panel=MANY),
+        typer.Option(
+            help="Scans labelled at the same time. CPU only.", min=1, rich_help_panel=MANY
+        ),
     ] = 1,
     shard: Annotated[
         str,
@@ -182,7 +184,7 @@ def infer(
         job = Job(scan=scan, output=output, uncertainty=uncertainty, seg=dicom_seg)
         todo = with_frames(job, frame)
         if len(todo) == 1:
-            report = run_job(todo[0], Segmenter(opened, settings), overlay=overlay)
+            report = run_job(todo[0], Segmenter(opened, settings, say=_say), overlay=overlay)
             _print_report(report, as_json)
             return
     if jobs > 1:
@@ -195,7 +197,7 @@ def infer(
         )
         outcomes = run_in_processes(todo, orders, jobs)
     else:
-        segmenter = Segmenter(opened, settings)
+        segmenter = Segmenter(opened, settings, say=_say)
         outcomes = run_jobs(todo, segmenter, overlay=overlay, skip_done=not again)
     with closing(outcomes):  # Ctrl-C stops the processes at once, not when Python ends
         whole = _print_outcomes(outcomes, as_json)

@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from leuda_deploy.engines.onnx_runtime import runs_on_the_cpu
 from leuda_deploy.export.verify import Verified
 from leuda_deploy.jobs.report import Report
 from leuda_deploy.jobs.run_jobs import Outcome
-from leuda_deploy.model.export_folder import PARITY_FILE
+from leuda_deploy.model.export_folder import PARITY_FILE, read_manifest
 from leuda_deploy.model.model_file import ModelFile
 
 
@@ -100,7 +101,7 @@ def export_summary(model: ModelFile, served: Path | None) -> dict[str, Any]:
         served: Where it was written in a Triton model repository, if it was.
     """
     folder, card = model.folder, model.card
-    engines = {} if model.manifest is None else model.manifest.engines
+    engines = read_manifest(folder).engines
     size_mb = len(model.content) / 1e6
     open_axes = "dynamic batch" + (" and window" if card.options.dynamic_window else "")
     lines = [
@@ -131,7 +132,7 @@ def export_summary(model: ModelFile, served: Path | None) -> dict[str, Any]:
         lines.append(("engine", line))
     if served is not None:
         lines.append(("triton", str(served)))
-    option = " --engine openvino" if card.precision == "bf16" else ""
+    option = "" if runs_on_the_cpu(card.precision) else " --engine openvino"
     lines.append(("next", f"leuda infer SCAN.nii.gz --model {folder}{option}"))
     return {
         "card": card.model_dump(mode="json"),

@@ -14,14 +14,11 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import cycle
 from typing import Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from leuda_deploy.engines.cuda import DeviceMemory, Event, Graph, Stream, pinned
+from leuda_deploy.engines.engine import Float32
 from leuda_deploy.errors import LeudaError, ModelError
 from leuda_deploy.model.passport import Family
 
-Float32 = NDArray[np.float32]
 Shape = tuple[int, ...]
 Item = TypeVar("Item")
 Place = TypeVar("Place")
@@ -64,7 +61,7 @@ def remembered(
     return value
 
 
-class Network:
+class LoadedEngine:
     """A loaded engine and what all its contexts share: activations, and whose turn it is.
 
     refusal  why runs are not launched as CUDA graphs, or None
@@ -134,7 +131,7 @@ class Network:
             return None
 
 
-class Run:
+class ReadyRun:
     """One shape in one slot, ready to be run: a context of its own, and its CUDA graph.
 
     A graph holds the state and the addresses of its context, so no context is ever given another
@@ -142,17 +139,17 @@ class Run:
     """
 
     def __init__(
-        self, network: Network, shape: Shape, stream: Stream, windows: int, scores: int
+        self, loaded: LoadedEngine, shape: Shape, stream: Stream, windows: int, scores: int
     ) -> None:
-        self._context, self._stream = network.context(shape), stream
-        self._context.set_tensor_address(network.input, windows)
-        self._context.set_tensor_address(network.output, scores)
+        self._context, self._stream = loaded.context(shape), stream
+        self._context.set_tensor_address(loaded.input, windows)
+        self._context.set_tensor_address(loaded.output, scores)
         self._graph: Graph | None = None
         # what a new shape changes is settled by its first run, which cannot be captured
-        stream.after(network.computed)
+        stream.after(loaded.computed)
         self.launch()
         stream.wait()
-        self._graph = network.capture(stream, self._enqueue)
+        self._graph = loaded.capture(stream, self._enqueue)
 
     def launch(self) -> None:
         """Compute the scores of the windows that are in the slot, in the order of its stream."""
@@ -171,19 +168,19 @@ class Buffers:
     largest  shape (b, 1, h, w) of the largest group
     """
 
-    def __init__(self, network: Network, largest: Shape) -> None:
-        self._network, self._stream = network, Stream()
+    def __init__(self, loaded: LoadedEngine, largest: Shape) -> None:
+        self._loaded, self._stream = loaded, Stream()
         pixels = math.prod(largest)
-        self._windows, self._scores = pinned(pixels), pinned(pixels * network.classes)
+        self._windows, self._scores = pinned(pixels), pinned(pixels * loaded.classes)
         self._device_windows = DeviceMemory(self._windows.nbytes)
         self._device_scores = DeviceMemory(self._scores.nbytes)
-        self._runs: dict[Shape, Run] = {}
+        self._runs: dict[Shape, ReadyRun] = {}
 
-    def run(self, shape: Shape) -> Run:
+    def run(self, shape: Shape) -> ReadyRun:
         """What runs windows of this shape here."""
         addresses = self._device_windows.address, self._device_scores.address
         return remembered(
-            self._runs, shape, lambda: Run(self._network, shape, self._stream, *addresses)
+            self._runs, shape, lambda: ReadyRun(self._loaded, shape, self._stream, *addresses)
         )
 
     def start(self, windows: Float32) -> None:
@@ -191,12 +188,12 @@ class Buffers:
         run = self.run(windows.shape)
         source = self._windows[: windows.size]
         source.reshape(windows.shape)[...] = windows
-        stream, computed = self._stream, self._network.computed
+        stream, computed = self._stream, self._loaded.computed
         stream.upload(source, self._device_windows)
         stream.after(computed)
         run.launch()
         stream.record(computed)
-        stream.download(self._device_scores, self._scores[: windows.size * self._network.classes])
+        stream.download(self._device_scores, self._scores[: windows.size * self._loaded.classes])
 
     def finish(self, scores: Float32) -> None:
         """Wait, and copy the scores to where they are wanted."""

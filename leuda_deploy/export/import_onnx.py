@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,21 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
-from leuda_deploy.engines.open_engine import OnnxEngine, OpenVinoEngine
+from leuda_deploy.engines.engine import Float32
+from leuda_deploy.engines.open_engine import reference_engine
 from leuda_deploy.errors import InputError, LeudaError, MissingExtraError, ModelError
-from leuda_deploy.export.verify import CARD_FILE, PARITY_FILE, verify
+from leuda_deploy.export.verify import verify
 from leuda_deploy.machine.files import atomic_folder
-from leuda_deploy.model.card import ModelCard, Precision, parse_card
-from leuda_deploy.model.export_folder import MANIFEST_FILE, check_target, write_manifest
-from leuda_deploy.model.model_file import MODEL_FILE, find_model, read_model, write_model
-from leuda_deploy.proof.layers import Float32
+from leuda_deploy.model.card import Precision, parse_card
+from leuda_deploy.model.export_folder import (
+    CARD_FILE,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    PARITY_FILE,
+    check_replaceable,
+    write_manifest,
+)
+from leuda_deploy.model.model_file import ModelFile, write_model
 
 PROBED = 2  # windows of noise that a graph from elsewhere is run on
 QUANTISED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"} | {
@@ -25,60 +33,60 @@ QUANTISED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"} | {
 }  # fmt: skip
 
 
-def copy_export(source: Path, output: Path | None) -> Path:
+def copy_export(source: Path, output: Path | None) -> ModelFile:
     """A model file from elsewhere -> an export folder that holds it; checked before it is kept.
 
     Without `output` the file must be the one of an export folder already.
     """
-    content, card = read_model(find_model(source))
+    model = ModelFile.open(source)
     if output is None or output.resolve() == source.parent.resolve():
         if source.name != MODEL_FILE:
             raise InputError(f"{source} is not in an export folder; say where to: -o exports/NAME")
         if not (source.parent / MANIFEST_FILE).is_file():
             raise InputError(f"{source.parent} has no manifest; say where to: -o exports/NAME")
-        return source.parent
-    check_target(output)
+        return model
+    check_replaceable(output)
     with atomic_folder(output) as folder:
-        (folder / MODEL_FILE).write_bytes(content)
-        (folder / CARD_FILE).write_text(card.model_dump_json(indent=1))
+        (folder / MODEL_FILE).write_bytes(model.content)
+        (folder / CARD_FILE).write_text(model.card.model_dump_json(indent=1))
         proof = source.parent / PARITY_FILE
         if source.name == MODEL_FILE and (source.parent / MANIFEST_FILE).is_file():
             verify(source.parent)  # then the proof beside it is of this very model
             if proof.is_file():
                 shutil.copyfile(proof, folder / PARITY_FILE)
-        write_manifest(folder)
-    return output
+        write_manifest(folder, known={MODEL_FILE: model.sha256})
+    return replace(model, path=output / MODEL_FILE)
 
 
-def package_graph(source: Path, card_file: Path, output: Path) -> Path:
+def package_graph(source: Path, card_file: Path, output: Path) -> ModelFile:
     """A graph from elsewhere, 2D or 3D, and its card -> an export folder, if they fit each other.
 
     The graph is run on noise. Raises ModelError in one line if it is not ONNX, is not what its card
     says, or gives scores that are not finite; InputError if `output` holds something else.
     """
-    check_target(output)
-    model = _read_graph(source)
+    check_replaceable(output)
+    graph = _read_graph(source)
     try:
         card = parse_card(card_file.read_text(encoding="utf-8"), str(card_file))
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"the card {card_file} cannot be read: {error}") from error
-    computes = precision_of(model)
+    computes = precision_of(graph)
     if computes != card.precision:
         raise ModelError(
             f"{source} computes in {computes}, its card says {card.precision}; "
             f'write "precision": "{computes}" into {card_file}'
         )
-    opset = next((entry.version for entry in model.opset_import if not entry.domain), card.opset)
+    opset = next((entry.version for entry in graph.opset_import if not entry.domain), card.opset)
     with atomic_folder(output) as folder:
-        path = folder / MODEL_FILE
-        card = write_model(model, card.model_copy(update={"opset": opset}), path)
-        (folder / CARD_FILE).write_text(card.model_dump_json(indent=1))
+        card = card.model_copy(update={"opset": opset})
+        model = write_model(graph, card, folder / MODEL_FILE)
+        (folder / CARD_FILE).write_text(model.card.model_dump_json(indent=1))
         try:
-            scores = _scores_of_noise(path, card)
+            scores = _scores_of_noise(replace(model, path=source))  # what a refusal is to name
         except MissingExtraError:
             raise
-        except LeudaError as error:  # it names the copy, which is gone by then
-            raise ModelError(str(error).replace(str(path), str(source))) from error
+        except LeudaError as error:
+            raise ModelError(str(error)) from error
         wanted = (PROBED, 1 + len(card.structures), *card.window)
         if scores.shape != wanted:
             raise ModelError(f"{source} gives scores {scores.shape}, its card says {wanted}")
@@ -88,8 +96,8 @@ def package_graph(source: Path, card_file: Path, output: Path) -> Path:
                 f"{source} gives {count:,} scores of {scores.size:,} that are not finite on noise: "
                 "look for NaN or infinity in its weights"
             )
-        write_manifest(folder)
-    return output
+        write_manifest(folder, known={MODEL_FILE: model.sha256})
+    return replace(model, path=output / MODEL_FILE)
 
 
 def precision_of(model: onnx.ModelProto) -> Precision:
@@ -124,8 +132,6 @@ def _read_graph(source: Path) -> onnx.ModelProto:
     return model
 
 
-def _scores_of_noise(path: Path, card: ModelCard) -> Float32:
-    bf16 = card.precision == "bf16"  # which ONNX Runtime does not run on the CPU
-    engine = OpenVinoEngine(path, precision="fp32") if bf16 else OnnxEngine(path)
-    noise = np.random.default_rng(0).normal(size=(PROBED, 1, *card.window))
-    return engine(noise.astype(np.float32))
+def _scores_of_noise(model: ModelFile) -> Float32:
+    noise = np.random.default_rng(0).normal(size=(PROBED, 1, *model.card.window))
+    return reference_engine(model)(noise.astype(np.float32))

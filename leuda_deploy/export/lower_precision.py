@@ -9,33 +9,34 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from leuda_deploy.engines.engine import Float32
 from leuda_deploy.errors import ParityError
 from leuda_deploy.export.to_half import to_bf16, to_fp16
 from leuda_deploy.export.to_int8 import calibrate, quantisable, quantise, split_concatenations
 from leuda_deploy.machine.progress import Progress
 from leuda_deploy.model.card import ModelCard, Precision
-from leuda_deploy.model.model_file import write_model
-from leuda_deploy.proof.layers import Float32, layers_of, values_of
+from leuda_deploy.model.model_file import ModelFile, write_model
+from leuda_deploy.proof.layers import layers_of, values_of
 from leuda_deploy.proof.parity import Parity
 from leuda_deploy.proof.probes import Probes
 from leuda_deploy.proof.prove import Reference, prove
 
 SENSITIVITY_WINDOWS = 8
 # Writes a candidate graph and proves it. Raises ParityError.
-Gate = Callable[[onnx.ModelProto], tuple[ModelCard, tuple[Parity, ...]]]
+Gate = Callable[[onnx.ModelProto], tuple[ModelFile, tuple[Parity, ...]]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lowered:
     """A model in lower precision.
 
-    card           as written
+    model          as written
     parities       what each engine made of it
     int8_layers    layers in int8
     lifted_layers  layers that were put back to float32 until the model agreed with the reference
     """
 
-    card: ModelCard
+    model: ModelFile
     parities: tuple[Parity, ...]
     int8_layers: tuple[str, ...] = ()
     lifted_layers: tuple[str, ...] = ()
@@ -67,15 +68,15 @@ def lower_precision(
     assert graph is not None
     card = card.model_copy(update={"precision": precision})
 
-    def gate(candidate: onnx.ModelProto) -> tuple[ModelCard, tuple[Parity, ...]]:
+    def gate(candidate: onnx.ModelProto) -> tuple[ModelFile, tuple[Parity, ...]]:
         opset = candidate.opset_import[0].version
         written = write_model(candidate, card.model_copy(update={"opset": opset}), path)
-        return written, prove(path, reference)
+        return written, prove(written, reference)
 
     if precision == "int8":
         return _lower_to_int8(graph, reference.probes, calibration[:, None], gate, progress)
     written, parities = gate(to_bf16(graph) if precision == "bf16" else to_fp16(graph))
-    return Lowered(card=written, parities=parities)
+    return Lowered(model=written, parities=parities)
 
 
 def _lower_to_int8(
@@ -98,7 +99,7 @@ def _lower_to_int8(
     while True:
         progress(len(lifted), len(titles), "layers lifted")
         try:
-            card, parities = gate(quantise(model, ranges, kept))
+            written, parities = gate(quantise(model, ranges, kept))
         except ParityError as error:
             worst_first = worst_first or _by_sensitivity(model, ranges, kept, probes, progress)
             worst = worst_first[: max(1, len(lifted) // 2)]
@@ -109,7 +110,7 @@ def _lower_to_int8(
                 raise ParityError(f"{error}; no layer of it can be int8", error.window) from error
             continue
         return Lowered(
-            card=card,
+            model=written,
             parities=parities,
             int8_layers=tuple(titles[name] for name in kept),
             lifted_layers=tuple(titles[name] for name in lifted),

@@ -21,7 +21,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from leuda_deploy.proof.layers import Float32, values_of
+from leuda_deploy.engines.engine import Float32
+from leuda_deploy.proof.layers import values_of
 
 BINS = 2048
 CALIBRATION_PIXELS = 1 << 16  # of the input, at a time

@@ -11,7 +11,7 @@ import onnx
 import torch
 
 from leuda_deploy.model.card import ModelCard
-from leuda_deploy.model.model_file import write_model
+from leuda_deploy.model.model_file import ModelFile, write_model
 
 OPSET = 20
 INPUT, OUTPUT = "windows", "logits"
@@ -29,12 +29,11 @@ class WithSoftmax(torch.nn.Module):
         return torch.softmax(self.module(windows), dim=1)
 
 
-def to_onnx(module: torch.nn.Module, card: ModelCard, path: Path | str) -> ModelCard:
+def to_onnx(module: torch.nn.Module, card: ModelCard, path: Path | str) -> ModelFile:
     """Write (B, 1, h, w) float32 -> (B, K, h, w) float32 with a dynamic batch and a fixed window.
 
     With `card.options.dynamic_window` h and w are open, too: any multiples of `window_multiple`.
-    Batch norm is folded into the convolutions; weights are inside the file. Returns the card with
-    the checksum of what was written.
+    Batch norm is folded into the convolutions; weights are inside the file.
     """
     example = torch.zeros(2, 1, *card.recipe.window)
     for name in ("torch.onnx", "onnxscript", "onnx_ir"):

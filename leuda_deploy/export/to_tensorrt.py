@@ -22,8 +22,9 @@ from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.machine.gpu import Gpu, find_gpu
 from leuda_deploy.machine.progress import Progress, no_progress
 from leuda_deploy.model.card import ModelCard
-from leuda_deploy.model.model_file import read_model
-from leuda_deploy.model.passport import Family, Passport, engine_key
+from leuda_deploy.model.export_folder import engine_file
+from leuda_deploy.model.model_file import ModelFile
+from leuda_deploy.model.passport import LARGEST_WINDOW, Family, Passport, engine_key
 
 THIS_MACHINE = "this-machine"
 # `--trt-target` -> compute capability. Engines for these are built without a GPU.
@@ -36,8 +37,6 @@ RTX_TARGETS = {
 }
 WORKSPACE_MB = 1024
 BATCH = 8
-# Dynamic windows: the profile goes from the smallest to this many times the recipe's window.
-LARGEST_WINDOW = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +61,7 @@ class EngineTarget:
     @property
     def file_name(self) -> str:
         """Of the engine, in its export folder."""
-        return f"model.{self.name}.engine"
+        return engine_file(self.name)
 
     @property
     def batches(self) -> tuple[int, int, int]:
@@ -130,7 +129,7 @@ def engine_targets(
 
 
 def to_tensorrt(
-    model: Path,
+    model: ModelFile,
     target: EngineTarget,
     out: Path,
     *,
@@ -153,14 +152,14 @@ def to_tensorrt(
         ModelError: The parsed network has lost the precision that the card states.
         LeudaError: The graph cannot be parsed or built.
     """
-    content, card = read_model(model)
+    card, onnx_sha256 = model.card, model.sha256
     trt: Any = importlib.import_module(target.family)
-    version, onnx_sha256 = str(trt.__version__), hashlib.sha256(content).hexdigest()
+    version = str(trt.__version__)
     log = make_log(trt)
     builder = trt.Builder(log)
-    network = _parse(trt, builder, log, content, model)
+    network = _parse(trt, builder, log, model)
     layers, kinds = read_precisions(trt, network)
-    _check_precision(card.precision, kinds, model)
+    _check_precision(card.precision, kinds, model.path)
 
     config = _configure(trt, builder, network, target, card)
     monitor = make_monitor(trt, progress)  # has to live as long as the build
@@ -173,7 +172,7 @@ def to_tensorrt(
     engine = builder.build_serialized_network(network, config)
     seconds = time.perf_counter() - began
     if engine is None:
-        raise LeudaError(f"{target.family} {version} cannot build {model}: {log.reason()}")
+        raise LeudaError(f"{target.family} {version} cannot build {model.path}: {log.reason()}")
     if timings is not None:
         with atomic_path(timings) as temporary:
             temporary.write_bytes(bytes(config.get_timing_cache().serialize()))
@@ -250,13 +249,13 @@ def _check_precision(precision: str, kinds: dict[str, int], model: Path) -> None
         )
 
 
-def _parse(trt: Any, builder: Any, log: Any, content: bytes, model: Path) -> Any:
+def _parse(trt: Any, builder: Any, log: Any, model: ModelFile) -> Any:
     flag = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
     network = builder.create_network(1 << int(flag))
     parser = trt.OnnxParser(network, log)
-    if not parser.parse(content):
+    if not parser.parse(model.content):
         errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
-        raise LeudaError(f"{trt.__name__} cannot parse {model}: {'; '.join(errors)[:300]}")
+        raise LeudaError(f"{trt.__name__} cannot parse {model.path}: {'; '.join(errors)[:300]}")
     return network
 
 

@@ -10,7 +10,6 @@ says how scans become windows, is the parameter "leuda.card" of the served model
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
 import onnx
@@ -19,19 +18,19 @@ from google.protobuf.text_encoding import CEscape
 from leuda_deploy.errors import InputError
 from leuda_deploy.machine.files import atomic_folder
 from leuda_deploy.model.card import METADATA_KEY, ModelCard
-from leuda_deploy.model.model_file import MODEL_FILE, find_model, read_model
+from leuda_deploy.model.export_folder import MODEL_FILE
+from leuda_deploy.model.model_file import ModelFile
 
 # Windows of one scan arrive together: a short wait fills batches without being felt.
 QUEUE_DELAY_US = 2000
 
 
-def to_triton(export: Path, repository: Path, *, batch: int = 8) -> Path:
+def to_triton(model: ModelFile, repository: Path, *, batch: int = 8) -> Path:
     """Write the export into a model repository; returns the model's folder there.
 
     Raises InputError if the name cannot be a folder of a repository, or is another model's.
     """
-    path = find_model(export)
-    content, card = read_model(path)
+    card = model.card
     if not re.fullmatch(r"[\w][\w.-]*", card.name):
         raise InputError(f"{card.name!r} cannot name a served model: use letters, digits, - _ .")
     folder = repository / card.name
@@ -39,8 +38,8 @@ def to_triton(export: Path, repository: Path, *, batch: int = 8) -> Path:
         raise InputError(f"{folder} is there already and was not written by leuda")
     with atomic_folder(folder) as temporary:
         (temporary / "1").mkdir()
-        shutil.copyfile(path, temporary / "1" / MODEL_FILE)
-        config = server_config(onnx.load_model_from_string(content), card, batch)
+        (temporary / "1" / MODEL_FILE).write_bytes(model.content)
+        config = server_config(model.graph(), card, batch)
         (temporary / "config.pbtxt").write_text(config, encoding="utf-8")
     return folder
 

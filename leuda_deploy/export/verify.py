@@ -6,16 +6,21 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from leuda_deploy.engines.tensorrt import installed_version, misfits, remedy
+from leuda_deploy.engines.engine_fit import installed_version, misfits, remedy
 from leuda_deploy.errors import ModelError
 from leuda_deploy.machine.files import file_sha256
 from leuda_deploy.machine.gpu import Gpu, find_gpu
 from leuda_deploy.model.card import parse_card
-from leuda_deploy.model.export_folder import MANIFEST_FILE, Manifest, read_manifest
-from leuda_deploy.model.model_file import MODEL_FILE, find_model, read_model
+from leuda_deploy.model.export_folder import (
+    CARD_FILE,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    Manifest,
+    passport_file,
+    read_manifest,
+)
+from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.model.passport import Passport
-
-CARD_FILE, PARITY_FILE = "card.json", "parity.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,30 +68,25 @@ def verify(path: Path | str) -> Verified:
     That an engine does not fit this machine is a finding, not an error.
     """
     path = Path(path)
-    model = find_model(path)
-    _, card = read_model(model)
-    gpu = find_gpu()
+    model = ModelFile.open(path)
+    card, gpu = model.card, find_gpu()
     manifest = Manifest(files={})
     if path.is_dir():
         manifest = read_manifest(path)
-        _check_files(path, manifest)
+        _check_files(model, manifest)
         written = path / CARD_FILE
         if not written.is_file() or parse_card(written.read_text(), str(written)) != card:
-            raise ModelError(f"{written} is not the card of {model}")
-    onnx_sha256 = file_sha256(model)
-    engines = [
-        _finding(path, name, passport, onnx_sha256, gpu)
-        for name, passport in manifest.engines.items()
-    ]
+            raise ModelError(f"{written} is not the card of {model.path}")
+    engines = [_finding(model, name, passport, gpu) for name, passport in manifest.engines.items()]
     return Verified(
-        model=str(model),
+        model=str(model.path),
         name=card.name,
         precision=card.precision,
         feed=card.feed,
         window=card.window,
         structures=[structure.name for structure in card.structures],
         licence=card.licence,
-        model_sha256=onnx_sha256,
+        model_sha256=model.sha256,
         content_sha256=card.sha256,
         gpu=f"{gpu.name} (SM {gpu.capability})" if gpu else None,
         files=len(manifest.files),
@@ -94,27 +94,26 @@ def verify(path: Path | str) -> Verified:
     )
 
 
-def _finding(
-    folder: Path, name: str, passport: Passport, onnx_sha256: str, gpu: Gpu | None
-) -> EngineFinding:
+def _finding(model: ModelFile, name: str, passport: Passport, gpu: Gpu | None) -> EngineFinding:
     version = installed_version(passport.family)
-    wrong = misfits(passport, onnx_sha256=onnx_sha256, gpu=gpu, version=version)
+    wrong = misfits(passport, onnx_sha256=model.sha256, gpu=gpu, version=version)
     return EngineFinding(
         name=name,
         family=f"{passport.family} {passport.version}",
         target=f"{passport.target} (SM {passport.capability})",
         precision=passport.precision,
         proven=passport.proven,
-        misfits=wrong,
-        remedy=remedy(folder, passport, gpu, wrong) if wrong else "",
+        misfits=[str(misfit) for misfit in wrong],
+        remedy=remedy(model.folder, passport, gpu, wrong) if wrong else "",
     )
 
 
-def _check_files(folder: Path, manifest: Manifest) -> None:
+def _check_files(model: ModelFile, manifest: Manifest) -> None:
+    folder = model.folder
     for name, wanted in manifest.files.items():
         if not (folder / name).is_file():
             raise ModelError(f"{folder / name} is missing, though the manifest lists it")
-        found = file_sha256(folder / name)
+        found = model.sha256 if name == MODEL_FILE else file_sha256(folder / name)
         if found != wanted:
             raise ModelError(
                 f"{folder / name} is damaged or was altered (sha256 {found[:12]}, the manifest "
@@ -128,7 +127,7 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
     for name, passport in manifest.engines.items():
         if manifest.files.get(name) != passport.sha256:
             raise ModelError(f"the passport of {folder / name} is of another engine")
-        beside = folder / f"{name.removesuffix('.engine')}.json"
+        beside = folder / passport_file(name)
         content = json.loads(beside.read_text()) if beside.is_file() else None
         if content != passport.model_dump(mode="json"):
             raise ModelError(f"{beside} is not the passport in the manifest")

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from math import prod
 
 from leuda_deploy.errors import InputError
-from leuda_deploy.inference.sliding_window import DEFAULT_TILING, Tiling, windows_per_slice
+from leuda_deploy.inference.sliding_window import windows_per_slice
 from leuda_deploy.machine.memory import in_megabytes
+from leuda_deploy.model.tiling import DEFAULT_TILING, Tiling
 from leuda_deploy.scans.stack import Stack
 
 # What Python, its allocator and the threads take on top of what can be counted: measured up to

@@ -19,25 +19,19 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from leuda_deploy.engines.engine import Float32, Scorer
 from leuda_deploy.errors import ModelError
 from leuda_deploy.inference.labels import Doubts, label_plane
 from leuda_deploy.inference.pipelined import ahead
 from leuda_deploy.inference.slabs import Blocks, ScanSlices, Slabs
-from leuda_deploy.inference.sliding_window import (
-    DEFAULT_TILING,
-    Engine,
-    Tiling,
-    mirrored,
-    scoring_floor_once,
-)
+from leuda_deploy.inference.sliding_window import mirrored, scoring_floor_once
 from leuda_deploy.machine.clock import Clock
 from leuda_deploy.machine.progress import Progress, no_progress
+from leuda_deploy.model.tiling import DEFAULT_TILING, Tiling
 from leuda_deploy.scans.intensity import Intensity
 from leuda_deploy.scans.recipe import Depth, Recipe
 from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import Volume
-
-Float32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +55,7 @@ class Segmentation:
 
 def segment(
     volume: Volume,
-    engine: Engine,
+    engine: Scorer,
     recipe: Recipe,
     *,
     depth: Depth | None = None,
@@ -87,7 +81,7 @@ def segment(
 
 def segment_stack(
     stack: Stack,
-    engine: Engine,
+    engine: Scorer,
     *,
     slab: int | None = None,
     batch: int = 8,

@@ -8,31 +8,33 @@ import threading
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from leuda_deploy.engines.open_engine import (
+from leuda_deploy.engines.engine import (
     TENSORRT,
+    Engine,
+    EngineChoice,
     EngineName,
-    ModelEngine,
-    Precision,
-    open_engine,
+    Float32,
+    PrecisionChoice,
 )
-from leuda_deploy.engines.tensorrt import fitting_engine
+from leuda_deploy.engines.engine_fit import fitting_engine
+from leuda_deploy.engines.open_engine import open_engine
 from leuda_deploy.errors import InputError, LeudaError
 from leuda_deploy.inference.memory_plan import Plan, make_plan
 from leuda_deploy.inference.segment import Segmentation, segment_stack
+from leuda_deploy.inference.settings import DEFAULT_SETTINGS, Settings
 from leuda_deploy.machine.files import file_sha256
 from leuda_deploy.machine.memory import resident_bytes
-from leuda_deploy.model.model_file import find_model, read_model
+from leuda_deploy.model.card import ModelCard
+from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.proof.trial import Trial, kept_trial, try_engine
 from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import Volume, read_volume, volume_of
 
-Float32 = NDArray[np.float32]
-EngineChoice = Literal["auto"] | EngineName
 TRIED_WINDOWS = 8
 DEFAULT_BATCH = 8
 
@@ -42,58 +44,51 @@ class Segmenter:
 
         labels = Segmenter("exports/phantom-heart")("scan.nii.gz").labels
 
-    model            export folder or *.onnx file; None for the shipped phantom model
-    engine           a name is that engine or an error; "auto" takes the fastest that is installed
-                     and agrees with ONNX Runtime fp32 on this model
-    precision        "fp32", "bf16" (OpenVINO), or "auto": the fastest the engine has
-    threads          of the engine; None for all
-    batch            windows at a time; None for what a short trial on this machine found
-    max_bytes        peak memory that is never passed: a scan that needs more is refused first
-    max_gpu_bytes    the same for the GPU's memory, held by ONNX Runtime's allocator; a TensorRT
-                     engine that takes more is refused
-    mirror           average over mirrored windows; InputError unless the card allows it
-    say              is told, in one line each, which engine runs and why
+    model     export folder, *.onnx file or a `ModelFile`; None for the shipped phantom model
+    settings  engine, precision, threads, batch and limits of memory
+    say       is told, in one line each, which engine runs and why
     """
 
     def __init__(
         self,
-        model: Path | str | None = None,
+        model: ModelFile | Path | str | None = None,
+        settings: Settings = DEFAULT_SETTINGS,
         *,
-        engine: EngineChoice = "ort-cpu",
-        precision: Precision = "auto",
-        threads: int | None = None,
-        batch: int | None = None,
-        max_bytes: int | None = None,
-        max_gpu_bytes: int | None = None,
-        mirror: bool = False,
         say: Callable[[str], None] | None = None,
     ) -> None:
         if model is None:
             from leuda_deploy.model.default_model import default_model
 
             model = default_model()
-        if engine not in ("auto", *get_args(EngineName)):
-            names = ", ".join(("auto", *get_args(EngineName)))
-            raise InputError(f"no engine is called {engine!r}; there are {names}")
-        if max_gpu_bytes is not None and engine in ("ort-cpu", "openvino"):
-            raise InputError(f"{engine} uses no GPU memory; leave out --max-gpu-memory")
-        self.path = find_model(model)
-        _, self.card = read_model(self.path)
-        self.sha256 = file_sha256(self.path)
-        if mirror and not self.card.tiling.mirror:
+        self.model = model if isinstance(model, ModelFile) else ModelFile.open(model)
+        self.settings = settings
+        if settings.mirror and not self.card.tiling.mirror:
             raise InputError(
                 f"{self.path} does not say that a mirrored window means the same; without --mirror"
             )
-        self.precision, self.threads, self.batch, self.mirror = precision, threads, batch, mirror
-        self.max_bytes, self.max_gpu_bytes = max_bytes, max_gpu_bytes
         self._say = say or (lambda line: None)
         self._lock = threading.Lock()
-        self._engine: ModelEngine | None = None
+        self._engine: Engine | None = None
         self._trial: Trial | None = None
         self._loaded_bytes = resident_bytes() or 0
-        self._name: EngineChoice = engine
-        if engine != "auto":  # what cannot run is said at once, not at the first scan
-            self._open(engine)
+        self._name: EngineChoice = settings.engine
+        if settings.engine != "auto":  # what cannot run is said at once, not at the first scan
+            self._open(settings.engine)
+
+    @property
+    def path(self) -> Path:
+        """Of the model file."""
+        return self.model.path
+
+    @property
+    def card(self) -> ModelCard:
+        """The model's card."""
+        return self.model.card
+
+    @property
+    def sha256(self) -> str:
+        """Of the model file."""
+        return self.model.sha256
 
     def __call__(
         self,
@@ -118,7 +113,7 @@ class Segmenter:
             slab=plan.slab,
             batch=plan.batch,
             tiling=self.card.tiling,
-            mirror=self.mirror,
+            mirror=self.settings.mirror,
             uncertainty=uncertainty,
             probabilities=self.card.probabilities,
         )
@@ -153,7 +148,11 @@ class Segmenter:
 
         Not what it came to here: another machine's choice for "auto" is as good an answer.
         """
-        return {"engine": self._name, "precision": self.precision, "mirror": self.mirror}
+        return {
+            "engine": self._name,
+            "precision": self.settings.precision,
+            "mirror": self.settings.mirror,
+        }
 
     @property
     def settled(self) -> bool:
@@ -178,16 +177,16 @@ class Segmenter:
             classes=1 + len(engine.card.structures),
             loaded_bytes=self._loaded_bytes,
             growth_bytes=trial.growth_bytes if trial else {},
-            batch=self.batch or (trial.batch if trial else DEFAULT_BATCH),
+            batch=self.settings.batch or (trial.batch if trial else DEFAULT_BATCH),
             scans=scans,
             results=results,
             uncertainty=uncertainty,
             tiling=self.card.tiling,
-            mirror=self.mirror,
-            max_bytes=self.max_bytes,
+            mirror=self.settings.mirror,
+            max_bytes=self.settings.max_bytes,
         )
 
-    def engine_for(self, stack: Stack) -> ModelEngine:
+    def engine_for(self, stack: Stack) -> Engine:
         """The engine; the first scan decides which where that is left to trials."""
         with self._lock:
             if self._engine is None:
@@ -224,13 +223,7 @@ class Segmenter:
 
     def _open(self, name: EngineName) -> None:
         before = resident_bytes() or 0
-        self._engine = open_engine(
-            name,
-            self.path,
-            precision=self.precision,
-            threads=self.threads,
-            max_gpu_bytes=None if name in ("ort-cpu", "openvino") else self.max_gpu_bytes,
-        )
+        self._engine = open_engine(self.model, name, self.settings)
         # the growth alone: a scan that was read before is none of the program's own
         self._loaded_bytes += (resident_bytes() or 0) - before
 
@@ -240,27 +233,23 @@ class Segmenter:
             return kept
         windows = sample_windows(stack)
         self._say(f"trying {name} on this machine, once")
-        return try_engine(name, self.path, self._code(name), windows, **self._settings(name))
+        return try_engine(name, self.model, self._code(name), windows, self.settings)
 
     def _kept(self, name: EngineName) -> Trial | None:
-        return kept_trial(name, self._code(name), **self._settings(name))
+        return kept_trial(name, self._code(name), self.settings)
 
     def _code(self, name: EngineName) -> str:
         """The hash of what runs: of the model file, or of the engine that was built from it."""
         if name not in TENSORRT:
             return self.sha256
-        engine = fitting_engine(self.path, TENSORRT[name])
+        engine = fitting_engine(self.model, TENSORRT[name])
         return file_sha256(self.path.parent / engine) if engine else self.sha256
 
     def _installed(self) -> list[EngineName]:
-        return installed_engines(self.precision, self.path)
-
-    def _settings(self, name: EngineName) -> dict[str, Any]:
-        precision = self.precision if name == "openvino" else "auto"
-        return {"precision": precision, "threads": self.threads}
+        return installed_engines(self.model, self.settings.precision)
 
 
-def installed_engines(precision: Precision, model: Path) -> list[EngineName]:
+def installed_engines(model: ModelFile, precision: PrecisionChoice = "auto") -> list[EngineName]:
     """Engines that can be tried on this machine with this model file at this precision."""
     names: list[EngineName] = []
     if find_spec("openvino") is not None and sys.platform != "darwin":

@@ -10,20 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
+from leuda_deploy.engines.engine import Float32, Scorer
 from leuda_deploy.inference.sliding_window import (
-    Engine,
-    Tiling,
     blend_weights,
     score_slices,
     window_starts,
     windows_per_slice,
 )
+from leuda_deploy.model.tiling import Tiling
 from leuda_deploy.scans.resample import taps
 from leuda_deploy.scans.stack import Stack
-
-Float32 = NDArray[np.float32]
 
 
 class Slabs:
@@ -34,7 +31,7 @@ class Slabs:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Scorer,
         stack: Stack,
         *,
         fill: float,
@@ -72,7 +69,7 @@ class Blocks(Slabs):
     """
 
     def __init__(
-        self, engine: Engine, stack: Stack, *, fill: float, tiling: Tiling, batch: int
+        self, engine: Scorer, stack: Stack, *, fill: float, tiling: Tiling, batch: int
     ) -> None:
         super().__init__(engine, stack, fill=fill, tiling=tiling, batch=batch)
         self._size = stack.window_slices

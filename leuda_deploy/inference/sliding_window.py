@@ -2,47 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache, reduce
 from itertools import product
-from typing import Annotated, Literal
 
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 
+from leuda_deploy.engines.engine import Float32, Scorer
+from leuda_deploy.model.tiling import DEFAULT_TILING, Blending, MirrorAxis, Tiling
 from leuda_deploy.scans.resample import fit_to_window
 
-Float32 = NDArray[np.float32]
-# (B, 1, h, w) float32 -> (B, K, h, w) float32; K classes with background first
-Engine = Callable[[Float32], Float32]
 MIRROR_AXES = {"rows": -2, "columns": -1}
 
 
-class Tiling(BaseModel):
-    """How windows cover a slice, and what may be done with them.
-
-    overlap     least share of a window that it has in common with the next
-    blending    weights of a window's scores where windows overlap
-    mirror      axes along which a mirrored window means the same (no left and right organs among
-                the structures): test-time mirroring is allowed along these alone
-    skip_floor  windows in which every pixel is the darkest value are scored once a scan: the graph
-                was seen to score a window by itself, whatever else is in the batch
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    overlap: Annotated[float, Field(ge=0, le=0.9)] = 0.5
-    blending: Literal["gaussian", "constant"] = "gaussian"
-    mirror: tuple[Literal["rows", "columns"], ...] = ()
-    skip_floor: bool = False
-
-
-DEFAULT_TILING = Tiling()
-
-
 def score_slices(
-    engine: Engine,
+    engine: Scorer,
     images: Float32,
     *,
     window: tuple[int, ...],
@@ -88,7 +62,7 @@ def score_slices(
     return np.ascontiguousarray(fit_to_window(blended, (height, width), 0.0))
 
 
-def _score_whole(engine: Engine, windows: Float32, batch: int) -> Float32:
+def _score_whole(engine: Scorer, windows: Float32, batch: int) -> Float32:
     """Windows (n, ...) -> scores (n, K, ...), a batch at a time."""
     groups = [windows[i : i + batch, None] for i in range(0, len(windows), batch)]
     scores = [engine(np.ascontiguousarray(group)) for group in groups]
@@ -114,9 +88,7 @@ def window_starts(size: int, window: int, overlap: float) -> list[int]:
 
 
 @lru_cache(maxsize=8)
-def blend_weights(
-    window: tuple[int, ...], blending: Literal["gaussian", "constant"] = "gaussian"
-) -> Float32:
+def blend_weights(window: tuple[int, ...], blending: Blending = "gaussian") -> Float32:
     """1 throughout, or Gaussian about the centre, an eighth of the window wide, above 0."""
     if blending == "constant":
         return np.ones(window, dtype=np.float32)
@@ -127,7 +99,7 @@ def blend_weights(
     return weights
 
 
-def mirrored(engine: Engine, axes: tuple[Literal["rows", "columns"], ...]) -> Engine:
+def mirrored(engine: Scorer, axes: tuple[MirrorAxis, ...]) -> Scorer:
     """The engine whose scores are the mean over the window and its mirror images along the axes."""
     flips: list[tuple[int, ...]] = [()] + [(MIRROR_AXES[axis],) for axis in axes]
     if len(axes) == 2:
@@ -143,7 +115,7 @@ def mirrored(engine: Engine, axes: tuple[Literal["rows", "columns"], ...]) -> En
     return score
 
 
-def scoring_floor_once(engine: Engine, floor: float) -> Engine:
+def scoring_floor_once(engine: Scorer, floor: float) -> Scorer:
     """The same scores, but windows in which every pixel is `floor` are scored a single time.
 
     Equal windows have equal scores, so nothing changes for an engine that scores each window of a

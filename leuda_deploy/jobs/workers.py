@@ -3,14 +3,15 @@
 Each process has an engine of its own, on its share of the CPU cores and of the memory budget. The
 labels are the same as from one process.
 
-The pool is a standard executor a process, so that a process that dies fails only the scan that it
-had under way. Pebble's `ProcessPool` was tried in place of it: it does that too, but the death of an
-idle or starting process breaks the whole pool, and a process in the middle of a scan outlives a
-parent that was killed.
+Each process is a standard executor of its own, so one that dies fails only its current scan. Pebble
+5.2.3 was tried in its place. There, too, only that scan fails, but the death of an idle or starting
+process breaks the whole pool, and a process in the middle of a scan outlives a parent that was
+killed. So the pool is ours.
 """
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -31,6 +32,8 @@ from leuda_deploy.jobs.find_jobs import Job
 from leuda_deploy.jobs.run_jobs import Outcome, run_jobs
 from leuda_deploy.machine.memory import in_megabytes, resident_bytes
 from leuda_deploy.model.model_file import ModelFile
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +74,7 @@ def run_in_processes(
         raise InputError(f"--jobs is for engines on the CPU, not for {orders.settings.engine}")
     processes = max(1, min(processes, len(jobs)))
     # what cannot run is refused once, before any process starts
-    tried = Segmenter(orders.model, share_of(orders.settings, processes)).settled
+    tried = Segmenter(orders.model, share_of(orders.settings, processes), say=_log.info).settled
     # again, of the memory that is left now that this process has loaded all it does
     orders = replace(orders, settings=share_of(orders.settings, processes))
     waiting = deque(jobs)
@@ -83,7 +86,8 @@ def run_in_processes(
         stack.enter_context(watched)
         free = [_Worker(orders, watched) for _ in range(processes)]
         every = list(free)
-        stack.callback(lambda: [worker.shut() for worker in every])
+        for worker in every:
+            stack.callback(worker.shut)
         stack.enter_context(held)
         while waiting or under_way:
             while waiting and len(under_way) < (processes if tried else 1):
@@ -161,7 +165,7 @@ def _open(orders: Orders, watched: Connection) -> None:
     threading.Thread(target=_stop_at_the_end_of, args=(watched,), daemon=True).start()
     if orders.set_up is not None:
         orders.set_up()
-    _opened = Segmenter(orders.model, orders.settings), orders
+    _opened = Segmenter(orders.model, orders.settings, say=_log.info), orders
 
 
 def _stop_at_the_end_of(watched: Connection) -> None:
@@ -174,9 +178,7 @@ def _work(job: Job) -> Outcome:
     segmenter, orders = _opened
     with suppress(SystemExit):
         signal.signal(signal.SIGTERM, _stop)
-        (outcome,) = run_jobs(
-            [job], segmenter, overlay=orders.overlay, skip_done=orders.skip_done
-        )
+        (outcome,) = run_jobs([job], segmenter, overlay=orders.overlay, skip_done=orders.skip_done)
         if signal.signal(signal.SIGTERM, signal.SIG_DFL) is _stop:
             return outcome
     os._exit(1)  # asked to stop; what was half written is removed

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from leuda_deploy.errors import ModelError, describe
-from leuda_deploy.inference.sliding_window import Tiling
+from leuda_deploy.model.tiling import Tiling
 from leuda_deploy.scans.likeness import IntensityProfile
 from leuda_deploy.scans.recipe import Depth, Recipe
 

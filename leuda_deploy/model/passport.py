@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Text = Annotated[str, Field(max_length=500)]
 Family = Literal["tensorrt", "tensorrt_rtx"]
+# A profile with an open window goes up to this many times the recipe's window.
+LARGEST_WINDOW = 2
 
 
 class Passport(BaseModel):

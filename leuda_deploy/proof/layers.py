@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from leuda_deploy.engines.engine import Float32
 from leuda_deploy.errors import ModelError
 
-Float32 = NDArray[np.float32]
 # the operators whose outputs are compared: what a network's layers are made of
 LAYERS = frozenset(
     {"Conv", "ConvTranspose", "InstanceNormalization", "LeakyRelu", "Relu", "MaxPool", "Concat"}

@@ -8,12 +8,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from leuda_deploy.engines.engine import Float32, Scorer
 from leuda_deploy.errors import ParityError
-from leuda_deploy.inference.sliding_window import Engine
 from leuda_deploy.model.card import ModelCard, Precision
 from leuda_deploy.proof.probes import Probes
-
-Float32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +92,7 @@ def class_names(card: ModelCard) -> tuple[str, ...]:
     return ("background", *(structure.name for structure in card.structures))
 
 
-def run_windows(engine: Engine, windows: Float32, *, batch: int = 8) -> Float32:
+def run_windows(engine: Scorer, windows: Float32, *, batch: int = 8) -> Float32:
     """Windows (N, 1, h, w) -> logits (N, K, h, w), a few windows at a time."""
     groups = (windows[start : start + batch] for start in range(0, len(windows), batch))
     return np.concatenate([engine(np.ascontiguousarray(group)) for group in groups])
@@ -102,7 +100,7 @@ def run_windows(engine: Engine, windows: Float32, *, batch: int = 8) -> Float32:
 
 def check_parity(
     expected: Float32,
-    candidate: Engine,
+    candidate: Scorer,
     probes: Probes,
     *,
     stage: str,

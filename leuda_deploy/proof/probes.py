@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from leuda_deploy.engines.engine import Float32
 from leuda_deploy.errors import ModelError
+from leuda_deploy.model.card import ModelCard
+from leuda_deploy.scans.stack import Stack
+from leuda_deploy.scans.volume import read_volume
 
-Float32 = NDArray[np.float32]
 REAL_WINDOWS = 64  # at least; border windows are added until there are as many
 BORDER_WINDOWS = 8  # at least
 NOISE_WINDOWS = 4
@@ -85,6 +88,17 @@ def make_probes(families: Mapping[str, Float32], *, seed: int = 0) -> Probes:
         real=len(real),
         flat=len(real) + len(made_up),
     )
+
+
+def probes_of_scans(card: ModelCard, scans: Sequence[Path]) -> Probes:
+    """Windows of scans, prepared as a model's card says, to prove engines of that model on."""
+    windows: dict[str, Float32] = {}
+    for path in scans:
+        stack = Stack(read_volume(path), card.recipe, window_depth=card.depth)
+        # of a 3D graph, windows that lie beside each other
+        starts = range(0, stack.depth, stack.window_slices)
+        windows[str(path)] = np.stack([stack.window_at(start) for start in starts])
+    return make_probes(windows)
 
 
 def _spread(windows: list[tuple[str, Float32]], most: int) -> list[tuple[str, Float32]]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 
 import onnx
 
-from leuda_deploy.engines.open_engine import OnnxEngine, OpenVinoEngine
+from leuda_deploy.engines.engine import Float32, Scorer
+from leuda_deploy.engines.onnx_runtime import OnnxEngine, runs_on_the_cpu
+from leuda_deploy.engines.openvino import OpenVinoEngine
 from leuda_deploy.errors import LeudaError, MissingExtraError, ParityError
-from leuda_deploy.inference.sliding_window import Engine
 from leuda_deploy.model.card import Precision
-from leuda_deploy.model.model_file import read_model
-from leuda_deploy.proof.layers import Float32, first_layer_that_differs
+from leuda_deploy.model.model_file import ModelFile
+from leuda_deploy.proof.layers import first_layer_that_differs
 from leuda_deploy.proof.parity import LIMITS, Parity, check_parity, class_names
 from leuda_deploy.proof.probes import Probes
 
@@ -38,7 +38,7 @@ class Reference:
     graph: onnx.ModelProto | None = None
 
 
-def prove(path: Path, reference: Reference) -> tuple[Parity, ...]:
+def prove(model: ModelFile, reference: Reference) -> tuple[Parity, ...]:
     """Run a model file on each engine of this CPU and compare it with the reference.
 
     Returns:
@@ -48,9 +48,9 @@ def prove(path: Path, reference: Reference) -> tuple[Parity, ...]:
         ParityError: For the first engine that disagrees.
         MissingExtraError: No installed engine can run the file.
     """
-    card = read_model(path)[1]
+    card = model.card
     found: list[Parity] = []
-    for title, engine in _engines(path, card.precision).items():
+    for title, engine in _engines(model).items():
         try:
             parity = check_parity(
                 reference.scores,
@@ -65,7 +65,7 @@ def prove(path: Path, reference: Reference) -> tuple[Parity, ...]:
                 raise ParityError(
                     f"{error}; '{found[0].stage}' passed; nothing was kept"
                 ) from error
-            where = _first_wrong_layer(path, card.precision, reference, error.window)
+            where = _first_wrong_layer(model, reference, error.window)
             if where is None:
                 raise
             raise ParityError(f"{error}; {where}; nothing was kept", error.window) from error
@@ -73,28 +73,26 @@ def prove(path: Path, reference: Reference) -> tuple[Parity, ...]:
     return tuple(found)
 
 
-def _first_wrong_layer(
-    path: Path, precision: Precision, reference: Reference, window: int | None
-) -> str | None:
+def _first_wrong_layer(model: ModelFile, reference: Reference, window: int | None) -> str | None:
     """The first layer that computes something else on this probe; None where it cannot be told."""
-    if reference.graph is None or window is None or precision not in LAYER_LIMITS:
+    if reference.graph is None or window is None or model.card.precision not in LAYER_LIMITS:
         return None
     probe = reference.probes.windows[window][None]
-    limit = LAYER_LIMITS[precision]
-    return first_layer_that_differs(reference.graph, onnx.load(path), probe, limit=limit)
+    limit = LAYER_LIMITS[model.card.precision]
+    return first_layer_that_differs(reference.graph, model.graph(), probe, limit=limit)
 
 
-def _engines(path: Path, precision: Precision) -> dict[str, Engine]:
-    """ONNX Runtime, which has no bf16 convolution on the CPU, and OpenVINO where it is installed.
+def _engines(model: ModelFile) -> dict[str, Scorer]:
+    """ONNX Runtime where it runs this precision on the CPU, and OpenVINO where it is installed.
 
     OpenVINO computes in the precision of the graph.
     """
-    engines: dict[str, Engine] = {}
-    if precision != "bf16":
-        engines["ONNX Runtime CPU"] = OnnxEngine(path)
+    engines: dict[str, Scorer] = {}
+    if runs_on_the_cpu(model.card.precision):
+        engines["ONNX Runtime CPU"] = OnnxEngine(model)
     if find_spec("openvino") is not None:
-        engines["OpenVINO CPU"] = openvino = OpenVinoEngine(path, precision="fp32")
-        if precision == "bf16" and not openvino.layers["bf16"]:
+        engines["OpenVINO CPU"] = openvino = OpenVinoEngine(model, precision="fp32")
+        if model.card.precision == "bf16" and not openvino.layers["bf16"]:
             raise LeudaError(
                 "this processor has no bf16, so a bf16 graph cannot be proven here; export it on "
                 "one that has (AVX512-BF16 or AMX), or choose --precision fp16"

@@ -16,33 +16,35 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from leuda_deploy.engines.open_engine import (
+from leuda_deploy.engines.engine import (
     MAX_SCORE_BYTES,
     TENSORRT,
+    Engine,
     EngineName,
-    ModelEngine,
-    OnnxEngine,
-    OpenVinoEngine,
-    Precision,
-    open_engine,
+    EngineSettings,
+    Float32,
+    PrecisionChoice,
     score_bytes,
 )
+from leuda_deploy.engines.onnx_runtime import runs_on_the_cpu
+from leuda_deploy.engines.open_engine import open_engine, reference_engine
 from leuda_deploy.errors import LeudaError, ParityError
 from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.machine.gpu import driver_version, find_gpu
 from leuda_deploy.machine.memory import resident_bytes
+from leuda_deploy.model.card import Precision
+from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.proof.parity import LIMITS, Limits, check_parity, class_names, run_windows
 from leuda_deploy.proof.probes import FLAT, Probes
 
-Float32 = NDArray[np.float32]
 BATCHES = (1, 2, 4, 8, 16)
 WORTH_IT = 0.95  # a larger batch has to bring at least this ratio in time
 LONG_SECONDS = 0.5  # a batch that takes this long gains nothing from being larger
@@ -83,19 +85,16 @@ class Trial(BaseModel):
 
 
 def try_engine(
-    name: EngineName,
-    model: Path,
-    sha256: str,
-    windows: Float32,
-    *,
-    precision: Precision,
-    threads: int | None,
+    name: EngineName, model: ModelFile, sha256: str, windows: Float32, settings: EngineSettings
 ) -> Trial:
-    """The kept result for this machine, or a new trial on windows (N, 1, h, w) of a scan."""
-    key = _key(name, sha256, precision, threads)
+    """The kept result for this machine, or a new trial on windows (N, 1, h, w) of a scan.
+
+    sha256  of the code that runs: the model file's, or that of the engine that was built from it
+    """
+    key = _key(name, sha256, settings)
     if (found := _found_before(key)) is not None:
         return found
-    trial = _in_a_process(name, model, windows, precision, threads)
+    trial = _in_a_process(name, model, windows, settings)
     if trial.kept == "on disk":
         with atomic_path(_file(key)) as temporary:
             temporary.write_text(trial.model_dump_json(indent=1))
@@ -104,11 +103,9 @@ def try_engine(
     return trial
 
 
-def kept_trial(
-    name: EngineName, sha256: str, *, precision: Precision, threads: int | None
-) -> Trial | None:
+def kept_trial(name: EngineName, sha256: str, settings: EngineSettings) -> Trial | None:
     """What an earlier trial on this machine found, or None."""
-    return _found_before(_key(name, sha256, precision, threads))
+    return _found_before(_key(name, sha256, settings))
 
 
 def _found_before(key: str) -> Trial | None:
@@ -120,12 +117,13 @@ def _file(key: str) -> Path:
 
 
 def _in_a_process(
-    name: EngineName, model: Path, windows: Float32, precision: Precision, threads: int | None
+    name: EngineName, model: ModelFile, windows: Float32, settings: EngineSettings
 ) -> Trial:
     """`run_trial` in a process of its own; a crash and a timeout are failures."""
     with tempfile.TemporaryDirectory(prefix="leuda-trial-") as folder:
         np.save(Path(folder) / "windows.npy", windows)
-        order = [name, str(model), str(Path(folder) / "windows.npy"), precision, str(threads or 0)]
+        order = [name, str(model.path), str(Path(folder) / "windows.npy")]
+        order += [settings.precision, str(settings.threads or 0)]
         command = [sys.executable, "-m", "leuda_deploy.proof.trial", *order]
         try:
             done = subprocess.run(
@@ -169,8 +167,10 @@ def _failed(
     )
 
 
-def _key(name: str, sha256: str, precision: str, threads: int | None) -> str:
+def _key(name: EngineName, sha256: str, settings: EngineSettings) -> str:
     """What a result depends on, as one hash."""
+    # the others compute in what the model file holds
+    precision = settings.precision if name == "openvino" else "auto"
     versions = []
     for package in RUNTIME_PACKAGES:
         try:
@@ -181,22 +181,26 @@ def _key(name: str, sha256: str, precision: str, threads: int | None) -> str:
     on_gpu = name == "ort-cuda" or name in TENSORRT
     gpu = find_gpu() if on_gpu else None
     device = (gpu.name, driver_version()) if gpu else None
-    facts = json.dumps([name, sha256, precision, threads, versions, machine, device])
+    facts = json.dumps([name, sha256, precision, settings.threads, versions, machine, device])
     return f"{name}-{hashlib.sha256(facts.encode()).hexdigest()[:24]}"
 
 
 def run_trial(
-    name: EngineName, model: Path, windows: Float32, precision: Precision, threads: int | None
+    name: EngineName, model: ModelFile, windows: Float32, settings: EngineSettings
 ) -> Trial:
     """In this process: load, time and weigh by batch, then compare with ONNX Runtime fp32."""
     agreement, failure = "the yardstick", None
     try:
-        engine = open_engine(name, model, precision=precision, threads=threads)
+        if name != "openvino":
+            settings = replace(settings, precision="auto")
+        engine = open_engine(model, name, settings)
         window_ms, growth = _sweep(engine, windows)
-        if engine.card.precision == "bf16":  # ONNX Runtime runs no bf16 on the CPU
+        if not runs_on_the_cpu(model.card.precision):
             agreement = "it was proven by its export"
         elif name != "ort-cpu":
-            agreement, failure = agrees(OnnxEngine(model, threads=threads), engine, windows)
+            agreement, failure = agrees(
+                reference_engine(model, threads=settings.threads), engine, windows
+            )
     except (LeudaError, MemoryError) as error:
         return _failed(name, str(error) or "out of memory", kept="in this process")
     return Trial(
@@ -210,9 +214,7 @@ def run_trial(
     )
 
 
-def agrees(
-    reference: ModelEngine, candidate: ModelEngine, windows: Float32
-) -> tuple[str, str | None]:
+def agrees(reference: Engine, candidate: Engine, windows: Float32) -> tuple[str, str | None]:
     """How well two engines agree on windows of a scan, and why that will not do, or None.
 
     The limits are those of exports, by the precision in which the candidate's layers run. Windows
@@ -234,27 +236,23 @@ def agrees(
             probes,
             stage=candidate.description,
             classes=class_names(reference.card),
-            limits=limits_of(candidate.description),
+            limits=limits_of(candidate.precision),
         )
     except ParityError as error:
         return "", f"it does not agree with ONNX Runtime: {error}"
     return f"{parity.disagreement:.3%} of pixels differ from ONNX Runtime", None
 
 
-def limits_of(description: str) -> Limits:
+def limits_of(precision: Precision) -> Limits:
     """What an engine is held to. bf16 keeps 8 bits, as int8 does, and is held to the labels."""
-    for precision in ("int8", "bf16"):
-        if precision in description:
-            return LIMITS["int8"]
-    return LIMITS["fp16"] if "fp16" in description else LIMITS["fp32"]
+    return LIMITS["int8" if precision == "bf16" else precision]
 
 
-def _sweep(engine: ModelEngine, windows: Float32) -> tuple[dict[int, float], dict[int, int]]:
+def _sweep(engine: Engine, windows: Float32) -> tuple[dict[int, float], dict[int, int]]:
     """Milliseconds a window and memory growth by batch, doubling until a batch takes long."""
     loaded = resident_bytes() or 0
     window_ms: dict[int, float] = {}
     growth: dict[int, int] = {}
-    streams = engine.streams if isinstance(engine, OpenVinoEngine) else 1
     for batch in BATCHES:
         # scores of many classes outgrow everything else
         if batch > 1 and batch * score_bytes(engine.card) > MAX_SCORE_BYTES:
@@ -267,22 +265,26 @@ def _sweep(engine: ModelEngine, windows: Float32) -> tuple[dict[int, float], dic
             seconds.append(time.perf_counter() - began)
         window_ms[batch] = round(1e3 * min(seconds[1:]) / batch, 4)
         growth[batch] = max(0, (resident_bytes() or 0) - loaded)
-        if (
-            min(seconds) > LONG_SECONDS and batch >= streams
-        ):  # large windows fill the processor one by one
+        # large windows fill the processor one by one
+        if min(seconds) > LONG_SECONDS and batch >= engine.streams:
             break
     return window_ms, growth
 
 
-if __name__ == "__main__":
-    asked, asked_model, file, asked_precision, asked_threads = sys.argv[1:]
+def _main(
+    asked: str, asked_model: str, file: str, asked_precision: str, asked_threads: str
+) -> Trial:
     assert asked in get_args(EngineName)
-    assert asked_precision in get_args(Precision)
-    result = run_trial(
-        asked,  # type: ignore[arg-type]  # checked above
-        Path(asked_model),
-        np.load(file),
-        asked_precision,  # type: ignore[arg-type]
-        int(asked_threads) or None,
-    )
-    sys.stdout.write(result.model_dump_json())
+    assert asked_precision in get_args(PrecisionChoice)
+    name: EngineName = asked  # type: ignore[assignment]  # checked above
+    precision: PrecisionChoice = asked_precision  # type: ignore[assignment]
+    settings = EngineSettings(precision=precision, threads=int(asked_threads) or None)
+    try:
+        model = ModelFile.open(asked_model)
+    except LeudaError as error:
+        return _failed(name, str(error), kept="in this process")
+    return run_trial(name, model, np.load(file), settings)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(_main(*sys.argv[1:]).model_dump_json())

@@ -13,6 +13,8 @@ from filelock import FileLock
 from leuda_deploy.machine.files import atomic_folder
 from leuda_train.loop.ranks import ALONE, Ranks
 
+MAKING, READY = "making", "ready"
+
 
 def content_key(*parts: Any) -> str:
     """A short name for whatever the parts (JSON-able) say; equal parts, equal name."""
@@ -28,22 +30,35 @@ def made_once(
 ) -> Path:
     """The folder; if it is not there, make(temporary) fills it first.
 
-    Runs that share a cache wait for the one that is making it. A lock dies with its process. Of a
-    run's several processes the first one makes it; the others do their part of the work, `assist`,
-    if there is any to do, and wait.
+    Runs that share a cache wait for the one that is making the folder. A lock dies with its
+    process.
+
+    Of one run's several processes only the first one looks at the disk. It sends the others one or
+    two messages, and they wait for each:
+
+        READY          the folder is there: go on
+        MAKING, READY  it is being made: do your part, `assist`; then it is there: go on
+
+    If `make` fails, no second message comes; the launcher then ends the others.
+
+    Args:
+        folder: Where it is to be, in the end.
+        make: Fills a temporary folder, in the first process.
+        ranks: The run's processes.
+        assist: What the others do meanwhile: nothing, or their share of a joint training.
     """
     if not ranks.first:
-        if ranks.broadcast():  # the first process is making it
+        if ranks.broadcast() == MAKING:
             assist()
             ranks.broadcast()
         return folder
 
     def make_together(temporary: Path) -> None:
-        ranks.broadcast(True)
+        ranks.broadcast(MAKING)
         make(temporary)
 
     _made_once(folder, make_together)
-    ranks.broadcast(False)  # either nothing was to be made, or it is there now
+    ranks.broadcast(READY)
     return folder
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from leuda_deploy.errors import InputError, describe
-from leuda_deploy.scans.label_map import read_label_map
+from leuda_deploy.scans.label_map import check_same_grid, read_label_map
 from leuda_deploy.scans.volume import read_volume
 from leuda_train.data.cohort_file import (
     CohortSpec,
@@ -104,14 +104,21 @@ def read_spec(path: Path | str) -> CohortSpec:
 def read_cohort(path: Path | str) -> Cohort:
     """Read and check a cohort: files, roles, subjects, grids and label values.
 
-    Raises InputError for the first thing that is wrong.
+    Headers come first, since they are read in no time. Voxels are read of label files, whose values
+    are checked, and of test scans, which nobody reads before training is over. Those of training
+    scans are read next, when slices are made.
+
+    Raises:
+        InputError: For the first thing that is wrong.
     """
     path = Path(path)
     spec = read_spec(path)
     scans = _find_scans(spec, path.parent)
     _check_roles(scans)
     for scan in scans:
-        _check_scan(scan, spec)
+        _check_headers(scan)
+    for scan in scans:
+        _check_voxels(scan, spec)
     return Cohort(spec=spec, scans=tuple(scans), sha256=_sha256(spec, scans))
 
 
@@ -223,11 +230,17 @@ def _check_roles(scans: list[Scan]) -> None:
             )
 
 
-def _check_scan(scan: Scan, spec: CohortSpec) -> None:
-    image = read_volume(scan.image)
-    if scan.label is None:
-        return
-    read_label_map(scan.label, class_of_raw=spec.class_of_raw(scan.domain), like=image)
+def _check_headers(scan: Scan) -> None:
+    image = read_volume(scan.image, voxels=False)
+    if scan.label is not None:
+        check_same_grid(image, read_volume(scan.label, voxels=False))
+
+
+def _check_voxels(scan: Scan, spec: CohortSpec) -> None:
+    if scan.label is not None:
+        read_label_map(scan.label, class_of_raw=spec.class_of_raw(scan.domain))
+    if scan.role == "target test":
+        read_volume(scan.image)
 
 
 def _sha256(spec: CohortSpec, scans: Iterable[Scan]) -> str:

@@ -9,14 +9,14 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 
+from leuda_deploy.engines.engine import Scorer
 from leuda_deploy.errors import ParityError
 from leuda_deploy.export.lower_precision import lower_precision
 from leuda_deploy.export.to_onnx import OPSET, WithSoftmax, to_onnx
-from leuda_deploy.inference.sliding_window import DEFAULT_TILING, Engine, Tiling
+from leuda_deploy.inference.sliding_window import DEFAULT_TILING
 from leuda_deploy.machine.files import atomic_folder
 from leuda_deploy.machine.progress import Progress, no_progress
 from leuda_deploy.model.card import (
@@ -27,8 +27,15 @@ from leuda_deploy.model.card import (
     Provenance,
     Structure,
 )
-from leuda_deploy.model.export_folder import check_target, write_manifest
-from leuda_deploy.model.model_file import MODEL_FILE
+from leuda_deploy.model.export_folder import (
+    CARD_FILE,
+    MODEL_FILE,
+    PARITY_FILE,
+    check_replaceable,
+    write_manifest,
+)
+from leuda_deploy.model.model_file import ModelFile
+from leuda_deploy.model.tiling import Tiling
 from leuda_deploy.proof.parity import Parity, run_windows
 from leuda_deploy.proof.probes import Probes, make_probes
 from leuda_deploy.proof.prove import LAYER_LIMITS, Reference, prove
@@ -47,16 +54,16 @@ def export(
     options: GraphOptions | None = None,
     tiling: Tiling = DEFAULT_TILING,
     progress: Progress = no_progress,
-) -> tuple[ModelCard, Parity]:
+) -> tuple[ModelFile, Parity]:
     """Write model.onnx, card.json (the same card, to read), parity.json and manifest.json in `out`.
 
     The folder appears only when every stage agrees with the one before it on real slices, their
     borders, noise and extremes: PyTorch -> ONNX fp32 -> ONNX in the precision asked for.
     Both graphs are run by every engine for this CPU that is installed.
     Raises ParityError otherwise, and TrainingError if the run is not finished.
-    Returns the card and what the last stage found.
+    Returns the model file and what the last stage found.
     """
-    check_target(out)
+    check_replaceable(out)
     product, facts, families = load_product(run)
     card = make_card(facts, out.name, licence, _test_dice(run), options or GraphOptions(), tiling)
     module = WithSoftmax(product) if card.options.output == "probabilities" else product
@@ -70,30 +77,30 @@ def export(
     card = card.model_copy(update={"tiling": tiling.model_copy(update={"skip_floor": alone})})
     with atomic_folder(out) as folder:
         path = folder / MODEL_FILE
-        card = to_onnx(module, card, path)
-        parities = _prove_onnx(path, module, reference)
+        model = to_onnx(module, card, path)
+        parities = _prove_onnx(model, module, reference)
         report: dict[str, object] = {}
         if precision != "fp32":
             found = lower_precision(
-                replace(reference, title="ONNX fp32", graph=onnx.load(path)),
-                card,
+                replace(reference, title="ONNX fp32", graph=model.graph()),
+                model.card,
                 precision,
                 path,
                 calibration=families["target"],
                 progress=progress,
             )
-            card, parities = found.card, (*parities, *found.parities)
+            model, parities = found.model, (*parities, *found.parities)
             if precision == "int8":
                 report["int8_layers"] = found.int8_layers
                 report["lifted_layers"] = found.lifted_layers
         report = {"stages": [parity.as_dict() for parity in parities], **report}
-        (folder / "card.json").write_text(card.model_dump_json(indent=1))
-        (folder / "parity.json").write_text(json.dumps(report, indent=1, allow_nan=False))
-        write_manifest(folder)
-    return card, parities[-1]
+        (folder / CARD_FILE).write_text(model.card.model_dump_json(indent=1))
+        (folder / PARITY_FILE).write_text(json.dumps(report, indent=1, allow_nan=False))
+        write_manifest(folder, known={MODEL_FILE: model.sha256})
+    return replace(model, path=out / MODEL_FILE), parities[-1]
 
 
-def scores_windows_alone(engine: Engine, windows: NDArray[np.float32]) -> bool:
+def scores_windows_alone(engine: Scorer, windows: NDArray[np.float32]) -> bool:
     """Whether an empty window is scored alike by itself and among others (N, 1, h, w).
 
     If so, the scores of one empty window stand for all of a scan: they differ by rounding alone, by
@@ -110,17 +117,17 @@ def run_probes(run: Path) -> Probes:
     return make_probes(load_product(run)[2])
 
 
-def _prove_onnx(path: Path, module: torch.nn.Module, reference: Reference) -> tuple[Parity, ...]:
+def _prove_onnx(
+    model: ModelFile, module: torch.nn.Module, reference: Reference
+) -> tuple[Parity, ...]:
     """The first stage; a refusal names the first layer that the graph does not compute."""
     try:
-        return prove(path, reference)
+        return prove(model, reference)
     except ParityError as error:
         if error.window is None:
             raise
         window = reference.probes.windows[error.window][None]
-        where = first_layer_that_differs(
-            module, onnx.load(path), window, limit=LAYER_LIMITS["fp32"]
-        )
+        where = first_layer_that_differs(module, model.graph(), window, limit=LAYER_LIMITS["fp32"])
         raise ParityError(f"{error}; {where}; nothing was kept", error.window) from error
 
 

@@ -15,8 +15,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from leuda_deploy.engines.open_engine import OnnxEngine
-from leuda_deploy.jobs.report import infer_file
+from leuda_deploy.inference.segmenter import Segmenter
+from leuda_deploy.jobs.find_jobs import Job
+from leuda_deploy.jobs.run_jobs import run_job
 from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.machine.progress import Progress, show_progress
 from leuda_train.config.load import load_config
@@ -73,9 +74,8 @@ def _do_all(out: Path, console: Console) -> dict[str, Any]:
         seconds[f"train {method}"] = evaluations[method]["seconds"]
 
     console.print("3/4 export: PyTorch -> ONNX, compared on real slices")
-    model = out / "model"
     with timed("export"):
-        _, parity = export(out / PRODUCT, model, licence="MIT")
+        model, parity = export(out / PRODUCT, out / "model", licence="MIT")
     console.print(
         f"  largest |Δlogit| {parity.max_abs:.2g} of their spread over {parity.windows} windows"
     )
@@ -83,7 +83,7 @@ def _do_all(out: Path, console: Console) -> dict[str, Any]:
     console.print("4/4 inference on a held-out CT, without torch's help")
     scan = sorted((cohort.parent / "ct_test").glob("*_image.nii.gz"))[0]
     with timed("infer"):
-        report = infer_file(scan, OnnxEngine(model), out / "labels.nii.gz")
+        report = run_job(Job(scan=scan, output=out / "labels.nii.gz"), Segmenter(model))
     seconds["total"] = round(sum(seconds.values()), 1)
     return {
         "dice": {method: _dice(evaluation) for method, evaluation in evaluations.items()},
@@ -95,7 +95,7 @@ def _do_all(out: Path, console: Console) -> dict[str, Any]:
             "image sets and curves": str(out / PRODUCT / "run.png"),
             "truth and prediction": str(out / PRODUCT / "predictions.png"),
             "labels": report.labels,
-            "model": str(model / "model.onnx"),
+            "model": str(model.path),
             "summary": str(out / "summary.json"),
         },
     }

@@ -35,10 +35,8 @@ from numpy.typing import NDArray
 from leuda_deploy.errors import InputError
 from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.machine.progress import Progress
-from leuda_deploy.scans.intensity import fit_intensity
 from leuda_deploy.scans.likeness import profile_of
 from leuda_deploy.scans.recipe import Recipe
-from leuda_deploy.scans.volume import read_volume
 from leuda_train.config.load import make_recipe, parse_config
 from leuda_train.config.schema import TrainConfig
 from leuda_train.config.streams import Stream
@@ -165,7 +163,7 @@ def _train(
     if profiles:
         with atomic_path(out / "profile.json") as temporary:
             temporary.write_text(json.dumps(profiles, indent=1))
-    facts = _facts(adapted, config, cohort, recipe, hardware)
+    facts = _facts(adapted, config, cohort, slices, recipe, hardware)
     save_product(out, adapted.chosen, facts, _samples(slices, translation))
 
     evaluation: dict[str, Any] = {}
@@ -294,11 +292,15 @@ def _distilled(
 
 
 def _facts(
-    adapted: Adapted, config: TrainConfig, cohort: Cohort, recipe: Recipe, hardware: Hardware
+    adapted: Adapted,
+    config: TrainConfig,
+    cohort: Cohort,
+    slices: Slices,
+    recipe: Recipe,
+    hardware: Hardware,
 ) -> ProductFacts:
     """What has to be known of the product besides its weights."""
     widths = config.unet.widths
-    targets = cohort.role("target unlabelled")
     if config.distil is not None:
         widths = config.distil.widths(widths)
     return ProductFacts(
@@ -317,7 +319,7 @@ def _facts(
         seed=config.seed,
         steps=_steps(adapted, config),
         hardware=str(hardware),
-        domain=profile_of([fit_intensity(read_volume(scan.image), recipe) for scan in targets]),
+        domain=profile_of(slices.target_intensities),
     )
 
 

@@ -8,8 +8,7 @@ from typing import Any
 
 from leuda_deploy.machine.files import file_sha256
 from leuda_deploy.machine.gpu import Gpu
-from leuda_deploy.model.export_folder import write_manifest
-from leuda_deploy.model.model_file import MODEL_FILE
+from leuda_deploy.model.export_folder import MODEL_FILE, write_manifest
 from leuda_deploy.model.passport import Passport
 
 HERE, VERSION = Gpu(name="NVIDIA RTX 4090", capability="8.9"), "10.13.0"

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from leuda_deploy.model.card import ModelCard, Provenance, Structure
-from leuda_deploy.model.model_file import MODEL_FILE, write_model
+from leuda_deploy.model.export_folder import MODEL_FILE
+from leuda_deploy.model.model_file import write_model
 from leuda_deploy.scans.recipe import Recipe
 from leuda_deploy.scans.volume import Volume
 

@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import torch
 
+from leuda_deploy.scans.intensity import Intensity
 from leuda_train.config.load import parse_config
 from leuda_train.config.schema import TrainConfig
 from leuda_train.config.streams import SOURCE_STREAMS, TARGET_STREAMS
@@ -195,4 +196,5 @@ def make_slices(count: int = 5) -> Slices:
         labelled_rows=np.arange(count),
         target=target,
         target_labels=None,
+        target_intensities=(Intensity(-1.0, 1.0, 0.0, 1.0, (-0.5, 0.0, 0.5)),),
     )

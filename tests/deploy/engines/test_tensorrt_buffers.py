@@ -17,8 +17,7 @@ from support import cuda_stand_in
 from support.engine_files import HERE, VERSION, with_engine
 from support.makers import MakeModel
 
-from leuda_deploy.engines import cuda
-from leuda_deploy.engines import tensorrt as tensorrt_engine
+from leuda_deploy.engines import cuda, engine_fit
 from leuda_deploy.engines.tensorrt import TensorRTEngine, open_tensorrt
 from leuda_deploy.engines.tensorrt_buffers import (
     SLOTS,
@@ -32,6 +31,7 @@ from leuda_deploy.export.add_engines import add_engines
 from leuda_deploy.export.to_tensorrt import engine_targets
 from leuda_deploy.machine.gpu import find_gpu
 from leuda_deploy.model.default_model import default_model
+from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.model.passport import Family
 
 LARGEST, SIDE, CLASSES = 8, 16, 3
@@ -93,8 +93,8 @@ class Machine:
         self.runtime = cuda_stand_in.Runtime(others_first=others_first)
         patch.setattr(cuda, "runtime", lambda: self.runtime)
         patch.setattr(cuda, "installed", lambda: True)
-        patch.setattr(tensorrt_engine, "find_gpu", lambda: HERE)
-        patch.setattr(tensorrt_engine, "installed_version", lambda family: VERSION)
+        patch.setattr(engine_fit, "find_gpu", lambda: HERE)
+        patch.setattr(engine_fit, "installed_version", lambda family: VERSION)
 
     def engine(
         self,
@@ -110,7 +110,7 @@ class Machine:
             self.runtime, (LARGEST, 1, SIDE, SIDE), classes=classes, refuses=refuses
         )
         self._patch.setitem(sys.modules, family, cuda_stand_in.tensorrt(loaded))
-        return TensorRTEngine(self.folder, "model.here.engine", **options), loaded
+        return TensorRTEngine(ModelFile.open(self.folder), "model.here.engine", **options), loaded
 
 
 @pytest.fixture(params=[False, True], ids=["alone", "others_first"])
@@ -259,7 +259,7 @@ def test_the_budget_counts_the_buffers_of_both_slots(machine: Machine) -> None:
     model = with_engine(machine.folder, window=(512, 512))
     taken = 100 + 2 * 8 * 512 * 512 * (1 + 3) * 4 // 10**6
     with pytest.raises(InputError, match=f"takes {taken} MB"):
-        open_tensorrt(model, "tensorrt", max_gpu_bytes=(taken - 10) * 10**6)
+        open_tensorrt(ModelFile.open(model), "tensorrt", max_gpu_bytes=(taken - 10) * 10**6)
 
 
 def test_cuda_python_that_is_missing_is_one_line(
@@ -271,15 +271,15 @@ def test_cuda_python_that_is_missing_is_one_line(
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelFile, str]:
     """The shipped model and its engine for this machine's GPU, of four windows at most."""
     if find_gpu() is None:
         pytest.skip("no NVIDIA GPU here")
     folder = tmp_path_factory.mktemp("export")
     shutil.copytree(default_model(), folder, dirs_exist_ok=True)
     (target,) = engine_targets([], batch=4)
-    add_engines(folder, [target], probes=None)
-    return folder, target.file_name
+    add_engines(ModelFile.open(folder), [target], probes=None)
+    return ModelFile.open(folder), target.file_name
 
 
 def images(count: int, seed: int = 0) -> Any:
@@ -288,7 +288,7 @@ def images(count: int, seed: int = 0) -> Any:
 
 
 @pytest.mark.gpu
-def test_groups_at_once_score_as_each_does_alone(built: tuple[Path, str]) -> None:
+def test_groups_at_once_score_as_each_does_alone(built: tuple[ModelFile, str]) -> None:
     engine = TensorRTEngine(*built, unproven=True)
     for count in range(1, 2 * 4 + 2):
         windows = images(count, seed=count)
@@ -297,7 +297,7 @@ def test_groups_at_once_score_as_each_does_alone(built: tuple[Path, str]) -> Non
 
 
 @pytest.mark.gpu
-def test_a_replayed_graph_scores_as_a_direct_run(built: tuple[Path, str]) -> None:
+def test_a_replayed_graph_scores_as_a_direct_run(built: tuple[ModelFile, str]) -> None:
     replayed = TensorRTEngine(*built, unproven=True)
     direct = TensorRTEngine(*built, unproven=True, cuda_graph=False)
     assert "no CUDA graph" not in replayed.description
@@ -308,7 +308,7 @@ def test_a_replayed_graph_scores_as_a_direct_run(built: tuple[Path, str]) -> Non
 
 
 @pytest.mark.gpu
-def test_threads_on_a_gpu_get_their_own_scores(built: tuple[Path, str]) -> None:
+def test_threads_on_a_gpu_get_their_own_scores(built: tuple[ModelFile, str]) -> None:
     engine = TensorRTEngine(*built, unproven=True)
     asked = [images(count % 9 + 1, seed=count) for count in range(60)]
     alone = [engine(windows) for windows in asked]
@@ -318,7 +318,7 @@ def test_threads_on_a_gpu_get_their_own_scores(built: tuple[Path, str]) -> None:
 
 
 @pytest.mark.gpu
-def test_the_memory_of_a_gpu_is_given_back(built: tuple[Path, str]) -> None:
+def test_the_memory_of_a_gpu_is_given_back(built: tuple[ModelFile, str]) -> None:
     free = []
     for _ in range(3):  # the first leaves the driver's own behind
         engine = TensorRTEngine(*built, unproven=True)

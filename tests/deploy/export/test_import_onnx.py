@@ -14,14 +14,14 @@ from onnx import TensorProto, helper, numpy_helper
 from support.command import leuda_here
 from support.makers import MakeCard, MakeModel
 
-from leuda_deploy.engines.open_engine import OnnxEngine
+from leuda_deploy.engines.onnx_runtime import OnnxEngine
 from leuda_deploy.errors import InputError, LeudaError, ModelError
 from leuda_deploy.export.import_onnx import copy_export, package_graph, precision_of
 from leuda_deploy.export.to_half import to_bf16, to_fp16
 from leuda_deploy.export.to_int8 import calibrate, quantise
 from leuda_deploy.export.verify import verify
-from leuda_deploy.model.export_folder import check_target
-from leuda_deploy.model.model_file import read_model
+from leuda_deploy.model.export_folder import check_replaceable
+from leuda_deploy.model.model_file import ModelFile
 
 Change = Callable[[onnx.ModelProto], object]
 
@@ -55,7 +55,7 @@ def packaged(tmp_path: Path, make_card: MakeCard) -> Callable[..., Path]:
     def make(model: onnx.ModelProto, **card: Any) -> Path:
         onnx.save(model, tmp_path / "net.onnx")
         (tmp_path / "card.json").write_text(make_card(**card).to_json())
-        return package_graph(tmp_path / "net.onnx", tmp_path / "card.json", tmp_path / "out")
+        return package_graph(tmp_path / "net.onnx", tmp_path / "card.json", tmp_path / "out").folder
 
     return make
 
@@ -112,7 +112,7 @@ def test_a_graph_that_does_not_fit_is_one_line_about_the_file_given(
 def test_windows_that_a_graph_cannot_run_are_one_line(
     make_model: MakeModel, tmp_path: Path
 ) -> None:
-    engine = OnnxEngine(make_model(tmp_path))
+    engine = OnnxEngine(ModelFile.open(make_model(tmp_path)))
     with pytest.raises(LeudaError, match=r"cannot run .* on windows \(1, 2, 16, 16\)") as refused:
         engine(np.zeros((1, 2, 16, 16), np.float32))
     assert "\n" not in str(refused.value)
@@ -124,10 +124,10 @@ def test_weights_in_another_file_are_taken_in_or_missed_in_one_line(
     source, card = tmp_path / "net.onnx", tmp_path / "card.json"
     onnx.save_model(network(), source, save_as_external_data=True, location="w", size_threshold=0)
     card.write_text(make_card().to_json())
-    folder = package_graph(source, card, tmp_path / "out")
+    folder = package_graph(source, card, tmp_path / "out").folder
     verify(folder)
     windows = np.ones((2, 1, 16, 16), np.float32)
-    assert np.abs(OnnxEngine(folder)(windows)).max() > 0
+    assert np.abs(OnnxEngine(ModelFile.open(folder))(windows)).max() > 0
     (tmp_path / "w").unlink()
     done = leuda_here("export", source, "--card", card, "-o", tmp_path / "other")
     assert done.returncode == 2
@@ -157,34 +157,34 @@ def test_the_cards_precision_is_the_graphs(
         return
     if computes == "bf16":
         pytest.importorskip("openvino", reason="the openvino extra is not installed")
-    assert read_model(packaged(model, precision=says) / "model.onnx")[1].precision == says
+    assert ModelFile.open(packaged(model, precision=says)).card.precision == says
 
 
 # --- where to
 
 
 def test_an_export_replaces_nothing_but_an_export(tmp_path: Path) -> None:
-    check_target(tmp_path / "new")
+    check_replaceable(tmp_path / "new")
     thesis = tmp_path / "precious" / "thesis.txt"
     thesis.parent.mkdir()
-    check_target(thesis.parent)
+    check_replaceable(thesis.parent)
     thesis.write_text("years of work")
     with pytest.raises(InputError, match=r"\(thesis\.txt"):
-        check_target(thesis.parent)
+        check_replaceable(thesis.parent)
     with pytest.raises(InputError, match="is a file"):
-        check_target(thesis)
+        check_replaceable(thesis)
     old = tmp_path / "exports" / "old"
     old.mkdir(parents=True)
     (old / "manifest.json").touch()
-    check_target(old)
+    check_replaceable(old)
     with pytest.raises(InputError, match=r"exports holds other things than an export \(old"):
-        check_target(old.parent)
+        check_replaceable(old.parent)
     (old / "rtx.engine").touch()
     with pytest.raises(InputError, match=r"holds engines \(rtx.engine\)"):
-        check_target(old)
+        check_replaceable(old)
     for nameless in (".", "..", "/"):
         with pytest.raises(InputError, match="give it a name: -o exports/NAME"):
-            check_target(Path(nameless))
+            check_replaceable(Path(nameless))
 
 
 def test_all_ways_to_an_export_look_first_where_it_goes(
@@ -213,5 +213,8 @@ def test_all_ways_to_an_export_look_first_where_it_goes(
     assert notes.read_text() == "keep"
     assert [path.name for path in notes.parent.iterdir()] == ["notes.txt"]
     out = tmp_path / "mine"
-    assert json.loads((copy_export(model, out) / "card.json").read_text())["name"] == "thresholds"
-    assert copy_export(model, out) == out  # an export is replaced
+    assert (
+        json.loads((copy_export(model, out).folder / "card.json").read_text())["name"]
+        == "thresholds"
+    )
+    assert copy_export(model, out).folder == out  # an export is replaced

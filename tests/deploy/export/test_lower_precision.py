@@ -12,13 +12,15 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from leuda_deploy.engines.open_engine import OnnxEngine, OpenVinoEngine
+from leuda_deploy.engines.onnx_runtime import OnnxEngine
+from leuda_deploy.engines.openvino import OpenVinoEngine
 from leuda_deploy.errors import LeudaError, MissingExtraError, ModelError, ParityError
 from leuda_deploy.export.lower_precision import Lowered, lower_precision
 from leuda_deploy.export.to_half import to_bf16, to_fp16
 from leuda_deploy.export.to_int8 import calibrate, quantisable, quantise, split_concatenations
 from leuda_deploy.model.card import Precision
-from leuda_deploy.model.model_file import MODEL_FILE, read_model
+from leuda_deploy.model.export_folder import MODEL_FILE
+from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.proof import prove as prove_module
 from leuda_deploy.proof.layers import first_layer_that_differs, layers_of, values_of
 from leuda_deploy.proof.parity import run_windows
@@ -46,7 +48,7 @@ def slices(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
     folder = tmp_path_factory.mktemp("phantoms")
     counts = {"source_labelled": 1, "source_unlabelled": 1, "target_unlabelled": 2}
     write_cohort(folder, seed=5, **counts, target_test=1)
-    _, card = read_model(TRANSLATED / MODEL_FILE)
+    card = ModelFile.open(TRANSLATED / MODEL_FILE).card
     found = []
     for path in sorted((folder / "ct").glob("*_image.nii.gz")) or sorted(folder.glob("ct*/*.gz")):
         stack = Stack(read_volume(path), card.recipe)
@@ -62,7 +64,7 @@ def probes(slices: np.ndarray) -> Probes:
 
 @pytest.fixture(scope="module")
 def reference(model: onnx.ModelProto, probes: Probes) -> Reference:
-    scores = run_windows(OnnxEngine(TRANSLATED), probes.windows)
+    scores = run_windows(OnnxEngine(ModelFile.open(TRANSLATED)), probes.windows)
     return Reference(title="ONNX fp32", probes=probes, scores=scores, graph=model)
 
 
@@ -70,7 +72,7 @@ def lowered(
     reference: Reference, precision: Precision, path: Path, slices: NDArray[np.float32]
 ) -> Lowered:
     """The phantom model in that precision, written to `path`."""
-    _, card = read_model(TRANSLATED / MODEL_FILE)
+    card = ModelFile.open(TRANSLATED / MODEL_FILE).card
     return lower_precision(
         reference, card, precision, path, calibration=slices, progress=lambda *step: None
     )
@@ -126,14 +128,14 @@ def test_int8_lifts_layers_until_the_gate_passes(
 ) -> None:
     path = tmp_path / MODEL_FILE
     found = lowered(reference, "int8", path, slices)
-    assert found.card.precision == "int8"
+    assert found.model.card.precision == "int8"
     assert min(dice for dice in found.parities[-1].class_dice.values() if dice is not None) >= 0.98
     every = {str(layer) for layer in layers_of(split_concatenations(model))}
     assert set(found.int8_layers) | set(found.lifted_layers) <= every
     assert not set(found.int8_layers) & set(found.lifted_layers)
     assert len(found.int8_layers) >= 10
     assert path.stat().st_size < (TRANSLATED / MODEL_FILE).stat().st_size
-    assert OnnxEngine(path).card == found.card
+    assert OnnxEngine(ModelFile.open(path)).card == found.model.card
 
 
 @pytest.mark.slow
@@ -158,15 +160,15 @@ def test_bf16_is_proven_by_the_engine_that_runs_it(
     reference: Reference, slices, tmp_path: Path
 ) -> None:
     pytest.importorskip("openvino")
-    if "bf16" not in OpenVinoEngine(TRANSLATED, precision="auto").layers:
+    if "bf16" not in OpenVinoEngine(ModelFile.open(TRANSLATED), precision="auto").layers:
         pytest.skip("this processor has no bf16")
     path = tmp_path / MODEL_FILE
     found = lowered(reference, "bf16", path, slices)
     (parity,) = found.parities
     assert parity.stage == "ONNX fp32 -> OpenVINO CPU bf16"
     assert 1e-4 < parity.mean_abs < 1e-2
-    assert found.card.opset == onnx.load(path).opset_import[0].version == 22
-    assert OpenVinoEngine(path, precision="fp32").layers["bf16"] >= 20
+    assert found.model.card.opset == onnx.load(path).opset_import[0].version == 22
+    assert OpenVinoEngine(ModelFile.open(path), precision="fp32").layers["bf16"] >= 20
 
 
 def test_bf16_that_nothing_here_can_run_is_refused(
@@ -177,7 +179,7 @@ def test_bf16_that_nothing_here_can_run_is_refused(
     with pytest.raises(MissingExtraError, match=r"proving a bf16 graph.*leuda\[openvino\]"):
         lowered(reference, "bf16", path, slices)
     with pytest.raises(LeudaError, match="does not run on the CPU; use --engine openvino"):
-        OnnxEngine(path)
+        OnnxEngine(ModelFile.open(path))
 
 
 def test_bf16_weights_are_the_nearest(model: onnx.ModelProto) -> None:
@@ -202,7 +204,7 @@ def test_what_one_engine_computes_and_another_does_not_is_refused(
     monkeypatch.setattr(prove_module, "find_spec", lambda name: name)  # as if it were installed
     monkeypatch.setattr(prove_module, "OpenVinoEngine", lambda *given, **more: Off())
     with pytest.raises(ParityError) as refused:
-        prove(TRANSLATED / MODEL_FILE, reference)
+        prove(ModelFile.open(TRANSLATED / MODEL_FILE), reference)
     said = str(refused.value)
     assert said.startswith("ONNX fp32 -> OpenVINO CPU fp32: ")
     assert "'ONNX fp32 -> ONNX Runtime CPU fp32' passed; nothing was kept" in said

@@ -15,7 +15,8 @@ import numpy as np
 import onnx
 import pytest
 
-from leuda_deploy.engines.tensorrt import TensorRTEngine, check_engine, misfits, remedy
+from leuda_deploy.engines.engine_fit import check_engine, misfits, remedy
+from leuda_deploy.engines.tensorrt import TensorRTEngine
 from leuda_deploy.errors import InputError, MissingExtraError, ModelError
 from leuda_deploy.export import add_engines as add_engines_module
 from leuda_deploy.export import to_tensorrt as module
@@ -25,8 +26,8 @@ from leuda_deploy.export.to_tensorrt import engine_targets, to_tensorrt
 from leuda_deploy.export.verify import verify
 from leuda_deploy.machine.files import file_sha256
 from leuda_deploy.machine.gpu import Gpu, find_gpu
-from leuda_deploy.model.export_folder import read_manifest, write_manifest
-from leuda_deploy.model.model_file import MODEL_FILE, read_model, write_model
+from leuda_deploy.model.export_folder import MODEL_FILE, read_manifest, write_manifest
+from leuda_deploy.model.model_file import ModelFile, write_model
 from leuda_deploy.model.passport import Passport
 from leuda_deploy.proof.probes import make_probes
 
@@ -48,14 +49,14 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         folder = folders[precision] = tmp_path_factory.mktemp(precision)
         shutil.copytree(TRANSLATED, folder, dirs_exist_ok=True)
         if precision in converters:
-            _, card = read_model(folder / MODEL_FILE)
+            card = ModelFile.open(folder / MODEL_FILE).card
             model = converters[precision](onnx.load(folder / MODEL_FILE))
             card = write_model(
                 model, card.model_copy(update={"precision": precision}), folder / MODEL_FILE
-            )
+            ).card
             (folder / "card.json").write_text(card.model_dump_json(indent=1))
             write_manifest(folder)
-        add_engines(folder, engine_targets(TARGETS, batch=4), probes=None)
+        add_engines(ModelFile.open(folder), engine_targets(TARGETS, batch=4), probes=None)
     return folders
 
 
@@ -101,7 +102,12 @@ def test_progress_comes_from_the_builder(exports: dict[str, Path], tmp_path: Pat
     seen: list[tuple[int, int, str]] = []
     (target,) = engine_targets(["rtx-blackwell"])
     model = exports["fp32"] / MODEL_FILE
-    to_tensorrt(model, target, tmp_path / "e.engine", progress=lambda *step: seen.append(step))
+    to_tensorrt(
+        ModelFile.open(model),
+        target,
+        tmp_path / "e.engine",
+        progress=lambda *step: seen.append(step),
+    )
     assert {"Building engine", "Optimizing graph"} <= {note for _, _, note in seen}
     assert seen[-1][0] == seen[-1][1]
     assert all(done <= total for done, total, _ in seen)
@@ -120,13 +126,13 @@ def test_the_very_same_engine_is_not_built_again(
         return honest(model, target, *given, **more)
 
     monkeypatch.setattr(add_engines_module, "to_tensorrt", build)
-    add_engines(export, engine_targets(TARGETS, batch=4), probes=None)
+    add_engines(ModelFile.open(export), engine_targets(TARGETS, batch=4), probes=None)
     assert built == []
     assert read_manifest(export) == before
     (export / "model.rtx-ada.engine").write_bytes(b"damaged")
-    add_engines(export, engine_targets(TARGETS, batch=4), probes=None)
+    add_engines(ModelFile.open(export), engine_targets(TARGETS, batch=4), probes=None)
     assert built == ["rtx-ada"]
-    add_engines(export, engine_targets(["rtx-ampere"], batch=2), probes=None)
+    add_engines(ModelFile.open(export), engine_targets(["rtx-ampere"], batch=2), probes=None)
     assert built == ["rtx-ada", "rtx-ampere"]
     assert read_manifest(export).engines["model.rtx-ampere.engine"].batch == (1, 2, 2)
     verify(export)
@@ -134,12 +140,12 @@ def test_the_very_same_engine_is_not_built_again(
 
 @needs_rtx
 def test_an_engine_that_lost_its_precision_is_refused(tmp_path: Path) -> None:
-    content, card = read_model(TRANSLATED / MODEL_FILE)
-    lying = card.model_copy(update={"precision": "fp16"})
-    write_model(onnx.load_model_from_string(content), lying, tmp_path / MODEL_FILE)
+    honest = ModelFile.open(TRANSLATED)
+    lying = honest.card.model_copy(update={"precision": "fp16"})
+    write_model(honest.graph(), lying, tmp_path / MODEL_FILE)
     (target,) = engine_targets(["rtx-ada"])
     with pytest.raises(ModelError, match="says fp16, but no convolution of the parsed network"):
-        to_tensorrt(tmp_path / MODEL_FILE, target, tmp_path / "e.engine")
+        to_tensorrt(ModelFile.open(tmp_path / MODEL_FILE), target, tmp_path / "e.engine")
     assert not (tmp_path / "e.engine").exists()
 
 
@@ -206,28 +212,28 @@ def test_a_damaged_export_is_one_line(export: Path, damage, message: str) -> Non
 def test_an_engine_is_not_read_unless_manifest_passport_and_machine_agree(
     export: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from leuda_deploy.engines import tensorrt as tensorrt_engine
+    from leuda_deploy.engines import engine_fit
 
     name = "model.rtx-ada.engine"
     here = Gpu(name="NVIDIA RTX 4090", capability="8.9")
-    monkeypatch.setattr(tensorrt_engine, "find_gpu", lambda: here)
-    path, passport, card = check_engine(export, name)
-    assert (path.name, passport.target, card.precision) == (name, "rtx-ada", "fp16")
+    monkeypatch.setattr(engine_fit, "find_gpu", lambda: here)
+    path, passport, _ = check_engine(ModelFile.open(export), name, unproven=True)
+    assert (path.name, passport.target, passport.precision) == (name, "rtx-ada", "fp16")
     with pytest.raises(ModelError, match="never compared with ONNX Runtime"):
-        TensorRTEngine(export, name)
+        TensorRTEngine(ModelFile.open(export), name)
 
-    monkeypatch.setattr(tensorrt_engine, "find_gpu", lambda: replace(here, capability="8.6"))
+    monkeypatch.setattr(engine_fit, "find_gpu", lambda: replace(here, capability="8.6"))
     with pytest.raises(ModelError, match=r"is for 8\.9, here it is 8\.6.*leuda export .*--trt"):
-        check_engine(export, name)
-    monkeypatch.setattr(tensorrt_engine, "find_gpu", lambda: here)
-    monkeypatch.setattr(tensorrt_engine, "installed_version", lambda family: "1.6.0")
+        check_engine(ModelFile.open(export), name)
+    monkeypatch.setattr(engine_fit, "find_gpu", lambda: here)
+    monkeypatch.setattr(engine_fit, "installed_version", lambda family: "1.6.0")
     with pytest.raises(ModelError, match=r"tensorrt_rtx version: .* here it is 1\.6\.0"):
-        check_engine(export, name)
+        check_engine(ModelFile.open(export), name)
     flip(export / name)
     with pytest.raises(ModelError, match="nothing was loaded"):
-        check_engine(export, name)
+        check_engine(ModelFile.open(export), name)
     with pytest.raises(ModelError, match="has no engine"):
-        check_engine(export, "model.other.engine")
+        check_engine(ModelFile.open(export), "model.other.engine")
 
 
 @needs_rtx
@@ -236,11 +242,17 @@ def test_every_field_of_a_passport_is_compared(exports: dict[str, Path]) -> None
     here = Gpu(name="GPU", capability="8.9")
     fits = {"onnx_sha256": passport.onnx_sha256, "gpu": here, "version": passport.version}
     assert misfits(passport, **fits) == []
-    assert "onnx_sha256" in misfits(passport, **(fits | {"onnx_sha256": "0" * 64}))[0]
-    assert "missing" in misfits(passport, **(fits | {"version": None}))[0]
-    assert "missing" in misfits(passport, **(fits | {"gpu": None}))[0]
+    for change, reason, here in (
+        ({"onnx_sha256": "0" * 64}, "model", "0" * 12),
+        ({"version": None}, "version", None),
+        ({"gpu": None}, "compute capability", None),
+        ({"gpu": Gpu(name="GPU", capability="8.6")}, "compute capability", "8.6"),
+    ):
+        (misfit,) = misfits(passport, **(fits | change))
+        assert (misfit.reason, misfit.here) == (reason, here)
     built_here = passport.model_copy(update={"gpu": "another GPU"})
-    assert "gpu: the engine is for another GPU" in misfits(built_here, **fits)[0]
+    (misfit,) = misfits(built_here, **fits)
+    assert (misfit.reason, misfit.wants, misfit.here) == ("gpu", "another GPU", "GPU")
     assert passport.key() != built_here.key()
 
 
@@ -271,10 +283,10 @@ def test_an_engine_for_this_gpu_is_run_and_proven(tmp_path: Path) -> None:
     images = np.random.default_rng(0).uniform(-1, 1, (16, 64, 64)).astype(np.float32)
     probes = make_probes({"noise": images})
     (target,) = engine_targets([])
-    engines = add_engines(tmp_path / "export", [target], probes=probes)
+    engines = add_engines(ModelFile.open(tmp_path / "export"), [target], probes=probes)
     passport = engines[target.file_name]
     assert passport.proven
     assert passport.inspected
     assert passport.memory_mb
-    engine = TensorRTEngine(tmp_path / "export", target.file_name)
+    engine = TensorRTEngine(ModelFile.open(tmp_path / "export"), target.file_name)
     assert engine(probes.windows[:11]).shape == (11, 5, 64, 64)

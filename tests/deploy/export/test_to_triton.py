@@ -13,7 +13,7 @@ from support.makers import MakeCard, MakeModel
 from leuda_deploy.errors import InputError
 from leuda_deploy.export.to_triton import to_triton
 from leuda_deploy.model.card import GraphOptions, parse_card
-from leuda_deploy.model.model_file import read_model
+from leuda_deploy.model.model_file import ModelFile
 
 
 def read_config(folder: Path) -> Any:
@@ -35,7 +35,7 @@ def test_the_repository_serves_the_model_with_its_card(
     tmp_path: Path, make_model: MakeModel
 ) -> None:
     model = make_model(tmp_path / "export", licence='ours "and" theirs\n\u00e9 \\')
-    folder = to_triton(tmp_path / "export", tmp_path / "repository", batch=16)
+    folder = to_triton(ModelFile.open(tmp_path / "export"), tmp_path / "repository", batch=16)
     assert folder == tmp_path / "repository" / "thresholds"
     assert (folder / "1" / "model.onnx").read_bytes() == model.read_bytes()
     config = read_config(folder)
@@ -45,12 +45,12 @@ def test_the_repository_serves_the_model_with_its_card(
     assert (scores.name, list(scores.dims), scores.data_type) == ("logits", [3, 16, 16], 11)
     assert config.HasField("dynamic_batching")
     text = config.parameters["leuda.card"].string_value
-    assert parse_card(text, "config.pbtxt") == read_model(model)[1]
+    assert parse_card(text, "config.pbtxt") == ModelFile.open(model).card
 
 
 def test_an_open_window_is_open_in_the_server(tmp_path: Path, make_model: MakeModel) -> None:
     make_model(tmp_path / "export", options=GraphOptions(dynamic_window=True, window_multiple=8))
-    config = read_config(to_triton(tmp_path / "export", tmp_path / "repository"))
+    config = read_config(to_triton(ModelFile.open(tmp_path / "export"), tmp_path / "repository"))
     assert list(config.input[0].dims) == [1, -1, -1]
 
 
@@ -58,11 +58,11 @@ def test_writing_again_replaces_and_foreign_folders_stay(
     tmp_path: Path, make_model: MakeModel, make_card: MakeCard
 ) -> None:
     make_model(tmp_path / "export")
-    to_triton(tmp_path / "export", tmp_path / "repository")
-    folder = to_triton(tmp_path / "export", tmp_path / "repository")
+    to_triton(ModelFile.open(tmp_path / "export"), tmp_path / "repository")
+    folder = to_triton(ModelFile.open(tmp_path / "export"), tmp_path / "repository")
     (folder / "1" / "model.onnx").unlink()
     with pytest.raises(InputError, match="was not written by leuda"):
-        to_triton(tmp_path / "export", tmp_path / "repository")
+        to_triton(ModelFile.open(tmp_path / "export"), tmp_path / "repository")
     make_model(tmp_path / "nasty", name="../up")
     with pytest.raises(InputError, match="cannot name a served model"):
-        to_triton(tmp_path / "nasty", tmp_path / "repository")
+        to_triton(ModelFile.open(tmp_path / "nasty"), tmp_path / "repository")

@@ -16,14 +16,13 @@ from nibabel import orientations
 from numpy.typing import NDArray
 from support.makers import MakeModel, MakeVolume, ThresholdLabels
 
-from leuda_deploy.engines.open_engine import OnnxEngine
-from leuda_deploy.errors import InputError, LeudaError, ModelError
+from leuda_deploy.engines.onnx_runtime import OnnxEngine
+from leuda_deploy.errors import LeudaError, ModelError
 from leuda_deploy.inference.segment import segment, volumes_ml
-from leuda_deploy.jobs.report import infer_file
 from leuda_deploy.model.card import METADATA_KEY, ModelCard, Structure
-from leuda_deploy.model.model_file import content_sha256
+from leuda_deploy.model.model_file import ModelFile, content_sha256
 from leuda_deploy.scans.recipe import Recipe
-from leuda_deploy.scans.volume import read_label_names, read_volume, write_labels
+from leuda_deploy.scans.volume import read_volume, write_labels
 
 ODD = Path(__file__).parents[4] / "shared" / "data" / "odd"
 ODD_SCANS = sorted(ODD.glob("*.nii*")) if ODD.is_dir() else []
@@ -36,7 +35,7 @@ def model(make_model: MakeModel, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="session")
 def engine(model: Path) -> OnnxEngine:
-    return OnnxEngine(model, threads=1)
+    return OnnxEngine(ModelFile.open(model), threads=1)
 
 
 def with_axis(recipe: Recipe, axis: str) -> Recipe:
@@ -137,28 +136,6 @@ def test_volumes_count_voxels(make_volume: MakeVolume) -> None:
     assert found == pytest.approx({"a": 0.12, "b": 0.0, "c": 0.06})
 
 
-def test_report_says_what_was_done(tmp_path: Path, scan_file: Path, engine: OnnxEngine) -> None:
-    report = infer_file(scan_file, engine, tmp_path / "out" / "l.nii.gz")
-    assert report.overlay is not None
-    assert Path(report.overlay).read_bytes().startswith(b"\x89PNG")
-    assert report.shape == (19, 37, 6)
-    assert report.spacing_mm == (0.8, 1.3, 5.0)
-    labels = np.asarray(nib.load(report.labels).dataobj)
-    voxel_ml = 0.8 * 1.3 * 5.0 / 1000
-    for value, name in engine.card.label_names.items():
-        expected = np.count_nonzero(labels == value) * voxel_ml
-        assert report.volumes_ml[name] == pytest.approx(expected, abs=1e-3)
-    assert read_label_names(report.labels) == {1: "grey", 2: "bright"}
-    assert {"read", "network", "write", "overlay"} <= set(report.seconds)
-
-
-def test_scan_is_never_replaced_by_its_labels(scan_file: Path, engine: OnnxEngine) -> None:
-    before = scan_file.read_bytes()
-    with pytest.raises(InputError, match="would replace the scan"):
-        infer_file(scan_file, engine, scan_file)
-    assert scan_file.read_bytes() == before
-
-
 @pytest.mark.skipif(not ODD_SCANS, reason=f"no scans in {'/'.join(ODD.parts[-3:])}")
 @pytest.mark.parametrize("path", ODD_SCANS, ids=lambda path: path.name)
 def test_odd_real_scan_gets_labels_on_exactly_its_grid(
@@ -189,7 +166,7 @@ def test_odd_real_scan_gets_labels_on_exactly_its_grid(
 
 def refusal(path: Path) -> str:
     with pytest.raises(ModelError) as caught:
-        OnnxEngine(path, threads=1)
+        OnnxEngine(ModelFile.open(path), threads=1)
     assert "\n" not in str(caught.value)
     assert path.name in str(caught.value)
     return str(caught.value)
@@ -204,7 +181,7 @@ def test_engine_takes_any_batch(engine: OnnxEngine) -> None:
 
 
 def test_folder_stands_for_the_model_in_it(model: Path) -> None:
-    assert OnnxEngine(model.parent, threads=1).path == model
+    assert OnnxEngine(ModelFile.open(model.parent), threads=1).path == model
 
 
 def test_missing_model_is_refused(tmp_path: Path) -> None:
@@ -237,14 +214,14 @@ def test_flipped_weight_is_refused(tmp_path: Path, model: Path) -> None:
 
 def test_any_flipped_byte_is_refused_or_harmless(tmp_path: Path, model: Path) -> None:
     windows = np.linspace(-1, 1, 256, dtype=np.float32).reshape(1, 1, 16, 16)
-    expected = OnnxEngine(model, threads=1)(windows)
+    expected = OnnxEngine(ModelFile.open(model), threads=1)(windows)
     content = model.read_bytes()
     for place in np.random.default_rng(0).integers(0, len(content), 150):
         damaged = bytearray(content)
         damaged[place] ^= 0xFF
         (tmp_path / "a.onnx").write_bytes(damaged)
         try:
-            found = OnnxEngine(tmp_path / "a.onnx", threads=1)
+            found = OnnxEngine(ModelFile.open(tmp_path / "a.onnx"), threads=1)
         except LeudaError as error:
             assert "\n" not in str(error)  # noqa: PT017
         else:
@@ -295,7 +272,7 @@ def test_a_model_of_an_earlier_leuda_runs_and_is_sealed_all_the_same(
     tmp_path: Path, model: Path
 ) -> None:
     path = rewritten(tmp_path / "a.onnx", model, by_an_earlier_leuda)
-    assert OnnxEngine(path, threads=1).card.depth is None
+    assert OnnxEngine(ModelFile.open(path), threads=1).card.depth is None
     weights = np.array([0, 1, 2], dtype=np.float32).tobytes()
     path.write_bytes(path.read_bytes().replace(weights, weights[::-1]))
     assert "own checksum" in refusal(path)
@@ -352,10 +329,12 @@ def test_cuda_is_cuda_or_an_error_that_says_what_it_needs(
     model: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     if has_cuda(model):
-        assert OnnxEngine(model, provider="cuda").provider == "CUDAExecutionProvider"
+        assert (
+            OnnxEngine(ModelFile.open(model), provider="cuda").provider == "CUDAExecutionProvider"
+        )
         return
     capfd.readouterr()
     with pytest.raises(LeudaError, match="CUDA needs an NVIDIA GPU") as caught:
-        OnnxEngine(model, provider="cuda")
+        OnnxEngine(ModelFile.open(model), provider="cuda")
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")  # the error is all that there is to read

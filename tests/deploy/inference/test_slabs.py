@@ -17,16 +17,20 @@ from numpy.typing import NDArray
 from support.command import leuda_here
 from support.makers import MakeModel, MakeVolume, ThresholdLabels
 
-from leuda_deploy.engines.open_engine import EngineName, OnnxEngine, open_engine
+from leuda_deploy.engines.engine import EngineName, EngineSettings, Scorer
+from leuda_deploy.engines.onnx_runtime import OnnxEngine
+from leuda_deploy.engines.open_engine import open_engine
 from leuda_deploy.errors import InputError, ModelError
-from leuda_deploy.export.add_engines import probes_of_scans
 from leuda_deploy.export.import_onnx import package_graph
 from leuda_deploy.inference.memory_plan import make_plan
 from leuda_deploy.inference.segment import segment
 from leuda_deploy.inference.segmenter import Segmenter, sample_windows
+from leuda_deploy.inference.settings import Settings
 from leuda_deploy.inference.slabs import Blocks, ScanSlices
-from leuda_deploy.inference.sliding_window import Engine, Tiling, blend_weights, window_starts
-from leuda_deploy.model.model_file import read_model, write_model
+from leuda_deploy.inference.sliding_window import blend_weights, window_starts
+from leuda_deploy.model.model_file import ModelFile, write_model
+from leuda_deploy.model.tiling import Tiling
+from leuda_deploy.proof.probes import probes_of_scans
 from leuda_deploy.scans.recipe import Depth, Recipe
 from leuda_deploy.scans.resample import fit_to_window, taps
 from leuda_deploy.scans.stack import Stack
@@ -52,7 +56,7 @@ def stack_of(
     return Stack(make_volume(raw, np.diag([1.0, 1.0, spacing_mm, 1.0])), RECIPE, window_depth=depth)
 
 
-def scored(engine: Engine, stack: Stack, tiling: Tiling) -> Float32:
+def scored(engine: Scorer, stack: Stack, tiling: Tiling) -> Float32:
     """(D, K, h, w) of the whole stack, put together from what comes out slab by slab."""
     blocks = Blocks(engine, stack, fill=-1.0, tiling=tiling, batch=3)
     found, at = [], 0
@@ -91,7 +95,7 @@ def test_voxelwise_engine_gives_its_function_of_the_scan(
 
 
 def blended_at_once(
-    engine: Engine, images: Float32, window: tuple[int, int, int], tiling: Tiling
+    engine: Scorer, images: Float32, window: tuple[int, int, int], tiling: Tiling
 ) -> Float32:
     """(D, H, W) of at least the window's size -> (D, K, H, W), in arrays of the whole size."""
     starts = [
@@ -182,7 +186,7 @@ def test_labels_are_those_of_the_scans_own_voxels_in_any_orientation(
     name: EngineName,
 ) -> None:
     path = make_model(tmp_path, depth=Depth(slices=4))
-    engine = open_engine(name, path, precision="fp32", threads=1)
+    engine = open_engine(ModelFile.open(path), name, EngineSettings(precision="fp32", threads=1))
     assert engine(np.zeros((3, 1, 4, 16, 16), np.float32)).shape == (3, 3, 4, 16, 16)
     image = nib.load(scan_file)
     values = np.asarray(image.dataobj)
@@ -219,16 +223,16 @@ def test_graph_that_is_not_what_its_card_says_is_refused(
     tmp_path: Path, make_model: MakeModel, graph: Depth | None, card: Depth | None
 ) -> None:
     path = make_model(tmp_path, depth=graph)
-    written = read_model(path)[1].model_copy(update={"depth": card})
+    written = ModelFile.open(path).card.model_copy(update={"depth": card})
     write_model(onnx.load(path), written, path)
     with pytest.raises(ModelError, match=r"the graph of .* has shapes"):
-        OnnxEngine(path)
+        OnnxEngine(ModelFile.open(path))
 
 
 def test_the_card_says_what_a_window_is(tmp_path: Path, make_model: MakeModel) -> None:
     flat, deep = make_model(tmp_path / "2d"), make_model(tmp_path / "3d", depth=Depth(slices=4))
-    assert read_model(flat)[1].window == (16, 16)
-    assert read_model(deep)[1].window == (4, 16, 16)
+    assert ModelFile.open(flat).card.window == (16, 16)
+    assert ModelFile.open(deep).card.window == (4, 16, 16)
 
 
 # --- the whole way
@@ -250,17 +254,17 @@ def test_windows_to_try_and_prove_engines_on(
     tmp_path: Path, make_model: MakeModel, scan_file: Path
 ) -> None:
     path = make_model(tmp_path / "model", depth=Depth(slices=4))
-    segmenter = Segmenter(path, threads=1)
+    segmenter = Segmenter(path, Settings(threads=1))
     stack = segmenter.stack(segmenter.read(scan_file))
     assert sample_windows(stack).shape == (8, 1, 4, 16, 16)
-    probes = probes_of_scans(path, [scan_file])
+    probes = probes_of_scans(segmenter.card, [scan_file])
     assert probes.windows.shape[1:] == (1, 4, 16, 16)
     assert probes.real > 2
     (tmp_path / "b").mkdir()
     other = tmp_path / "b" / scan_file.name  # a scan of another folder is another scan
     image = nib.load(scan_file)
     nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[::-1], image.affine), other)
-    both = probes_of_scans(path, [scan_file, other])
+    both = probes_of_scans(segmenter.card, [scan_file, other])
     assert {f"{scan} slice 0" for scan in (scan_file, other)} <= set(both.names)
     # the last block ends with the scan
     expected = fit_to_window(stack.images(2, 6), (16, 16), stack.intensity.floor)
@@ -316,26 +320,26 @@ def test_a_graph_from_elsewhere_gets_its_card_and_is_run(
 ) -> None:
     model = make_model(tmp_path / "made", depth=Depth(slices=4))
     card = tmp_path / "card.json"
-    card.write_text(read_model(model)[1].model_dump_json())
+    card.write_text(ModelFile.open(model).card.model_dump_json())
     graph = onnx.load(model)
     del graph.metadata_props[:]
     onnx.save(graph, tmp_path / "net.onnx")
     order = ["export", str(tmp_path / "net.onnx"), "--card", str(card), "-o", str(tmp_path / "e")]
     done = leuda_here(*order)
     assert done.returncode == 0, done.stderr
-    labels = Segmenter(tmp_path / "e", threads=1)(scan_file).labels
+    labels = Segmenter(tmp_path / "e", Settings(threads=1))(scan_file).labels
     expected = threshold_labels(np.asarray(nib.load(scan_file).dataobj))
     np.testing.assert_array_equal(labels, expected)
 
     def refused(changes: dict[str, Any]) -> str:
-        card.write_text(json.dumps(json.loads(read_model(model)[1].to_json()) | changes))
+        card.write_text(json.dumps(json.loads(ModelFile.open(model).card.to_json()) | changes))
         with pytest.raises(ModelError) as caught:
             package_graph(tmp_path / "net.onnx", card, tmp_path / "other")
         assert not (tmp_path / "other").exists()
         return str(caught.value)
 
     assert "its card says" in refused({"depth": None})
-    one = json.loads(read_model(model)[1].to_json())["structures"][:1]
+    one = json.loads(ModelFile.open(model).card.to_json())["structures"][:1]
     assert "its card says" in refused({"structures": one})
     card.write_text("{")
     with pytest.raises(ModelError, match="is not JSON"):

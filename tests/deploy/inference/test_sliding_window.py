@@ -7,13 +7,13 @@ import pytest
 from numpy.typing import NDArray
 
 from leuda_deploy.inference.sliding_window import (
-    Tiling,
     blend_weights,
     mirrored,
     score_slices,
     scoring_floor_once,
     window_starts,
 )
+from leuda_deploy.model.tiling import Tiling
 
 Float32 = NDArray[np.float32]
 WINDOW = (12, 16)

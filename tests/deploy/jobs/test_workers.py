@@ -10,6 +10,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -25,7 +26,6 @@ from leuda_deploy.jobs.run_jobs import run_jobs
 from leuda_deploy.jobs.workers import Orders, run_in_processes, share_of
 from leuda_deploy.machine.memory import resident_bytes
 from leuda_deploy.model.model_file import ModelFile
-
 
 
 @pytest.fixture(scope="module")

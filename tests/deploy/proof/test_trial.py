@@ -9,9 +9,11 @@ import pytest
 from numpy.typing import NDArray
 from support.makers import MakeModel
 
-from leuda_deploy.engines.open_engine import EngineName, OnnxEngine
+from leuda_deploy.engines.engine import EngineName, EngineSettings
+from leuda_deploy.engines.onnx_runtime import OnnxEngine
 from leuda_deploy.errors import LeudaError
 from leuda_deploy.machine.gpu import Gpu, find_gpu
+from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.proof import trial as module
 from leuda_deploy.proof.trial import (
     NOT_JUDGED,
@@ -22,6 +24,7 @@ from leuda_deploy.proof.trial import (
     try_engine,
 )
 
+ALONE = EngineSettings(threads=1)
 WINDOWS = np.random.default_rng(0).normal(size=(4, 1, 16, 16)).astype(np.float32)
 
 
@@ -34,13 +37,14 @@ def model(make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def tried(
-    model: Path, name: EngineName = "ort-cpu", windows: NDArray[np.float32] = WINDOWS
+    model: Path | ModelFile, name: EngineName = "ort-cpu", windows: NDArray[np.float32] = WINDOWS
 ) -> Trial:
-    return try_engine(name, model, "0" * 64, windows, precision="auto", threads=1)
+    opened = model if isinstance(model, ModelFile) else ModelFile.open(model)
+    return try_engine(name, opened, "0" * 64, windows, ALONE)
 
 
 def known(name: EngineName = "ort-cpu") -> Trial | None:
-    return kept_trial(name, "0" * 64, precision="auto", threads=1)
+    return kept_trial(name, "0" * 64, ALONE)
 
 
 def test_a_crash_is_kept_with_its_reason(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,17 +74,17 @@ def test_a_timeout_is_kept_with_its_reason(model: Path, monkeypatch: pytest.Monk
 def test_what_an_engine_says_on_opening_holds_for_this_process_alone(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content = model.read_bytes()
+    opened, content = ModelFile.open(model), model.read_bytes()
     model.write_bytes(content[:-40])  # no engine opens it now
-    found = tried(model)
+    found = tried(opened)
     assert found.failure is not None
     assert known() == found
     assert not list(cache_folder().glob("*"))
     model.write_bytes(content)
-    assert tried(model) == found
+    assert tried(opened) == found
     monkeypatch.setattr(module, "_said_here", {})  # the next process
     assert known() is None
-    assert tried(model).failure is None
+    assert tried(opened).failure is None
 
 
 def test_memory_that_is_taken_may_be_free_later(
@@ -90,8 +94,8 @@ def test_memory_that_is_taken_may_be_free_later(
         def __call__(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
             raise MemoryError
 
-    monkeypatch.setattr(module, "open_engine", lambda name, path, **more: Full(path))
-    found = run_trial("ort-cpu", model, WINDOWS, "auto", 1)
+    monkeypatch.setattr(module, "open_engine", lambda model, name, settings: Full(model))
+    found = run_trial("ort-cpu", ModelFile.open(model), WINDOWS, ALONE)
     assert (found.failure, found.kept) == ("out of memory", "in this process")
 
 
@@ -102,7 +106,7 @@ def test_a_scan_of_air_judges_no_engine_and_keeps_nothing(
         def __call__(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
             return super().__call__(windows)[:, ::-1]
 
-    monkeypatch.setattr(module, "open_engine", lambda name, path, **more: Wrong(path))
+    monkeypatch.setattr(module, "open_engine", lambda model, name, settings: Wrong(model))
     monkeypatch.setattr(module, "_in_a_process", run_trial)
     air = np.full_like(WINDOWS, -1.0)
     found = tried(model, "openvino", air)
@@ -122,7 +126,7 @@ def test_another_gpu_or_driver_is_another_trial(monkeypatch: pytest.MonkeyPatch)
     def keys(gpu: str, driver: str) -> tuple[str, str]:
         monkeypatch.setattr(module, "find_gpu", lambda: Gpu(name=gpu, capability="8.9"))
         monkeypatch.setattr(module, "driver_version", lambda: driver)
-        return tuple(module._key(n, "0", "auto", 1) for n in ("ort-cuda", "ort-cpu"))  # type: ignore[return-value]
+        return tuple(module._key(n, "0", ALONE) for n in ("ort-cuda", "ort-cpu"))  # type: ignore[return-value]
 
     cuda, cpu = keys("RTX 4090", "12.4")
     for gpu, driver in (("A100", "12.4"), ("RTX 4090", "13.0")):
@@ -140,4 +144,4 @@ def test_cuda_libraries_that_are_missing_are_not_kept(model: Path) -> None:
     assert found.kept == "in this process"
     assert not list(cache_folder().glob("*"))
     with pytest.raises(LeudaError):
-        OnnxEngine(model, provider="cuda")
+        OnnxEngine(ModelFile.open(model), provider="cuda")

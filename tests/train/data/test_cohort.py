@@ -230,6 +230,17 @@ def test_a_damaged_scan_is_refused(cohort):
     refused(cohort, "m3_image.nii.gz")
 
 
+@pytest.mark.parametrize("scan", ["ct_test/c3_image", "ct_test/c3_label", "mr/m1_label"])
+def test_voxels_that_are_cut_off_are_found_where_nobody_would_read_them_soon(cohort, scan):
+    path = cohort.parent / f"{scan}.nii.gz"
+    plain = path.with_suffix("")  # not gzipped: the header stays whole
+    tiny.write_scan(plain, values(path))
+    path.unlink()
+    plain.write_bytes(plain.read_bytes()[:-100])
+    cohort.write_text(cohort.read_text().replace(".nii.gz", ".nii*"))
+    refused(cohort, plain.name)
+
+
 @pytest.mark.parametrize(
     ("name", "pattern", "subject"),
     [

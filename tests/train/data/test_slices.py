@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from support import tiny
 
+from leuda_deploy.scans.intensity import fit_intensity
 from leuda_deploy.scans.recipe import Recipe
+from leuda_deploy.scans.volume import read_volume
 from leuda_train.data.cohort import read_cohort
 from leuda_train.data.slices import UNLABELLED, load_slices
 
@@ -119,6 +121,24 @@ def test_a_failure_leaves_no_half_written_cache(cohort_file, tmp_path):
     with pytest.raises(ValueError, match="no such scan"):
         load_slices(cohort, RECIPE, tmp_path / "cache")
     assert tiny.made(tmp_path / "cache") == []
+
+
+def test_the_intensities_of_the_target_are_those_of_its_scans_and_kept(cohort_file, tmp_path):
+    cohort, cache = read_cohort(cohort_file), tmp_path / "cache"
+    scans = [read_volume(scan.image) for scan in cohort.role("target unlabelled")]
+    expected = tuple(fit_intensity(scan, RECIPE) for scan in scans)
+    slices = load_slices(cohort, RECIPE, cache)
+    assert slices.target_intensities == expected
+    # an index from before they were kept: they are fitted anew, and the slices are not
+    index = cache / f"slices-{slices.key}" / "index.json"
+    rows = json.loads(index.read_text())
+    index.write_text(json.dumps([{k: v for k, v in r.items() if k != "intensity"} for r in rows]))
+    assert load_slices(cohort, RECIPE, cache).target_intensities == expected
+    # with it, no scan is read again
+    index.write_text(json.dumps(rows))
+    for scan in cohort.scans:
+        scan.image.unlink()
+    assert load_slices(cohort, RECIPE, cache).target_intensities == expected
 
 
 def test_progress_counts_the_scans(cohort_file, tmp_path):

@@ -14,15 +14,18 @@ import pytest
 import torch
 from onnx import numpy_helper
 from support import tiny
+from support.file_looks import FileLooks
+from typer.testing import CliRunner
 
-from leuda_deploy.engines.open_engine import OnnxEngine
+from leuda_deploy.engines.onnx_runtime import OnnxEngine
 from leuda_deploy.errors import ParityError
 from leuda_deploy.export import lower_precision as lower_module
-from leuda_deploy.inference.sliding_window import Tiling
 from leuda_deploy.machine.files import file_sha256
 from leuda_deploy.model.card import GraphOptions
 from leuda_deploy.model.export_folder import read_manifest
-from leuda_deploy.model.model_file import read_model, write_model
+from leuda_deploy.model.model_file import ModelFile, write_model
+from leuda_deploy.model.tiling import Tiling
+from leuda_train.cli import app
 from leuda_train.export import export_run as export_module
 from leuda_train.export.export_run import export, scores_windows_alone
 from leuda_train.export.product_file import (
@@ -82,7 +85,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_an_export_says_how_it_was_proven(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "exports" / "tiny"
-    card, parity = export(run, out)
+    model, parity = export(run, out)
     assert {path.name for path in out.iterdir()} == {
         "model.onnx",
         "card.json",
@@ -96,14 +99,15 @@ def test_an_export_says_how_it_was_proven(run: Path, tmp_path: Path) -> None:
     assert stage["windows"] > stage["real_windows"]
     assert 0 < stage["max_abs"] < 1e-4
     assert list(stage["class_dice"]) == ["background", "one", "two", "three"]
-    assert card.precision == "fp32"
+    assert model.card.precision == "fp32"
+    assert model == ModelFile.open(out)
     manifest = read_manifest(out)
     assert manifest.files["model.onnx"] == file_sha256(out / "model.onnx")
 
 
 def test_fp16_keeps_inputs_statistics_and_scores_in_fp32(run: Path, tmp_path: Path) -> None:
-    card, parity = export(run, tmp_path / "half", precision="fp16")
-    assert card.precision == "fp16"
+    made, parity = export(run, tmp_path / "half", precision="fp16")
+    assert made.card.precision == "fp16"
     assert parity.stage == by_engine(SECOND)[-1]
     assert 1e-5 < parity.max_abs < 0.05
     model = onnx.load(tmp_path / "half" / "model.onnx")
@@ -125,9 +129,9 @@ def test_fp16_keeps_inputs_statistics_and_scores_in_fp32(run: Path, tmp_path: Pa
 
 def test_dynamic_window_and_probabilities_are_said_and_done(run: Path, tmp_path: Path) -> None:
     options = GraphOptions(dynamic_window=True, output="probabilities")
-    card, _ = export(run, tmp_path / "open", options=options)
-    assert card.options.window_multiple == 4
-    engine = OnnxEngine(tmp_path / "open", threads=1)
+    model, _ = export(run, tmp_path / "open", options=options)
+    assert model.card.options.window_multiple == 4
+    engine = OnnxEngine(ModelFile.open(tmp_path / "open"), threads=1)
     windows = np.random.default_rng(1).normal(size=(3, 1, 48, 20)).astype(np.float32)
     found = engine(windows)
     np.testing.assert_allclose(found.sum(axis=1), 1.0, atol=1e-5)
@@ -140,8 +144,8 @@ def test_tiling_is_in_the_card_and_empty_windows_are_left_out_where_that_is_prov
     run: Path, tmp_path: Path
 ) -> None:
     asked = Tiling(overlap=0.25, blending="constant", mirror=("rows",))
-    card, _ = export(run, tmp_path / "tiled", tiling=asked)
-    assert card.tiling == asked.model_copy(update={"skip_floor": True})
+    model, _ = export(run, tmp_path / "tiled", tiling=asked)
+    assert model.card.tiling == asked.model_copy(update={"skip_floor": True})
     windows = np.random.default_rng(0).normal(size=(4, 1, 8, 8)).astype(np.float32)
 
     def alone(windows: np.ndarray) -> np.ndarray:
@@ -178,8 +182,8 @@ def drop_last_batch_norm(honest, module, card, path):
 
 
 def shift_weights(honest, module, card, path):
-    card = honest(module, card, path)
-    return write_model(shifted(onnx.load(path), "network.encoder.1.4.weight"), card, path)
+    made = honest(module, card, path)
+    return write_model(shifted(made.graph(), "network.encoder.1.4.weight"), made.card, path)
 
 
 def shifted(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
@@ -262,11 +266,11 @@ def test_scores_that_are_not_finite_are_refused(
     honest = export_module.to_onnx
 
     def poison(module, card, path):
-        card = honest(module, card, path)
-        model = onnx.load(path)
-        (bias,) = [t for t in model.graph.initializer if t.name == "network.output.bias"]
+        made = honest(module, card, path)
+        graph = made.graph()
+        (bias,) = [t for t in graph.graph.initializer if t.name == "network.output.bias"]
         bias.CopyFrom(numpy_helper.from_array(np.float32([0, np.nan, 0, 0]), bias.name))
-        return write_model(model, card, path)
+        return write_model(graph, made.card, path)
 
     monkeypatch.setattr(export_module, "to_onnx", poison)
     with pytest.raises(ParityError, match=r"not finite, the first in .* class one"):
@@ -280,10 +284,21 @@ def test_a_run_that_keeps_target_slices_only_is_still_exported(run: Path, tmp_pa
     torch.save(state, tmp_path / "model.pt")
     _, _, families = load_product(tmp_path)
     assert list(families) == ["target"]
-    _, card = read_model(Path(export_folder(tmp_path)) / "model.onnx")
-    assert card.name == "kept"
+    assert ModelFile.open(export_folder(tmp_path)).card.name == "kept"
 
 
 def export_folder(run: Path) -> Path:
     export(run, run / "kept")
     return run / "kept"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_export_parses_and_hashes_its_model_file_at_most_twice(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    looks = FileLooks(monkeypatch)
+    order = ["export", str(run), "-o", str(tmp_path / "out"), "--precision", precision]
+    done = CliRunner().invoke(app, order)
+    assert done.exit_code == 0, done.output
+    assert looks.parsed <= 2
+    assert 1 <= looks.hashed(tmp_path / "out" / "model.onnx") <= 2

@@ -11,9 +11,10 @@ import pytest
 import torch
 from support import tiny
 
-from leuda_deploy.engines.open_engine import OnnxEngine
+from leuda_deploy.engines.onnx_runtime import OnnxEngine
 from leuda_deploy.errors import InputError, ParityError, TrainingError
 from leuda_deploy.inference.segment import segment
+from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.scans.volume import read_volume
 from leuda_train.config.schema import TrainConfig
 from leuda_train.data.cohort import read_cohort
@@ -141,7 +142,8 @@ def test_a_run_folder_from_before_a_key_existed_is_the_same_run(finished):
 @pytest.mark.slow
 def test_the_export_agrees_with_pytorch_and_segments(finished, tmp_path):
     out = tmp_path / "exports" / "tiny-heart"
-    card, parity = export(finished, out, licence="MIT")
+    model, parity = export(finished, out, licence="MIT")
+    card = model.card
     assert parity.max_abs < 1e-3
     stages = json.loads((out / "parity.json").read_text())["stages"]
     assert stages[-1] == json.loads(json.dumps(parity.as_dict()))
@@ -158,7 +160,7 @@ def test_the_export_agrees_with_pytorch_and_segments(finished, tmp_path):
     assert json.loads((out / "card.json").read_text()) == card.model_dump(mode="json")
 
     # the model file alone reproduces what the run predicted with PyTorch
-    engine = OnnxEngine(out, threads=1)
+    engine = OnnxEngine(ModelFile.open(out), threads=1)
     assert engine.card == card
     scan = read_volume(finished.parent / "cohort" / "ct_test" / "ct_2501_image.nii.gz")
     found = segment(scan, engine, engine.card.recipe).labels
@@ -258,7 +260,8 @@ def test_a_cohort_without_test_scans_is_trained_and_exported_without_scores(tmp_
     cohort.write_text("\n".join(line for line in lines if not line.startswith("test =")))
     evaluation = do_train(cohort, tmp_path / "run", small_config("source-only"))
     assert "summary" not in evaluation
-    card, _ = export(tmp_path / "run", tmp_path / "model")
+    model, _ = export(tmp_path / "run", tmp_path / "model")
+    card = model.card
     assert card.provenance.test_dice is None
     assert card.feed == "target"
     assert len(read_cohort(cohort).role("target test")) == 0
