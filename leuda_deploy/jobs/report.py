@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,15 +11,15 @@ from typing import TYPE_CHECKING
 from leuda_deploy.engines.engine import Engine
 from leuda_deploy.inference.memory_plan import Plan
 from leuda_deploy.inference.segment import Segmentation, volumes_ml
-from leuda_deploy.jobs.find_jobs import Job
+from leuda_deploy.jobs.find_jobs import Job, picture_path, report_path
 from leuda_deploy.jobs.overlay import draw_overlay
 from leuda_deploy.machine.clock import Clock
-from leuda_deploy.machine.files import atomic_path
+from leuda_deploy.machine.files import write_json
 from leuda_deploy.machine.memory import peak_bytes
 from leuda_deploy.scans.intensity import Intensity
 from leuda_deploy.scans.likeness import likeness
+from leuda_deploy.scans.nifti import write_labels, write_map
 from leuda_deploy.scans.stack import Stack
-from leuda_deploy.scans.volume import write_labels, write_map
 
 if TYPE_CHECKING:
     from leuda_deploy.scans.dicom import Series
@@ -110,13 +109,12 @@ def write_results(result: Result, *, overlay: bool) -> Report:
     """
     scan, found, card = result.scan, result.found, result.engine.card
     job, volume, clock = scan.job, scan.stack.volume, scan.clock
-    stem = job.output.name.removesuffix(".gz").removesuffix(".nii")
-    picture = job.output.with_name(stem + ".png") if overlay else None
+    picture = picture_path(job.output) if overlay else None
     with clock("write"):
         if scan.series is not None and job.seg is not None:
-            from leuda_deploy.scans.dicom import write_seg
+            from leuda_deploy.jobs.dicom_seg import write_dicom_seg
 
-            write_seg(job.seg, found.labels, scan.series, card)
+            write_dicom_seg(job.seg, found.labels, scan.series, card)
         write_labels(job.output, found.labels, volume, card.label_names)
         if job.uncertainty is not None and found.uncertainty is not None:
             write_map(job.uncertainty, found.uncertainty, volume)
@@ -124,8 +122,7 @@ def write_results(result: Result, *, overlay: bool) -> Report:
         with clock("overlay"):
             draw_overlay(picture, volume, found.labels, card)
     report = _report(result, picture)
-    with atomic_path(job.output.with_name(stem + ".json")) as temporary:
-        temporary.write_text(json.dumps(report.as_dict(), indent=1))
+    write_json(report_path(job.output), report.as_dict())
     return report
 
 

@@ -21,7 +21,8 @@ from leuda_deploy.machine.clock import Clock
 from leuda_deploy.machine.files import check_writable
 from leuda_deploy.machine.progress import show_progress
 from leuda_deploy.scans.likeness import likeness
-from leuda_deploy.scans.volume import check_label_path, read_volume
+from leuda_deploy.scans.nifti import check_label_path
+from leuda_deploy.scans.volume import read_volume
 
 _log = logging.getLogger(__name__)
 Item = TypeVar("Item")

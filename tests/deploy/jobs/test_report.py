@@ -16,7 +16,7 @@ from leuda_deploy.inference.segmenter import Segmenter
 from leuda_deploy.inference.settings import Settings
 from leuda_deploy.jobs.find_jobs import Job
 from leuda_deploy.jobs.run_jobs import run_job
-from leuda_deploy.scans.volume import read_label_names
+from leuda_deploy.scans.nifti import read_label_names
 
 
 @pytest.fixture
