@@ -160,6 +160,7 @@ def infer(
     from leuda_deploy.jobs.run_jobs import run_job, run_jobs
     from leuda_deploy.jobs.workers import Orders, run_in_processes
     from leuda_deploy.machine.memory import parse_bytes
+    from leuda_deploy.machine.progress import show_progress
     from leuda_deploy.model.model_file import ModelFile
 
     settings = Settings(
@@ -184,7 +185,9 @@ def infer(
         job = Job(scan=scan, output=output, uncertainty=uncertainty, seg=dicom_seg)
         todo = with_frames(job, frame)
         if len(todo) == 1:
-            report = run_job(todo[0], Segmenter(opened, settings, say=_say), overlay=overlay)
+            report = run_job(
+                todo[0], Segmenter(opened, settings, say=_say), overlay=overlay, show=show_progress
+            )
             _print_report(report, as_json)
             return
     if jobs > 1:
@@ -194,11 +197,14 @@ def infer(
             overlay=overlay,
             skip_done=not again,
             set_up=log_to_stderr,
+            show=show_progress,
         )
         outcomes = run_in_processes(todo, orders, jobs)
     else:
         segmenter = Segmenter(opened, settings, say=_say)
-        outcomes = run_jobs(todo, segmenter, overlay=overlay, skip_done=not again)
+        outcomes = run_jobs(
+            todo, segmenter, overlay=overlay, skip_done=not again, show=show_progress
+        )
     with closing(outcomes):  # Ctrl-C stops the processes at once, not when Python ends
         whole = _print_outcomes(outcomes, as_json)
     if not whole:

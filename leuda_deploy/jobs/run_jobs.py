@@ -19,7 +19,7 @@ from leuda_deploy.jobs.find_jobs import Job, is_done, scan_sha256
 from leuda_deploy.jobs.report import PreparedScan, Report, Result, write_results
 from leuda_deploy.machine.clock import Clock
 from leuda_deploy.machine.files import check_writable
-from leuda_deploy.machine.progress import show_progress
+from leuda_deploy.machine.progress import ShowProgress, show_nothing
 from leuda_deploy.scans.likeness import likeness
 from leuda_deploy.scans.nifti import check_label_path
 from leuda_deploy.scans.volume import read_volume
@@ -50,8 +50,10 @@ class Outcome:
         }
 
 
-def run_job(job: Job, segmenter: Segmenter, *, overlay: bool = True) -> Report:
-    """Label one scan and write its results.
+def run_job(
+    job: Job, segmenter: Segmenter, *, overlay: bool = True, show: ShowProgress = show_nothing
+) -> Report:
+    """Label one scan and write its results; see `run_jobs`.
 
     Raises:
         InputError: The scan cannot be used, needs too much memory, or its outputs cannot be
@@ -60,11 +62,16 @@ def run_job(job: Job, segmenter: Segmenter, *, overlay: bool = True) -> Report:
     """
     scan = _prepare(job, segmenter, skip_done=False)
     assert scan is not None
-    return write_results(_label(scan, segmenter), overlay=overlay)
+    return write_results(_label(scan, segmenter, show), overlay=overlay)
 
 
 def run_jobs(
-    jobs: Sequence[Job], segmenter: Segmenter, *, overlay: bool = True, skip_done: bool = True
+    jobs: Sequence[Job],
+    segmenter: Segmenter,
+    *,
+    overlay: bool = True,
+    skip_done: bool = True,
+    show: ShowProgress = show_nothing,
 ) -> Generator[Outcome, None, None]:
     """Work the jobs off in order: the next scan is read while one is labelled, another written.
 
@@ -76,6 +83,7 @@ def run_jobs(
         segmenter: The model.
         overlay: Whether to draw a picture beside the labels.
         skip_done: Whether to leave out scans that this model has labelled before as asked.
+        show: Shows how far a scan is.
     """
     overlapped = len(jobs) > 1 and segmenter.settings.max_bytes is None
 
@@ -87,7 +95,7 @@ def run_jobs(
         return scan or Outcome(job=job, skipped=True)
 
     def label(scan: PreparedScan) -> Result:
-        return _label(scan, segmenter, overlapped=overlapped)
+        return _label(scan, segmenter, show, overlapped=overlapped)
 
     def write(result: Result) -> Outcome:
         return Outcome(job=result.scan.job, report=write_results(result, overlay=overlay))
@@ -161,7 +169,9 @@ def _check_memory(job: Job, segmenter: Segmenter) -> None:
         segmenter.plan(segmenter.stack(header), uncertainty=job.uncertainty is not None)
 
 
-def _label(scan: PreparedScan, segmenter: Segmenter, *, overlapped: bool = False) -> Result:
+def _label(
+    scan: PreparedScan, segmenter: Segmenter, show: ShowProgress, *, overlapped: bool = False
+) -> Result:
     job, stack, card = scan.job, scan.stack, segmenter.card
     uncertainty = job.uncertainty is not None
     # overlapped: one scan labelled, one read, one written
@@ -171,7 +181,7 @@ def _label(scan: PreparedScan, segmenter: Segmenter, *, overlapped: bool = False
     if card.domain is not None and not (like := likeness(stack.intensity, card.domain)).fits:
         _log.warning("%s does not look like the scans of training: %s", job.scan, like)
     engine = segmenter.engine_for(stack)
-    with show_progress(f"{stack.volume.name} on {engine.description}") as progress:
+    with show(f"{stack.volume.name} on {engine.description}") as progress:
         found = segment_stack(
             stack,
             engine,

@@ -31,6 +31,7 @@ from leuda_deploy.inference.settings import Settings
 from leuda_deploy.jobs.find_jobs import Job
 from leuda_deploy.jobs.run_jobs import Outcome, run_jobs
 from leuda_deploy.machine.memory import in_megabytes, resident_bytes
+from leuda_deploy.machine.progress import ShowProgress, show_nothing
 from leuda_deploy.model.model_file import ModelFile
 
 _log = logging.getLogger(__name__)
@@ -42,7 +43,10 @@ class Orders:
 
     overlay    whether to draw a picture beside the labels
     skip_done  whether to leave out scans that were done before
-    set_up     called first in each process, e.g. to show its log; a function of a module
+    set_up     called first in each process, e.g. to show its log
+    show       shows how far a scan is
+
+    The last two are functions of modules, so that they can be sent.
     """
 
     model: ModelFile
@@ -50,6 +54,7 @@ class Orders:
     overlay: bool = True
     skip_done: bool = True
     set_up: Callable[[], None] | None = None
+    show: ShowProgress = show_nothing
 
 
 def run_in_processes(
@@ -178,7 +183,13 @@ def _work(job: Job) -> Outcome:
     segmenter, orders = _opened
     with suppress(SystemExit):
         signal.signal(signal.SIGTERM, _stop)
-        (outcome,) = run_jobs([job], segmenter, overlay=orders.overlay, skip_done=orders.skip_done)
+        (outcome,) = run_jobs(
+            [job],
+            segmenter,
+            overlay=orders.overlay,
+            skip_done=orders.skip_done,
+            show=orders.show,
+        )
         if signal.signal(signal.SIGTERM, signal.SIG_DFL) is _stop:
             return outcome
     os._exit(1)  # asked to stop; what was half written is removed
