@@ -266,7 +266,7 @@ def export(
     """Write a model and prove it, or refuse.  [dim]A run needs: leuda\\[train].[/dim]"""
     if source.suffix != ".onnx":
         _need_torch("leuda export")
-    from leuda_deploy.export.add_engines import summary
+    from leuda_deploy.cli.show import export_summary
     from leuda_deploy.export.to_tensorrt import engine_targets
     from leuda_deploy.machine.progress import show_progress
     from leuda_deploy.model.card import GraphOptions
@@ -294,11 +294,11 @@ def export(
         prove=tuple(prove or ()),
         triton=triton,
     )
-    shipped = summary(*export_as_asked(request, show_progress))
+    summary = export_summary(*export_as_asked(request, show_progress))
     if as_json:
-        typer.echo(json.dumps(shipped, allow_nan=False))
+        typer.echo(json.dumps(summary, allow_nan=False))
         return
-    for key, value in shipped["lines"]:
+    for key, value in summary["lines"]:
         typer.echo(f"{key:<9}{value}")
 
 

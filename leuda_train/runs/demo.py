@@ -14,8 +14,9 @@ from typing import Any
 
 from rich.table import Table
 
-from leuda_deploy.engines.onnx_runtime import OnnxEngine
-from leuda_deploy.jobs.report import infer_file
+from leuda_deploy.inference.segmenter import Segmenter
+from leuda_deploy.jobs.find_jobs import Job
+from leuda_deploy.jobs.run_jobs import run_job
 from leuda_deploy.machine.files import write_json
 from leuda_deploy.machine.progress import Progress, ShowProgress, show_nothing, titled
 from leuda_train.config.load import load_config
@@ -71,7 +72,7 @@ def run_demo(out: Path, show: ShowProgress = show_nothing) -> dict[str, Any]:
     # without torch's help
     scan = sorted((cohort_file.parent / "ct_test").glob("*_image.nii.gz"))[0]
     with timed("infer", "4/4 inference on a held-out CT"):
-        report = infer_file(scan, OnnxEngine(model), out / "labels.nii.gz")
+        report = run_job(Job(scan=scan, output=out / "labels.nii.gz"), Segmenter(model))
     seconds["total"] = round(sum(seconds.values()), 1)
     summary = {
         "dice": {method: _dice(evaluation) for method, evaluation in evaluations.items()},
