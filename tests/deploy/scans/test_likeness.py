@@ -18,7 +18,8 @@ from leuda_deploy.scans.intensity import Intensity, fit_intensity
 from leuda_deploy.scans.likeness import Z_LIMIT, likeness, profile_of
 from leuda_deploy.scans.recipe import Recipe
 from leuda_deploy.scans.volume import volume_of
-from leuda_train.data.phantom.phantom_cohort import draw_anatomy, render_ct, render_mr
+from leuda_train.data.phantom.anatomy import draw_anatomy
+from leuda_train.data.phantom.scanner import render_ct, render_mr
 
 RECIPE = Recipe(slice_axis="superior", spacing_mm="native", window=(16, 16))
 SHAPE, AFFINE = (48, 44, 20), np.diag([-6.0, -6.0, 8.0, 1.0])

@@ -13,13 +13,9 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, distance_transform_edt
 
 from leuda_deploy.errors import InputError
-from leuda_train.data.phantom.phantom_cohort import (
-    Tissue,
-    draw_anatomy,
-    render_ct,
-    render_mr,
-    write_cohort,
-)
+from leuda_train.data.phantom.anatomy import Tissue, draw_anatomy
+from leuda_train.data.phantom.phantom_cohort import write_cohort
+from leuda_train.data.phantom.scanner import render_ct, render_mr
 
 COUNTS = {"source_labelled": 2, "source_unlabelled": 1, "target_unlabelled": 1, "target_test": 2}
 # Plausible volumes in mL, generous at both ends.
