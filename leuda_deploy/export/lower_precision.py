@@ -107,7 +107,7 @@ def _lower_to_int8(
             lifted += worst
             kept = [name for name in kept if name not in worst]
             if not kept:
-                raise ParityError(f"{error}; no layer of it can be int8", error.window) from error
+                raise error.adding("no layer of it can be int8") from error
             continue
         return Lowered(
             model=written,
