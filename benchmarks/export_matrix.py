@@ -35,8 +35,9 @@ from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.model.card import Precision
 from leuda_deploy.model.export_folder import MODEL_FILE
 from leuda_deploy.model.model_file import ModelFile
+from leuda_deploy.scans.nifti import write_labels
 from leuda_deploy.scans.stack import Stack
-from leuda_deploy.scans.volume import read_volume, write_labels
+from leuda_deploy.scans.volume import read_volume
 from leuda_train.data.cohort import Cohort, read_cohort
 from leuda_train.evaluation.scores import evaluate_pairs
 from leuda_train.export.export_run import export, run_probes

@@ -2,6 +2,7 @@
 
 LeudaError
 ├── InputError         a scan, label file, cohort, config or option that cannot be used as given
+│   ├── ScanError             a scan that cannot be read, or has no regular grid
 │   ├── GridMismatchError     two files that should share a grid do not
 │   └── UndeclaredLabelError  a label file holds a value that stands for no class
 ├── ModelError         a model file that is damaged, foreign, or of an unknown schema
@@ -12,12 +13,31 @@ LeudaError
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
 MAX_LINE = 300
+ScanFault = Literal[
+    "missing",
+    "damaged",
+    "no volume",
+    "no real numbers",
+    "axes",  # fewer than three, or one of them without a voxel
+    "frames",  # several, and none chosen, or one that is not there
+    "units",
+    "degenerate",
+    "sheared",
+    "nothing in it",
+    "too large a grid",
+    # of a DICOM series
+    "several series",
+    "modality",
+    "unlike slices",
+    "missing slice",
+    "repeated slice",
+]
 
 
 class LeudaError(Exception):
@@ -39,6 +59,14 @@ def _restored(
 
 class InputError(LeudaError, ValueError):
     """A scan, label file, cohort, config or option that cannot be used as given."""
+
+
+class ScanError(InputError):
+    """A scan that cannot be read or prepared; `fault` says why."""
+
+    def __init__(self, fault: ScanFault, message: str) -> None:
+        super().__init__(message)
+        self.fault = fault
 
 
 class GridMismatchError(InputError):

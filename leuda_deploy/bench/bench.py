@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 from typing import Any, get_args
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
@@ -30,7 +29,8 @@ from leuda_deploy.inference.segmenter import Segmenter, installed_engines
 from leuda_deploy.inference.settings import Settings
 from leuda_deploy.machine.memory import peak_bytes
 from leuda_deploy.model.model_file import ModelFile
-from leuda_deploy.scans.volume import read_volume, write_labels
+from leuda_deploy.scans.nifti import write_labels, write_scan
+from leuda_deploy.scans.volume import read_volume
 
 PERCENTILES = (50, 95, 99)
 # key of a row -> its heading in the terminal
@@ -97,7 +97,7 @@ def write_made_scan(path: Path, shape: tuple[int, int, int]) -> None:
         inside = x[:, None] ** 2 + y[None, :] ** 2 + 0.3 * height**2 < 0.7
         plane: NDArray[Any] = np.where(inside, 40.0, -1000.0) + rng.normal(0, 20, shape[:2])
         voxels[:, :, k] = plane.astype(np.int16)
-    nib.save(nib.Nifti1Image(voxels, np.diag([-0.75, -0.75, 1.0, 1.0])), path)
+    write_scan(path, voxels, np.diag([-0.75, -0.75, 1.0, 1.0]))
 
 
 def _in_a_process(

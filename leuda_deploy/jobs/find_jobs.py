@@ -19,7 +19,7 @@ LABEL_SUFFIXES = ("_label", "_labels", "_manual", "_seg", "_mask")
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One scan and where its results go."""
+    """One scan and where its results go; its report and picture lie beside `output`."""
 
     scan: Path  # a file, or a folder with one DICOM series
     output: Path
@@ -78,7 +78,7 @@ def with_frames(job: Job, frames: str | None) -> list[Job]:
         return [job]
 
     def numbered(path: Path | None, frame: int) -> Path | None:
-        return path and path.with_name(f"{stem(path)}_frame{frame:03d}.nii.gz")
+        return path and path.with_name(f"{label_stem(path)}_frame{frame:03d}.nii.gz")
 
     count = count_frames(job.scan)
     if count == 1:
@@ -121,6 +121,21 @@ def _parse_shard(shard: str) -> tuple[int, int]:
     return part, parts
 
 
+def report_path(output: Path) -> Path:
+    """Where the report of these labels lies: x.nii.gz -> x.json."""
+    return output.with_name(label_stem(output) + ".json")
+
+
+def picture_path(output: Path) -> Path:
+    """Where the picture of these labels lies: x.nii.gz -> x.png."""
+    return output.with_name(label_stem(output) + ".png")
+
+
+def label_stem(output: Path) -> str:
+    """The name of a label file without .nii or .nii.gz, and nothing else cut off."""
+    return output.name.removesuffix(".gz").removesuffix(".nii")
+
+
 def stem(scan: Path) -> str:
     """The name of a scan without its ending."""
     name = scan.name
@@ -142,10 +157,9 @@ def is_done(job: Job, scan_sha256: str, model_sha256: str, asked: Mapping[str, o
 
     A report of an earlier leuda does not say what was asked: such a scan is done again.
     """
-    report = job.output.with_name(stem(job.output) + ".json")
     wanted = [path for path in (job.output, job.uncertainty, job.seg) if path is not None]
     try:
-        said = json.loads(report.read_text())
+        said = json.loads(report_path(job.output).read_text())
     except (OSError, ValueError):
         return False
     this = {"scan_sha256": scan_sha256, "model_sha256": model_sha256, "asked": asked}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,21 +14,17 @@ from rich.text import Text
 from leuda_deploy.engines.engine import Engine
 from leuda_deploy.inference.memory_plan import Plan
 from leuda_deploy.inference.segment import Segmentation, segment_stack, volumes_ml
+from leuda_deploy.jobs.find_jobs import picture_path, report_path
 from leuda_deploy.jobs.overlay import draw_overlay
 from leuda_deploy.machine.clock import Clock
-from leuda_deploy.machine.files import atomic_path
+from leuda_deploy.machine.files import write_json
 from leuda_deploy.machine.memory import peak_bytes
 from leuda_deploy.machine.progress import show_progress
 from leuda_deploy.scans.intensity import Intensity
 from leuda_deploy.scans.likeness import likeness
+from leuda_deploy.scans.nifti import check_label_path, write_labels, write_map
 from leuda_deploy.scans.stack import Stack
-from leuda_deploy.scans.volume import (
-    Volume,
-    check_label_path,
-    read_volume,
-    write_labels,
-    write_map,
-)
+from leuda_deploy.scans.volume import Volume, read_volume
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,9 +130,9 @@ def write_found(
 
     The report, OUTPUT without its ending + .json, is written last: where it stands, all is done.
     """
-    card, stem = engine.card, output.name.removesuffix(".gz").removesuffix(".nii")
+    card = engine.card
     names = [structure.name for structure in card.structures]
-    picture = output.with_name(stem + ".png") if overlay else None
+    picture = picture_path(output) if overlay else None
     with clock("write"):
         write_labels(output, found.labels, volume, card.label_names)
         if uncertainty is not None and found.uncertainty is not None:
@@ -173,8 +168,7 @@ def write_found(
         slab=None if plan is None else plan.slab,
         batch=None if plan is None else plan.batch,
     )
-    with atomic_path(output.with_name(stem + ".json")) as temporary:
-        temporary.write_text(json.dumps(report.as_dict(), indent=1))
+    write_json(report_path(output), report.as_dict())
     return report
 
 

@@ -25,8 +25,9 @@ from leuda_deploy.jobs.report import Report, segment_shown, show_report, write_f
 from leuda_deploy.machine.clock import Clock
 from leuda_deploy.machine.files import check_writable
 from leuda_deploy.scans.likeness import likeness
+from leuda_deploy.scans.nifti import check_label_path
 from leuda_deploy.scans.stack import Stack
-from leuda_deploy.scans.volume import Volume, check_label_path, read_volume
+from leuda_deploy.scans.volume import Volume, read_volume
 
 if TYPE_CHECKING:
     from leuda_deploy.scans.dicom import Series
@@ -169,10 +170,10 @@ def _write(case: _Case, segmenter: Segmenter, overlay: bool) -> None:
     assert case.stack is not None
     assert case.found is not None
     if case.series is not None and case.job.seg is not None:
-        from leuda_deploy.scans.dicom import write_seg
+        from leuda_deploy.jobs.dicom_seg import write_dicom_seg
 
         with case.clock("write"):
-            write_seg(case.job.seg, case.found.labels, case.series, segmenter.card)
+            write_dicom_seg(case.job.seg, case.found.labels, case.series, segmenter.card)
     report = write_found(
         case.job.scan,
         case.stack.volume,

@@ -1,7 +1,7 @@
-"""folder with one DICOM series -> Volume; labels -> DICOM SEG that refers to the series.
+"""folder with one DICOM series -> Volume.
 
 What makes a series no regular grid is looked for here and refused with its reason; the conversion
-itself, and the writing of SEG, is highdicom's.
+itself is highdicom's.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leuda_deploy.errors import InputError, MissingExtraError
-from leuda_deploy.machine.files import atomic_path
-from leuda_deploy.model.card import ModelCard
+from leuda_deploy.errors import MissingExtraError, ScanError, one_line
 from leuda_deploy.scans.volume import Volume, volume_of
 
 MAX_TILT_DEGREES = 0.5
@@ -40,9 +38,11 @@ class Series:
 def read_series(folder: Path) -> Series:
     """Read the one CT or MR series in a folder.
 
-    Raises InputError, naming what is wrong and where, for: no DICOM, two series, a modality that
-    is no scan, several frames in a file, slices of different shape or orientation, gantry tilt,
-    missing or repeated slices.
+    Raises:
+        ScanError: There is no DICOM image, or there are two series; the modality is no scan; a file
+            has several frames; slices differ in shape, orientation or scale; slices are missing,
+            repeated or shifted (gantry tilt). `fault` says which.
+        MissingExtraError: highdicom is not installed.
     """
     if find_spec("highdicom") is None or find_spec("pydicom") is None:
         raise MissingExtraError("reading DICOM", "highdicom", "dicom")
@@ -55,7 +55,9 @@ def read_series(folder: Path) -> Series:
         (float(d.get("RescaleSlope", 1)), float(d.get("RescaleIntercept", 0))) for d in datasets
     }
     if len(slopes) > 1:
-        raise InputError(f"the slices of {folder} are scaled in {len(slopes)} ways, as PET is")
+        raise ScanError(
+            "unlike slices", f"the slices of {folder} are scaled in {len(slopes)} ways, as PET is"
+        )
     try:
         found = highdicom.get_volume_from_series(
             datasets,
@@ -65,8 +67,9 @@ def read_series(folder: Path) -> Series:
             apply_presentation_lut=False,
         )
     except (ValueError, RuntimeError, AttributeError, InvalidDicomError) as error:
-        line = " ".join(str(error).split())[:300]
-        raise InputError(f"cannot read the series in {folder}: {line}") from error
+        raise ScanError(
+            "damaged", f"cannot read the series in {folder}: {one_line(error)}"
+        ) from error
     # highdicom: (slices, rows, columns) and LPS; here (columns, rows, slices) and RAS
     affine = RAS_OF_LPS @ np.asarray(found.affine)[:, [2, 1, 0, 3]]
     slope, inter = next(iter(slopes))
@@ -78,7 +81,7 @@ def read_series(folder: Path) -> Series:
 
 
 def _read_datasets(folder: Path) -> list[Any]:
-    """The image files of the folder; files that are not DICOM or hold no pixels are passed over."""
+    """The image files of the folder; files that are no DICOM or hold no pixels are left out."""
     import pydicom
     from pydicom.errors import InvalidDicomError
 
@@ -89,11 +92,11 @@ def _read_datasets(folder: Path) -> list[Any]:
         except InvalidDicomError:
             continue
         except (OSError, EOFError, ValueError) as error:
-            raise InputError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+            raise ScanError("damaged", f"cannot read {path}: {one_line(error)}") from error
         if "Rows" in dataset:
             datasets.append(dataset)
     if not datasets:
-        raise InputError(f"no scan in {folder}: neither NIfTI files nor DICOM images")
+        raise ScanError("missing", f"no scan in {folder}: neither NIfTI files nor DICOM images")
     return datasets
 
 
@@ -102,11 +105,13 @@ def _sorted_slices(datasets: list[Any], folder: Path) -> list[Any]:
     series = Counter((str(d.SeriesInstanceUID), d.get("SeriesDescription", "")) for d in datasets)
     if len(series) > 1:
         names = "; ".join(f"{n} images of '{name}'" for (_, name), n in series.most_common())
-        raise InputError(f"{folder} holds {len(series)} series, choose one: {names}")
+        raise ScanError(
+            "several series", f"{folder} holds {len(series)} series, choose one: {names}"
+        )
     if (modality := datasets[0].get("Modality")) not in ("CT", "MR"):
-        raise InputError(f"the series in {folder} is {modality}; CT and MR are read")
+        raise ScanError("modality", f"the series in {folder} is {modality}; CT and MR are read")
     if any(int(d.get("NumberOfFrames", 1)) > 1 for d in datasets):
-        raise InputError(f"{folder} holds multi-frame files; convert them to NIfTI first")
+        raise ScanError("frames", f"{folder} holds multi-frame files; convert them to NIfTI first")
     for name in ("Rows", "Columns", "PixelSpacing", "ImageOrientationPatient"):
         _all_alike(datasets, name, folder)
     row, column = np.asarray(datasets[0].ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
@@ -119,36 +124,42 @@ def _sorted_slices(datasets: list[Any], folder: Path) -> list[Any]:
 
 def _all_alike(datasets: list[Any], name: str, folder: Path) -> None:
     if any(name not in dataset for dataset in datasets):
-        raise InputError(f"an image in {folder} has no {name}; it cannot be placed")
+        raise ScanError("unlike slices", f"an image in {folder} has no {name}; it cannot be placed")
     values = np.array([np.atleast_1d(d[name].value) for d in datasets], dtype=np.float64)
     if np.abs(values - values[0]).max() > 1e-3:
         kinds = len(np.unique(values.round(3), axis=0))
-        raise InputError(f"the images in {folder} have {kinds} different {name} (a localiser?)")
+        raise ScanError(
+            "unlike slices", f"the images in {folder} have {kinds} different {name} (a localiser?)"
+        )
 
 
 def _check_spacing(places: NDArray[np.float64], normal: NDArray[np.float64], folder: Path) -> None:
     """Refuse repeated or missing slices and a tilted gantry; places (D, 3) in mm, sorted."""
     if len(places) == 1:
-        raise InputError(f"{folder} holds one slice; its thickness alone makes no volume")
+        raise ScanError("axes", f"{folder} holds one slice; its thickness alone makes no volume")
     steps = np.diff(places, axis=0)
     along = steps @ normal
     distance = float(np.median(along))
     if along.min() < 0.01:
         where = int(along.argmin())
-        raise InputError(f"slices {where} and {where + 1} of {folder} lie at the same place")
+        raise ScanError(
+            "repeated slice", f"slices {where} and {where + 1} of {folder} lie at the same place"
+        )
     if np.abs(along - distance).max() > MAX_GAP_SHARE * distance:
         where = int(np.abs(along - distance).argmax())
         missing = max(1, round(float(along[where]) / distance) - 1)
-        raise InputError(
+        raise ScanError(
+            "missing slice",
             f"{folder} misses about {missing} slice(s) after slice {where}: a step of "
-            f"{along[where]:.2f} mm where the others are {distance:.2f} mm"
+            f"{along[where]:.2f} mm where the others are {distance:.2f} mm",
         )
     whole = places[-1] - places[0]
     tilt = float(np.degrees(np.arccos(np.clip(whole @ normal / np.linalg.norm(whole), -1, 1))))
     if tilt > MAX_TILT_DEGREES:
-        raise InputError(
+        raise ScanError(
+            "sheared",
             f"the slices of {folder} are shifted by {tilt:.1f} degrees (gantry tilt); "
-            "resample the series to an orthogonal grid"
+            "resample the series to an orthogonal grid",
         )
 
 
@@ -159,50 +170,3 @@ def _in_order_of(found: Any, datasets: Sequence[Any]) -> list[Any]:
         np.linalg.norm(np.asarray(datasets[k].ImagePositionPatient, float) - first) for k in (0, -1)
     )
     return list(datasets) if here <= there else list(reversed(datasets))
-
-
-def write_seg(path: Path, labels: NDArray[np.uint8], series: Series, card: ModelCard) -> None:
-    """Write labels (X, Y, Z) uint8 as DICOM SEG, one binary segment a structure found.
-
-    Frame of reference, patient and study are those of the series. Structures are coded as
-    "Tissue / Tissue" (SCT 85756007), since a card holds names and no codes.
-    """
-    import highdicom
-    from pydicom.sr.coding import Code
-    from pydicom.uid import generate_uid
-
-    if not labels.any():
-        raise InputError("nothing was found in the scan; DICOM SEG cannot say that, NIfTI can")
-    tissue = Code("85756007", "SCT", "Tissue")
-    algorithm = highdicom.AlgorithmIdentificationSequence(
-        name=f"leuda {card.name}"[:64],
-        version=card.sha256[:16] or "unknown",
-        family=Code("123109", "DCM", "Artificial Intelligence"),
-    )
-    segments = [
-        highdicom.seg.SegmentDescription(
-            segment_number=structure.value,
-            segment_label=structure.name[:64],
-            segmented_property_category=tissue,
-            segmented_property_type=tissue,
-            algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-            algorithm_identification=algorithm,
-        )
-        for structure in card.structures
-    ]
-    seg = highdicom.seg.Segmentation(
-        source_images=list(series.datasets),
-        pixel_array=np.ascontiguousarray(labels.T),  # (slices, rows, columns)
-        segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=segments,
-        series_instance_uid=generate_uid(),
-        series_number=900,
-        sop_instance_uid=generate_uid(),
-        instance_number=1,
-        manufacturer="leuda",
-        manufacturer_model_name=card.name[:64],
-        software_versions=card.sha256[:16] or "unknown",
-        device_serial_number="none",
-    )
-    with atomic_path(path) as temporary:
-        seg.save_as(temporary)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from leuda_deploy.errors import InputError
+from leuda_deploy.errors import ScanError
 from leuda_deploy.scans.recipe import Recipe
 from leuda_deploy.scans.volume import Volume
 
@@ -50,16 +50,18 @@ def fit_intensity(volume: Volume, recipe: Recipe) -> Intensity:
     """Percentiles, mean and deviation over the scan's finite voxels, in scanner units.
 
     Whole-scan statistics in the scan's native grid, so that cropping cannot change them.
-    Raises InputError for a scan in which nothing differs.
+    Raises ScanError for a scan in which nothing differs.
     """
     values, counts = _histogram(volume)
     if values.size == 0:
-        raise InputError(f"{volume.name} has no finite voxel")
+        raise ScanError("nothing in it", f"{volume.name} has no finite voxel")
     low, high = _percentiles(values, counts, recipe.clip_percentiles)
     if not high > low:  # e.g. a mask, or a scan that is nearly all air
         low, high = float(values[0]), float(values[-1])
     if not high > low:
-        raise InputError(f"every voxel of {volume.name} is {low:g}; there is nothing to segment")
+        raise ScanError(
+            "nothing in it", f"every voxel of {volume.name} is {low:g}; there is nothing to segment"
+        )
     quartiles = _percentiles(values, counts, (25.0, 50.0, 75.0))
     if recipe.normalisation == "minmax":
         return Intensity(low, high, (low + high) / 2, (high - low) / 2, quartiles)

@@ -14,7 +14,7 @@ import numpy as np
 from nibabel import orientations
 from numpy.typing import NDArray
 
-from leuda_deploy.errors import InputError
+from leuda_deploy.errors import ScanError
 from leuda_deploy.scans.intensity import Intensity, fit_intensity
 from leuda_deploy.scans.recipe import Depth, Recipe
 from leuda_deploy.scans.resample import fit_to_window, resize, taps
@@ -73,10 +73,11 @@ class Stack:
         shape = (self.scan_depth, *self.plane_shape)
         grid = [max(1, round(n * a / b)) for n, a, b in zip(shape, have, want, strict=True)]
         if max(grid) > max(MAX_GRID, *shape):
-            raise InputError(
+            raise ScanError(
+                "too large a grid",
                 f"{self.volume.name}: its voxels of {' x '.join(f'{a:g}' for a in have)} mm on a "
                 f"grid of {' x '.join(f'{b:g}' for b in want)} mm make "
-                f"{' x '.join(map(str, grid))}; at most {MAX_GRID} a side"
+                f"{' x '.join(map(str, grid))}; at most {MAX_GRID} a side",
             )
         return grid
 

@@ -12,9 +12,10 @@ from typing import Any
 
 from leuda_deploy.inference.segment import segment
 from leuda_deploy.machine.progress import Progress
+from leuda_deploy.scans.nifti import write_labels
 from leuda_deploy.scans.recipe import Recipe
 from leuda_deploy.scans.stack import Stack
-from leuda_deploy.scans.volume import read_volume, write_labels
+from leuda_deploy.scans.volume import read_volume
 from leuda_train.data.cohort import Cohort
 from leuda_train.evaluation.scores import evaluate_pairs
 from leuda_train.loop.hardware import Hardware

@@ -26,7 +26,8 @@ from scipy import ndimage
 
 from leuda_deploy.errors import InputError
 from leuda_deploy.scans.label_map import label_values, read_label_map
-from leuda_deploy.scans.volume import read_label_names, read_volume
+from leuda_deploy.scans.nifti import read_label_names
+from leuda_deploy.scans.volume import read_volume
 
 Labels = NDArray[np.integer]
 Mask = NDArray[np.bool_]

@@ -14,7 +14,7 @@ from nibabel.affines import voxel_sizes
 from leuda_deploy.errors import InputError
 from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.machine.progress import Progress, no_progress
-from leuda_train.data.nifti_file import write_nifti
+from leuda_deploy.scans.nifti import write_scan
 from leuda_train.data.phantom.anatomy import T, Tissue, draw_anatomy
 from leuda_train.data.phantom.scanner import PROTOCOLS, draw_affine, render_ct, render_mr
 
@@ -80,11 +80,11 @@ def _write_subject(out: Path, role: Role, number: int, seed: int) -> None:
         inter = (0, -1024)[rng.integers(2)]  # some scanners store HU + 1024
         stored = render_ct(tissue, rng, spacing) - np.int16(inter)
     name = f"{role.modality}_{number}"
-    write_nifti(out / role.images / f"{name}_image.nii.gz", stored, affine, scale=(1.0, inter))
+    write_scan(out / role.images / f"{name}_image.nii.gz", stored, affine, scale=(1.0, inter))
     if role.labels:
         raw = np.array([RAW_LABEL.get(t, 0) for t in Tissue], np.int16)
         label = out / role.labels / f"{name}_label.nii.gz"
-        write_nifti(label, raw[tissue], affine, scale=(1.0, 0.0))
+        write_scan(label, raw[tissue], affine, scale=(1.0, 0.0))
 
 
 def write_cohort(

@@ -16,9 +16,9 @@ from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.machine.progress import Progress, no_progress
 from leuda_train.data.cohort import read_cohort
 from leuda_train.data.public import chaos_btcv, mmwhs, mscmr
-from leuda_train.data.public.benchmark import Benchmark, cohort_toml
+from leuda_train.data.public.benchmark import Benchmark, PublicData, cohort_toml
 
-BENCHMARKS = {"mmwhs": mmwhs, "chaos-btcv": chaos_btcv, "mscmr": mscmr}
+BENCHMARKS: dict[str, PublicData] = {"mmwhs": mmwhs, "chaos-btcv": chaos_btcv, "mscmr": mscmr}
 
 
 def write_benchmark(

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leuda_deploy.errors import InputError
+from leuda_deploy.machine.progress import Progress
 from leuda_deploy.scans.label_map import read_label_map
 
 MARGIN_MM = 5.0  # on the wrong side by less than this is a variant, not a flip
@@ -58,6 +59,15 @@ def check_anatomy(path: Path, values: Mapping[str, int], rules: Sequence[Rule]) 
             f"{path}: {'; '.join(wrong)}. The voxels are flipped against the affine: correct the "
             "header of this file, and of its image"
         )
+
+
+def check_all(
+    labels: Sequence[Path], values: Mapping[str, int], rules: Sequence[Rule], progress: Progress
+) -> None:
+    """`check_anatomy` of many files."""
+    for done, label in enumerate(labels, start=1):
+        check_anatomy(label, values, rules)
+        progress(done, len(labels), label.name)
 
 
 def check_same_side(paths: Sequence[Path], first: int, second: int, axis: int) -> None:

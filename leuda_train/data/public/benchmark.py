@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import glob
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from leuda_deploy.errors import InputError
+from leuda_deploy.errors import InputError, MissingExtraError
+from leuda_deploy.machine.progress import Progress
 from leuda_deploy.scans.recipe import SliceAxis
 from leuda_train.data.cohort_file import PixelSize
+
+try:
+    import tomlkit
+    from tomlkit.items import Array, Item, Table
+except ImportError as missing:
+    raise MissingExtraError("leuda cohort", "tomlkit", "train") from missing
 
 Value = int | Sequence[int] | Mapping[str, int | Sequence[int]]
 
@@ -55,6 +61,23 @@ class Benchmark:
     source: Side
     target: Side
     subject: str | None = None
+
+
+class PublicData(Protocol):
+    """What a module of this folder has: where the files are expected, and which way it can go."""
+
+    @property
+    def LAYOUT(self) -> str:  # noqa: N802  (a module's constant)
+        """The files of the download, for people."""
+
+    @property
+    def DIRECTIONS(self) -> tuple[str, ...]:  # noqa: N802
+        """SOURCE-to-TARGET, the default first."""
+
+    def plan(
+        self, root: Path, out: Path, direction: str, labelled: str | None, progress: Progress
+    ) -> Benchmark:
+        """Find and check the volumes, all paths absolute; what is converted goes under `out`."""
 
 
 def need(files: Iterable[Path], root: Path, layout: str) -> None:
@@ -106,56 +129,86 @@ def unpaired_sides(
 
 def cohort_toml(benchmark: Benchmark, folder: Path) -> str:
     """The text of a cohort.toml that lies in `folder`, with comments."""
-    source, target = benchmark.source, benchmark.target
-    lines = [*(f"# {line}".rstrip() for line in benchmark.about), f"name = {_toml(benchmark.name)}"]
+    text = tomlkit.document()
+    for line in benchmark.about:
+        text.add(tomlkit.comment(line))
+    text["name"] = benchmark.name
     if benchmark.subject:
-        lines.append(f"subject = '{benchmark.subject}'   # how a file name says whose scan it is")
-    lines += ["", "[classes]   # name = raw value in the label files, in the model's class order"]
-    lines += [f"{name} = {_toml(value)}" for name, value in benchmark.classes.items()]
-    lines += ["", "[slices]", f"axis = {_toml(benchmark.axis)}"]
-    lines += [f"spacing_mm = {_toml(benchmark.spacing_mm)}   # in-plane grid of the network"]
-    lines += [f"background_values = {_toml(benchmark.background)}   # raw values that are no class"]
-    lines += ["", *_side("source", source), "", "[source.labelled]"]
-    lines += _pairs(source.labelled, folder)
-    if source.unlabelled:
-        lines += ["", "[source.unlabelled]", *_paths("images", source.unlabelled, folder)]
-    lines += ["", *_side("target", target), "", "[target.unlabelled]"]
-    lines += _paths("images", target.unlabelled, folder)
-    if target.upper_bound:
-        lines += ["", "[target.upper_bound]   # read by `--method supervised` alone"]
-        lines += _paths("labels", target.upper_bound, folder)
-    lines += ["", "[target.test]   # never trained on, tuned on or used to choose a checkpoint"]
-    lines += _pairs(target.labelled, folder)
-    return "\n".join(lines) + "\n"
+        pattern = tomlkit.string(benchmark.subject, literal=True)
+        pattern.comment("how a file name says whose scan it is")
+        text["subject"] = pattern
+    text["classes"] = _table(
+        {name: _plain(value) for name, value in benchmark.classes.items()},
+        "name = raw value in the label files, in the model's class order",
+    )
+    text["slices"] = _table(
+        {
+            "axis": benchmark.axis,
+            "spacing_mm": _item(benchmark.spacing_mm, "in-plane grid of the network"),
+            "background_values": _item(benchmark.background, "raw values that are no class"),
+        }
+    )
+    source = _side(benchmark.source)
+    source["labelled"] = _table(_pairs(benchmark.source.labelled, folder))
+    if benchmark.source.unlabelled:
+        source["unlabelled"] = _table({"images": _paths(benchmark.source.unlabelled, folder)})
+    target = _side(benchmark.target)
+    target["unlabelled"] = _table({"images": _paths(benchmark.target.unlabelled, folder)})
+    if benchmark.target.upper_bound:
+        labels = _paths(benchmark.target.upper_bound, folder)
+        comment = "read by `--method supervised` alone"
+        target["upper_bound"] = _table({"labels": labels}, comment)
+    target["test"] = _table(
+        _pairs(benchmark.target.labelled, folder),
+        "never trained on, tuned on or used to choose a checkpoint",
+    )
+    text["source"], text["target"] = source, target
+    return tomlkit.dumps(text)
 
 
-def _side(name: str, side: Side) -> list[str]:
-    lines = [f"[{name}]", f"modality = {_toml(side.modality)}"]
+def _side(side: Side) -> Table:
+    table = _table({"modality": side.modality})
     if side.pixel_spacing_mm:
-        size = _toml(side.pixel_spacing_mm)
-        lines.append(f"pixel_spacing_mm = {size}   # instead of the headers', which are wrong")
+        size = _item(side.pixel_spacing_mm, "instead of the headers', which are wrong")
+        table["pixel_spacing_mm"] = size
+    return table
+
+
+def _pairs(pairs: Sequence[Pair], folder: Path) -> dict[str, Array]:
+    images, labels = ([getattr(pair, kind) for pair in pairs] for kind in ("image", "label"))
+    return {"images": _paths(images, folder), "labels": _paths(labels, folder)}
+
+
+def _paths(paths: Sequence[Path], folder: Path) -> Array:
+    """One a line; relative to the cohort's folder if they lie in it, absolute elsewhere."""
+    lines = tomlkit.array()
+    lines.multiline(True)
+    for path in paths:
+        shown = path.relative_to(folder) if path.is_relative_to(folder) else path
+        # they are globs to the reader: a bracket in a folder's name must mean itself
+        lines.append(glob.escape(shown.as_posix()))
     return lines
 
 
-def _pairs(pairs: Sequence[Pair], folder: Path) -> list[str]:
-    images = _paths("images", [pair.image for pair in pairs], folder)
-    return images + _paths("labels", [pair.label for pair in pairs], folder)
+def _table(content: Mapping[str, Any], comment: str | None = None) -> Table:
+    table = tomlkit.table()
+    for key, value in content.items():
+        table[key] = value
+    if comment:
+        table.comment(comment)
+    return table
 
 
-def _paths(key: str, paths: Sequence[Path], folder: Path) -> list[str]:
-    """Relative to the cohort's folder where they lie in it, absolute elsewhere."""
-    shown = [
-        (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
-        for path in paths
-    ]
-    # they are globs to the reader: a bracket in a folder's name must mean itself
-    return [f"{key} = [", *(f"  {_toml(glob.escape(path))}," for path in shown), "]"]
+def _item(value: Value | PixelSize, comment: str) -> Item:
+    made: Item = tomlkit.item(_plain(value))
+    made.comment(comment)
+    return made
 
 
-def _toml(value: object) -> str:
-    """Strings, numbers, lists and tables of them as TOML; JSON's strings are TOML's."""
+def _plain(value: Value | PixelSize) -> Any:
+    """Numbers, lists and inline tables of them, as tomlkit writes them on one line."""
     if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{key} = {_toml(part)}" for key, part in value.items()) + " }"
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(value, ensure_ascii=False)
+        inline = tomlkit.inline_table()
+        inline.update({key: _plain(part) for key, part in value.items()})
+        return inline
+    return list(value) if isinstance(value, Sequence) else value

@@ -7,18 +7,16 @@ slice of its name, and its rows are the DICOM rows.
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from leuda_deploy.errors import InputError, MissingExtraError
-from leuda_deploy.machine.files import atomic_path
+from leuda_deploy.scans.nifti import write_scan
 from leuda_train.data.public.benchmark import Pair
 
 # Grey values of the PNG labels, as (above, up to), and what each stands for; the ranges are CHAOS's
@@ -44,8 +42,8 @@ def convert(patient: Path, pair: Pair) -> None:
         raise InputError(f"{folder} holds {len(slices)} slices, but Ground {pictures} labels")
     # rows, columns, slices -> columns, rows, slices: NIfTI's first axis runs along a row
     image = np.stack([_values(*item) for item in slices], axis=-1).transpose(1, 0, 2)
-    _write(pair.image, image, affine)
-    _write(pair.label, np.stack(labels, axis=-1).transpose(1, 0, 2), affine)
+    write_scan(pair.image, image, affine)
+    write_scan(pair.label, np.stack(labels, axis=-1).transpose(1, 0, 2), affine)
 
 
 def _read_slices(paths: Sequence[Path], folder: Path) -> list[tuple[Path, Any]]:
@@ -131,12 +129,3 @@ def _read_label(path: Path, dicom: Any) -> NDArray[np.uint8]:
     if unknown := np.unique(grey[(marks == 0) & (grey != 0)]).tolist():
         raise InputError(f"{path} has grey values {unknown[:8]}, which are no CHAOS organ")
     return marks
-
-
-def _write(path: Path, values: NDArray[Any], affine: NDArray[np.float64]) -> None:
-    image = nib.Nifti1Image(values, affine)
-    image.header.set_xyzt_units("mm")
-    image.set_qform(affine, code=1)
-    image.set_sform(affine, code=1)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(gzip.compress(image.to_bytes(), compresslevel=3, mtime=0))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from leuda_deploy.machine.progress import Progress
-from leuda_train.data.public.anatomy import Rule, check_anatomy
+from leuda_train.data.public.anatomy import Rule, check_all
 from leuda_train.data.public.benchmark import (
     Benchmark,
     Pair,
@@ -64,9 +64,7 @@ def plan(
     few = take_labelled(LABELLED_ORDER[source], labelled)
     every = [pair.label for pairs in scans.values() for pair in pairs.values()]
     need([*every, *(p.image for pairs in scans.values() for p in pairs.values())], root, LAYOUT)
-    for done, label in enumerate(every, start=1):
-        check_anatomy(label, VALUES, RULES)
-        progress(done, len(every), label.name)
+    check_all(every, VALUES, RULES, progress)
     sides = unpaired_sides(scans, TEST, few, source, target)
     return Benchmark(
         name=f"mmwhs-{direction}-{len(few)}-shot",

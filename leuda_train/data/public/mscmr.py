@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from leuda_deploy.machine.progress import Progress
-from leuda_train.data.public.anatomy import Rule, check_anatomy, check_same_side
+from leuda_train.data.public.anatomy import Rule, check_all, check_same_side
 from leuda_train.data.public.benchmark import Benchmark, Pair, Side, need, take_labelled
 
 LAYOUT = (
@@ -42,9 +42,7 @@ def plan(
     every = [*bssfp.values(), *(lge[n] for n in LGE_WITH_LABELS)]
     labels = [pair.label for pair in every]
     need([*(p.image for p in (*bssfp.values(), *lge.values())), *labels], root, LAYOUT)
-    for done, label in enumerate(labels, start=1):
-        check_anatomy(label, CLASSES, RULES)
-        progress(done, len(labels), label.name)
+    check_all(labels, CLASSES, RULES, progress)
     check_same_side(labels, CLASSES["RV"], CLASSES["LV"], axis=2)
     forward = direction == DIRECTIONS[0]
     # a quarter of the 25 source volumes would be 6; the first four are this project's 4-shot list

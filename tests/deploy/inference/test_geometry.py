@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from leuda_deploy.inference.segment import segment
+from leuda_deploy.scans.nifti import write_labels
 from leuda_deploy.scans.recipe import Recipe
-from leuda_deploy.scans.volume import read_volume, write_labels
+from leuda_deploy.scans.volume import read_volume
 
 CLASSES = 5
 ORDERS = [

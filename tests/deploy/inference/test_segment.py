@@ -22,8 +22,9 @@ from leuda_deploy.inference.segment import segment, volumes_ml
 from leuda_deploy.jobs.report import infer_file
 from leuda_deploy.model.card import METADATA_KEY, ModelCard, Structure
 from leuda_deploy.model.model_file import ModelFile, content_sha256
+from leuda_deploy.scans.nifti import read_label_names, write_labels
 from leuda_deploy.scans.recipe import Recipe
-from leuda_deploy.scans.volume import read_label_names, read_volume, write_labels
+from leuda_deploy.scans.volume import read_volume
 
 ODD = Path(__file__).parents[4] / "shared" / "data" / "odd"
 ODD_SCANS = sorted(ODD.glob("*.nii*")) if ODD.is_dir() else []

@@ -15,13 +15,9 @@ from nibabel.nifti1 import Nifti1Extension
 from numpy.typing import NDArray
 from support.makers import MakeVolume
 
-from leuda_deploy.errors import InputError
-from leuda_deploy.scans.volume import (
-    check_label_path,
-    read_label_names,
-    read_volume,
-    write_labels,
-)
+from leuda_deploy.errors import InputError, ScanError
+from leuda_deploy.scans.nifti import check_label_path, read_label_names, write_labels
+from leuda_deploy.scans.volume import read_volume
 
 SHAPE = (3, 4, 5)
 AFFINE = np.array([[0, 0, 2.5, -5], [-0.75, 0, 0, 6], [0, 1.5, 0, 7], [0, 0, 0, 1.0]])
@@ -144,15 +140,17 @@ def test_format_with_its_own_scaling_is_scaled_by_its_own_rule() -> None:
 def test_4d_scan_needs_a_frame(tmp_path: Path) -> None:
     data = ramp(shape=(*SHAPE, 3))
     nib.save(nib.Nifti1Image(data, AFFINE), tmp_path / "a.nii.gz")
-    with pytest.raises(InputError, match=r"4D with 3 frames; choose one with --frame 0\.\.2"):
+    with pytest.raises(ScanError) as caught:
         read_volume(tmp_path / "a.nii.gz")
     for frame in range(3):
         volume = read_volume(tmp_path / "a.nii.gz", frame=frame)
         np.testing.assert_array_equal(volume.raw, data[..., frame])
         assert volume.shape == SHAPE
+    assert caught.value.fault == "frames"
     for frame in (-1, 3):
-        with pytest.raises(InputError, match="frame"):
+        with pytest.raises(ScanError) as caught:
             read_volume(tmp_path / "a.nii.gz", frame=frame)
+        assert caught.value.fault == "frames"
 
 
 @pytest.mark.parametrize("shape", [(*SHAPE, 1), (*SHAPE, 1, 1), SHAPE, (7, 1, 1), (1, 1, 1)])
@@ -212,30 +210,31 @@ def with_axis(column: NDArray[np.float64] | list[float]) -> NDArray[np.float64]:
 
 
 BAD = {
-    "2D": (save(ramp(shape=(4, 5))), "three axes"),
-    "rgb": (rgb, "real numbers"),
-    "complex": (save(np.zeros(SHAPE, dtype=np.complex64)), "real numbers"),
-    "truncated": (truncated, "truncated or damaged"),
-    "junk": (lambda path: path.write_bytes(bytes(range(256)) * 4), "cannot read"),
-    "empty": (lambda path: path.write_bytes(b""), "cannot read"),
-    "text": (lambda path: path.write_text("a\nb\n"), "cannot read"),
-    "missing": (lambda path: None, "no such scan"),
-    "folder": (lambda path: path.mkdir(), "no such scan"),
-    "larger than memory": (larger_than_memory, "cannot read the voxels|4D"),
-    "flat affine": (with_sform(with_axis([0, 0, 0])), "degenerate affine"),
-    "affine not finite": (with_sform(with_axis([0, np.nan, 0])), "degenerate affine"),
-    "parallel axes": (with_sform(with_axis([1, 0, 0])), "sheared by 90"),
-    "gantry tilt": (with_sform(with_axis([0, 1, np.tan(np.radians(12))])), "sheared by 12.0"),
+    "2D": (save(ramp(shape=(4, 5))), "axes"),
+    "rgb": (rgb, "no real numbers"),
+    "complex": (save(np.zeros(SHAPE, dtype=np.complex64)), "no real numbers"),
+    "truncated": (truncated, "damaged"),
+    "junk": (lambda path: path.write_bytes(bytes(range(256)) * 4), "damaged"),
+    "empty": (lambda path: path.write_bytes(b""), "damaged"),
+    "text": (lambda path: path.write_text("a\nb\n"), "damaged"),
+    "missing": (lambda path: None, "missing"),
+    "folder": (lambda path: path.mkdir(), "missing"),
+    "larger than memory": (larger_than_memory, "frames"),
+    "flat affine": (with_sform(with_axis([0, 0, 0])), "degenerate"),
+    "affine not finite": (with_sform(with_axis([0, np.nan, 0])), "degenerate"),
+    "parallel axes": (with_sform(with_axis([1, 0, 0])), "sheared"),
+    "gantry tilt": (with_sform(with_axis([0, 1, np.tan(np.radians(12))])), "sheared"),
 }
 
 
-@pytest.mark.parametrize("fault", BAD)
-def test_unusable_scan_is_one_line_that_names_the_file(tmp_path: Path, fault: str) -> None:
-    write, message = BAD[fault]
+@pytest.mark.parametrize("what", BAD)
+def test_unusable_scan_is_one_line_that_names_the_file(tmp_path: Path, what: str) -> None:
+    write, fault = BAD[what]
     path = tmp_path / "a.nii.gz"
     write(path)
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(ScanError) as caught:
         read_volume(path)
+    assert caught.value.fault == fault
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
 
@@ -246,8 +245,9 @@ def test_file_that_says_it_is_larger_than_it_is_cannot_be_read(tmp_path: Path) -
     for dims in ([3, 32767, 32767, 32767], [7, *[32767] * 7]):
         content[40 : 40 + 2 * len(dims)] = np.array(dims, dtype="<i2").tobytes()
         (tmp_path / "a.nii").write_bytes(content)
-        with pytest.raises(InputError, match="cannot read the voxels"):
+        with pytest.raises(ScanError) as caught:
             read_volume(tmp_path / "a.nii", frame=0)
+        assert caught.value.fault == "damaged"
 
 
 def test_damaged_headers_are_read_or_refused_and_nothing_else(
@@ -264,7 +264,7 @@ def test_damaged_headers_are_read_or_refused_and_nothing_else(
         path.write_bytes(content)
         try:
             read_volume(path, frame=0)
-        except InputError as error:
+        except ScanError as error:
             refused += 1
             assert "\n" not in str(error)  # noqa: PT017
     assert 0 < refused < 400
@@ -389,9 +389,9 @@ def test_failed_write_leaves_the_old_file_and_no_other(
 def test_labels_go_to_nifti_and_never_over_the_scan(tmp_path: Path) -> None:
     scan = tmp_path / "a.nii"
     scan.write_bytes(b"")
-    with pytest.raises(InputError, match="labels are written as NIfTI"):
+    with pytest.raises(InputError):
         check_label_path(tmp_path / "l.mgz", scan)
-    with pytest.raises(InputError, match="would replace the scan"):
+    with pytest.raises(InputError):
         check_label_path(tmp_path / "." / "a.nii", scan)
     check_label_path(tmp_path / "l.nii.gz", scan)
 
@@ -408,8 +408,9 @@ def test_gzip_with_a_wrong_checksum_is_refused(tmp_path: Path) -> None:
     content = bytearray((tmp_path / "a.nii.gz").read_bytes())
     content[-6] ^= 1  # the checksum of the unpacked bytes
     (tmp_path / "a.nii.gz").write_bytes(content)
-    with pytest.raises(InputError, match="truncated or damaged"):
+    with pytest.raises(ScanError) as caught:
         read_volume(tmp_path / "a.nii.gz")
+    assert caught.value.fault == "damaged"
 
 
 def test_only_the_chosen_frame_is_held(tmp_path: Path) -> None:

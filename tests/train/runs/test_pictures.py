@@ -11,8 +11,9 @@ from PIL import Image
 from support import tiny
 
 from leuda_deploy.model.card import PALETTE
+from leuda_deploy.scans.nifti import write_labels
 from leuda_deploy.scans.recipe import Recipe
-from leuda_deploy.scans.volume import read_volume, write_labels
+from leuda_deploy.scans.volume import read_volume
 from leuda_train.config.streams import SOURCE_STREAMS, TARGET_STREAMS
 from leuda_train.data.cohort import read_cohort
 from leuda_train.data.slices import Slices
