@@ -169,13 +169,13 @@ def infer(
         job = Job(scan=scan, output=output, uncertainty=uncertainty, seg=dicom_seg)
         todo = with_frames(job, frame)
         if len(todo) == 1:
-            segmenter = Segmenter(opened, settings, say=_say)
+            segmenter = Segmenter(opened, settings)
             label_scan(todo[0], segmenter, overlay, as_json=as_json, say=_say)
             return
     if jobs > 1:
         outcomes = spread(todo, opened, settings, jobs, overlay=overlay, skip_done=not again)
     else:
-        segmenter = Segmenter(opened, settings, say=_say)
+        segmenter = Segmenter(opened, settings)
         outcomes = run_jobs(todo, segmenter, overlay=overlay, skip_done=not again, say=_say)
     with closing(outcomes):  # Ctrl-C stops the processes at once, not when Python ends
         whole = label_folder(outcomes, as_json=as_json, say=_say)

@@ -12,8 +12,8 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from leuda_deploy.scans.resample import resize, taps
 from leuda_deploy.engines.engine import Float32
+from leuda_deploy.scans.resample import resize, taps
 from leuda_deploy.scans.stack import Stack
 
 UInt8 = NDArray[np.uint8]

@@ -23,13 +23,17 @@ from leuda_deploy.engines.engine import Float32, Scorer
 from leuda_deploy.errors import ModelError
 from leuda_deploy.inference.labels import Uncertainty, label_plane
 from leuda_deploy.inference.pipelined import prefetch
-from leuda_deploy.inference.slabs import DEFAULT_SCORING, BlockScorer, ScanSlices, Scoring, SlabScorer
+from leuda_deploy.inference.slabs import (
+    DEFAULT_SCORING,
+    BlockScorer,
+    ScanSlices,
+    Scoring,
+    SlabScorer,
+)
 from leuda_deploy.inference.sliding_window import mirrored, scoring_floor_once
 from leuda_deploy.machine.clock import Clock
 from leuda_deploy.machine.progress import Progress, no_progress
-from leuda_deploy.machine.progress import Progress, no_progress
 from leuda_deploy.scans.intensity import Intensity
-from leuda_deploy.scans.recipe import Depth, Recipe
 from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import Volume
 

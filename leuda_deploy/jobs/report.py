@@ -12,8 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from leuda_deploy.engines.engine import Engine
-from leuda_deploy.inference.memory_plan import Plan
-from leuda_deploy.inference.segment import Segmentation, segment_stack, volumes_ml
+from leuda_deploy.inference.memory_plan import MemoryPlan
+from leuda_deploy.inference.segment import Segmentation, segment, volumes_ml
+from leuda_deploy.inference.slabs import Scoring
 from leuda_deploy.jobs.find_jobs import picture_path, report_path
 from leuda_deploy.jobs.overlay import draw_overlay
 from leuda_deploy.machine.clock import Clock
@@ -96,19 +97,16 @@ def segment_shown(
     mirror: bool = False,
     uncertainty: bool = False,
 ) -> Segmentation:
-    """`segment_stack`, with its progress on stderr."""
+    """`segment`, with its progress on stderr."""
     with show_progress(f"{stack.volume.name} on {engine.description}") as progress:
-        return segment_stack(
-            stack,
-            engine,
-            slab=slab,
-            batch=batch,
+        scoring = Scoring(
             tiling=engine.card.tiling,
+            batch=batch,
+            slab=slab,
             mirror=mirror,
-            uncertainty=uncertainty,
             probabilities=engine.card.probabilities,
-            progress=progress,
         )
+        return segment(stack, engine, scoring, uncertainty=uncertainty, progress=progress)
 
 
 def write_found(
@@ -124,7 +122,7 @@ def write_found(
     uncertainty: Path | None = None,
     scan_sha256: str | None = None,
     asked: Mapping[str, object] | None = None,
-    plan: Plan | None = None,
+    plan: MemoryPlan | None = None,
 ) -> Report:
     """Labels, picture, entropy map and report of one scan -> files beside each other.
 

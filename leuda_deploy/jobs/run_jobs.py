@@ -16,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from leuda_deploy.errors import InputError, LeudaError
-from leuda_deploy.inference.memory_plan import Plan
-from leuda_deploy.inference.pipelined import ahead
+from leuda_deploy.inference.memory_plan import MemoryPlan
+from leuda_deploy.inference.pipelined import prefetch
 from leuda_deploy.inference.segment import Segmentation
 from leuda_deploy.inference.segmenter import Segmenter
 from leuda_deploy.jobs.find_jobs import Job, is_done, scan_sha256
@@ -65,7 +65,7 @@ class _Case:
     stack: Stack | None = None
     series: Series | None = None
     found: Segmentation | None = None
-    plan: Plan | None = None
+    plan: MemoryPlan | None = None
     done: Outcome | None = None
 
 
@@ -84,7 +84,7 @@ def run_jobs(
     Whatever is wrong with one scan becomes its outcome's `error`; the others go on.
     """
     overlapped = len(jobs) > 1 and segmenter.settings.max_bytes is None
-    together = ahead if overlapped else iter
+    together = prefetch if overlapped else iter
 
     def read() -> Iterator[_Case]:
         for job in jobs:

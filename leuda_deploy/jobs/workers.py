@@ -68,7 +68,7 @@ def spread(
         raise InputError(f"--jobs is for engines on the CPU, not for {settings.engine}")
     processes = max(1, min(processes, len(jobs)))
     # what cannot run is said once, before anything is started
-    tried = Segmenter(model, share_of(settings, processes), say=_say).settled
+    tried = Segmenter(model, share_of(settings, processes)).settled
     # again, of what is left now that this process has loaded all it does
     share = share_of(settings, processes)
     waiting = deque(jobs)
@@ -125,7 +125,7 @@ def _open(
     global _opened
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that holds the leash
     threading.Thread(target=_follow, args=(leash,), daemon=True).start()
-    _opened = Segmenter(model, settings, say=_say), overlay, skip_done
+    _opened = Segmenter(model, settings), overlay, skip_done
 
 
 def _follow(leash: Connection) -> None:

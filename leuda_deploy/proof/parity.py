@@ -42,10 +42,14 @@ TOLERANCES: dict[Precision, Tolerances] = {
     # 11 bits of mantissa: 5e-4 relative a layer, some fifty layers deep, adding up like noise;
     # measured 4e-3 of the spread at most, 2e-4 in the mean. Engines that also accumulate in half
     # precision are allowed ten times that.
-    "fp16": Tolerances(max_abs=0.05, mean_abs=2e-3, made_up_max_abs=0.5, disagreement=1e-3, dice=0.995),
+    "fp16": Tolerances(
+        max_abs=0.05, mean_abs=2e-3, made_up_max_abs=0.5, disagreement=1e-3, dice=0.995
+    ),
     # 8 bits of mantissa: eight times the steps of fp16; measured 0.05 of the spread at most, 3e-3
     # in the mean.
-    "bf16": Tolerances(max_abs=0.2, mean_abs=1e-2, made_up_max_abs=2.0, disagreement=3e-3, dice=0.99),
+    "bf16": Tolerances(
+        max_abs=0.2, mean_abs=1e-2, made_up_max_abs=2.0, disagreement=3e-3, dice=0.99
+    ),
     # 8 bits with ranges taken from real target slices. What lies outside of them is clipped by
     # design, so made-up windows need only give finite scores. The labels are what has to stay:
     # with a Dice of at least 0.98 to fp32 in every class, the mean Dice to the truth moved by less

@@ -109,7 +109,7 @@ def try_engine(
 
     windows  gives the (N, 1, h, w) of a scan to try it on; only asked where nothing is kept
     """
-    key = _key(model, name, settings)
+    key = trial_key(model, name, settings)
     if (found := _found_before(key)) is not None:
         return found
     _log.info("trying %s on this machine, once", name)
@@ -128,7 +128,7 @@ def try_engine(
 
 def kept_trial(model: ModelFile, name: EngineName, settings: EngineSettings) -> Trial | None:
     """What an earlier trial on this machine found, or None."""
-    return _found_before(_key(model, name, settings))
+    return _found_before(trial_key(model, name, settings))
 
 
 def _found_before(key: str) -> Trial | None:
@@ -154,7 +154,7 @@ def cache_folder() -> Path:
     return platformdirs.user_cache_path("leuda", appauthor=False)
 
 
-def _key(model: ModelFile, name: EngineName, settings: EngineSettings) -> str:
+def trial_key(model: ModelFile, name: EngineName, settings: EngineSettings) -> str:
     """What a result depends on, as one hash."""
     versions = []
     for package in RUNTIME_PACKAGES:

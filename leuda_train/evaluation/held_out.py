@@ -41,10 +41,10 @@ def evaluate_product(
     for done, scan in enumerate(scans, start=1):
         assert scan.label is not None
         volume = read_volume(scan.image)
-        found = segment(volume, engine, recipe, pixel_spacing_mm=scan.pixel_spacing_mm).labels
+        stack = Stack(volume, recipe, pixel_spacing_mm=scan.pixel_spacing_mm)
+        found = segment(stack, engine).labels
         path = out / "predictions" / f"{scan.subject}_label.nii.gz"
         write_labels(path, found, volume, names)
-        stack = Stack(volume, recipe, pixel_spacing_mm=scan.pixel_spacing_mm)
         pairs[scan.subject], spacing_mm[scan.subject] = (path, scan.label), stack.voxel_spacing_mm
         progress(done, len(scans), scan.subject)
     return evaluate_pairs(
