@@ -40,8 +40,8 @@ from leuda_deploy.scans.nifti import write_labels
 from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import read_volume
 from leuda_train.data.cohort import Cohort, read_cohort
-from leuda_train.evaluation.scores import evaluate_pairs
-from leuda_train.export.export_run import export, run_probes
+from leuda_train.evaluation.label_files import evaluate_pairs
+from leuda_train.export.export_run import export_run, run_probes
 from leuda_train.export.product_file import load_product
 from leuda_train.loop.hardware import Hardware
 from leuda_train.networks.product import TorchEngine
@@ -69,7 +69,7 @@ def measure(name: str, run: Path, cohort: Cohort | None, rounds: int, batch: int
             say(f"{name}: {precision}")
             folder = Path(temporary) / precision
             try:
-                export(run, folder, precision=precision)
+                export_run(run, folder, precision=precision)
             except LeudaError as error:
                 rows[precision] = {"refused": str(error)}
                 continue

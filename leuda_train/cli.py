@@ -3,67 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from leuda_deploy.cli import JsonOption, app, run
 from leuda_deploy.errors import InputError, MissingExtraError
 
-if TYPE_CHECKING:
-    from leuda_deploy.model.model_file import ModelFile
-    from leuda_deploy.model.tiling import Tiling
+# what `typer` shows as choices
+Benchmark = Literal["mmwhs", "chaos-btcv", "mscmr"]
+Device = Literal["auto", "cpu", "cuda"]
+TrainingPrecision = Literal["auto", "bf16", "fp16", "fp32"]
+ExportPrecision = Literal["fp32", "fp16", "bf16", "int8"]
+Blending = Literal["gaussian", "constant"]
 
 
-class DeviceOption(StrEnum):
-    """Where training runs."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
-
-
-class ExportPrecision(StrEnum):
-    """What an exported graph computes in; its inputs and scores are always fp32."""
-
-    FP32 = "fp32"
-    FP16 = "fp16"
-    BF16 = "bf16"
-    INT8 = "int8"
-
-
-class BlendingOption(StrEnum):
-    """Weights of the scores where windows overlap."""
-
-    GAUSSIAN = "gaussian"
-    CONSTANT = "constant"
-
-
-class MirrorOption(StrEnum):
-    """An axis of the window along which `infer --mirror` may mirror it."""
+class Axis(StrEnum):  # typer takes no list of a Literal
+    """Of the window, along which `infer --mirror` may mirror it."""
 
     ROWS = "rows"
     COLUMNS = "columns"
-
-
-class PrecisionOption(StrEnum):
-    """What networks compute in."""
-
-    AUTO = "auto"
-    BF16 = "bf16"
-    FP16 = "fp16"
-    FP32 = "fp32"
-
-
-class BenchmarkName(StrEnum):
-    """Whose download `leuda cohort` reads."""
-
-    MMWHS = "mmwhs"
-    CHAOS_BTCV = "chaos-btcv"
-    MSCMR = "mscmr"
 
 
 @app.command()
@@ -82,7 +43,7 @@ def phantom(
 
 @app.command()
 def cohort(
-    benchmark: Annotated[BenchmarkName, typer.Argument(help="Which public data set.")],
+    benchmark: Annotated[Benchmark, typer.Argument(help="Which public data set.")],
     root: Annotated[Path, typer.Argument(help="Its download, unpacked.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path(
         "cohort.toml"
@@ -103,7 +64,7 @@ def cohort(
 
     with show_progress("files and anatomy") as progress:
         write_benchmark(
-            benchmark.value,
+            benchmark,
             root,
             output,
             direction=direction,
@@ -128,11 +89,11 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Default: the config's.")] = None,
     device: Annotated[
-        DeviceOption | None,
+        Device | None,
         typer.Option(help="Default: the config's, which is auto if it says none."),
     ] = None,
     precision: Annotated[
-        PrecisionOption | None,
+        TrainingPrecision | None,
         typer.Option(help="auto: bf16 where the hardware has it. Default: the config's, or auto."),
     ] = None,
     cache: Annotated[
@@ -157,37 +118,44 @@ def train(
         raise typer.Exit(launch(gpus, arguments_of_this_process()))
     from leuda_deploy.machine.progress import show_progress
     from leuda_train.config.load import load_config
-    from leuda_train.loop.ranks import one_voice
-    from leuda_train.runs.run import train as train_run
+    from leuda_train.data.cohort import read_cohort
+    from leuda_train.loop.ranks import is_first_process, one_voice
+    from leuda_train.runs import train as training
 
     with one_voice():
         chosen = load_config(config, method, seed=seed, device=device, precision=precision)
-        evaluation = train_run(
-            cohort,
+        scans = read_cohort(cohort)
+        evaluation = training.train(
+            scans if labelled is None else scans.with_labelled(labelled),
             chosen,
             out,
             cache=cache,
-            stage=show_progress,
-            labelled=labelled,
+            show=show_progress,
             profile=profile,
             tensorboard=tensorboard,
         )
-    if int(os.environ.get("RANK", "0")) > 0:  # torchrun's: the first process prints
-        return
+    if is_first_process():
+        _print_trained(out, evaluation, profile=profile, as_json=as_json)
+
+
+def _print_trained(out: Path, evaluation: dict[str, Any], *, profile: bool, as_json: bool) -> None:
+    """What a finished run says, and what may come next."""
     if as_json:
         typer.echo(json.dumps(evaluation, indent=1))
         return
     from rich.console import Console
 
-    from leuda_train.evaluation.scores import table
+    from leuda_train.evaluation.table import table
+    from leuda_train.loop.run_folder import RunFolder
 
-    if profile and (out / "profile.json").is_file():
-        _print_profile(json.loads((out / "profile.json").read_text()))
+    folder = RunFolder(out)
+    if profile and folder.profile.is_file():
+        _print_profile(json.loads(folder.profile.read_text()))
     console = Console()
     if "summary" in evaluation:
         console.print(table(evaluation))
     console.print(f"ran on   {evaluation['hardware']}")
-    console.print(f"look at  {out / 'run.png'}", soft_wrap=True)
+    console.print(f"look at  {folder.run_picture}", soft_wrap=True)
     console.print(f"next     leuda export {out} -o exports/{out.name}", soft_wrap=True)
 
 
@@ -217,20 +185,17 @@ def compare(
     from rich.console import Console
 
     from leuda_deploy.machine.progress import show_progress
+    from leuda_train.data.cohort import read_cohort
+    from leuda_train.runs.compare import Comparison, table
     from leuda_train.runs.compare import compare as compare_runs
-    from leuda_train.runs.compare import table
 
-    counts = [_count(text) for text in labelled.split(",")]
-    comparison = compare_runs(
-        cohort,
-        out,
+    asked = Comparison(
         methods=methods.split(","),
-        labelled=counts,
+        labelled=[_count(text) for text in labelled.split(",")],
         seeds=seeds,
         config=config,
-        cache=cache,
-        stage=show_progress,
     )
+    comparison = compare_runs(read_cohort(cohort), out, asked, cache=cache, show=show_progress)
     if as_json:
         typer.echo(json.dumps(comparison, indent=1))
         return
@@ -263,7 +228,7 @@ def export(
     ] = None,
     precision: Annotated[
         ExportPrecision, typer.Option(help="Written into the graph, and proven.")
-    ] = ExportPrecision.FP32,
+    ] = "fp32",
     dynamic_window: Annotated[
         bool, typer.Option("--dynamic-window", help="Other window sizes than the recipe's, too.")
     ] = False,
@@ -273,11 +238,9 @@ def export(
     overlap: Annotated[
         float, typer.Option(min=0.0, max=0.9, help="Of windows, where a slice has several.")
     ] = 0.5,
-    blending: Annotated[
-        BlendingOption, typer.Option(help="Of their scores.")
-    ] = BlendingOption.GAUSSIAN,
+    blending: Annotated[Blending, typer.Option(help="Of their scores.")] = "gaussian",
     mirror: Annotated[
-        list[MirrorOption] | None,
+        list[Axis] | None,
         typer.Option(help="A mirrored window means the same (no left and right): allow --mirror."),
     ] = None,
     trt: Annotated[bool, typer.Option("--trt", help="Also build a TensorRT engine.")] = False,
@@ -298,93 +261,42 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a model and prove it, or refuse.  [dim]A run needs: leuda\\[train].[/dim]"""
-    from leuda_deploy.export.add_engines import add_engines, summary
-    from leuda_deploy.export.import_onnx import copy_export, package_graph
+    if source.suffix != ".onnx":
+        _need_torch("leuda export")
+    from leuda_deploy.cli.show import export_summary
     from leuda_deploy.export.to_tensorrt import engine_targets
-    from leuda_deploy.export.to_triton import to_triton
-    from leuda_deploy.proof.probes import probes_of_scans
+    from leuda_deploy.machine.progress import show_progress
+    from leuda_deploy.model.card import GraphOptions
+    from leuda_deploy.model.tiling import Tiling
+    from leuda_train.export.request import ExportRequest, export_as_asked
 
     targets = (  # refused before the long work
         engine_targets(trt_target.split(","), batch=trt_batch, workspace_mb=trt_workspace_mb)
         if trt
         else []
     )
-    from_run = source.suffix != ".onnx"
-    if card is not None and (from_run or output is None):
-        raise InputError("--card is for an *.onnx file from elsewhere, and needs -o exports/NAME")
-    if from_run:
-        from leuda_deploy.model.tiling import Tiling
-
-        tiling = Tiling(
-            overlap=overlap, blending=blending.value, mirror=tuple(m.value for m in mirror or ())
-        )
-        model = _export_run(
-            source, output, precision, dynamic_window, probabilities, licence, tiling
-        )
-    else:
-        if precision != "fp32" or dynamic_window or probabilities:
-            raise InputError("--precision, --dynamic-window and --probabilities need a run")
-        if not trt and triton is None and output is None:
-            raise InputError(
-                f"{source} is an export already: ask for --trt or --triton, or -o exports/NAME"
-            )
-        model = (
-            package_graph(source, card, output) if card and output else copy_export(source, output)
-        )
-    probes = probes_of_scans(model.card, prove) if prove else None
-    if targets and probes is None and from_run:
-        from leuda_train.export.export_run import run_probes
-
-        probes = run_probes(source)
-    if targets:
-        from leuda_deploy.machine.progress import show_progress
-
-        with show_progress("TensorRT") as progress:
-            add_engines(
-                model,
-                targets,
-                probes=probes,
-                progress=progress,
-            )
-    served = to_triton(model, triton) if triton is not None else None
-    shipped = summary(model, served)
-    if as_json:
-        typer.echo(json.dumps(shipped, allow_nan=False))
-        return
-    for key, value in shipped["lines"]:
-        typer.echo(f"{key:<9}{value}")
-
-
-def _export_run(
-    run_folder: Path,
-    output: Path | None,
-    precision: ExportPrecision,
-    dynamic_window: bool,
-    probabilities: bool,
-    licence: str,
-    tiling: Tiling,
-) -> ModelFile:
-    _need_torch("leuda export")
-    from leuda_deploy.machine.progress import show_progress
-    from leuda_deploy.model.card import GraphOptions
-    from leuda_train.export.export_run import export as export_run
-
-    if output is None:
-        raise InputError("say where the export goes: -o exports/NAME")
-    options = GraphOptions(
-        dynamic_window=dynamic_window, output="probabilities" if probabilities else "logits"
+    request = ExportRequest(
+        source=source,
+        output=output,
+        card=card,
+        precision=precision,
+        graph=GraphOptions(
+            dynamic_window=dynamic_window, output="probabilities" if probabilities else "logits"
+        ),
+        tiling=Tiling(
+            overlap=overlap, blending=blending, mirror=tuple(axis.value for axis in mirror or ())
+        ),
+        licence=licence,
+        targets=tuple(targets),
+        prove=tuple(prove or ()),
+        triton=triton,
     )
-    with show_progress(f"ONNX {precision.value}") as progress:
-        model, _ = export_run(
-            run_folder,
-            output,
-            licence=licence,
-            precision=precision.value,
-            options=options,
-            tiling=tiling,
-            progress=progress,
-        )
-    return model
+    summary = export_summary(*export_as_asked(request, show_progress))
+    if as_json:
+        typer.echo(json.dumps(summary, allow_nan=False))
+        return
+    for key, value in summary["lines"]:
+        typer.echo(f"{key:<9}{value}")
 
 
 @app.command()
@@ -398,7 +310,8 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Dice and distances in mm, by structure and volume.  [dim]Needs: nothing more.[/dim]"""
-    from leuda_train.evaluation.scores import evaluate_paths, table
+    from leuda_train.evaluation.label_files import evaluate_paths
+    from leuda_train.evaluation.table import table
 
     structures = mapping = None
     if cohort is not None:
@@ -421,9 +334,21 @@ def demo(
 ) -> None:
     """The whole job on phantoms, in minutes on a CPU.  [dim]Needs: leuda\\[train].[/dim]"""
     _need_torch("leuda demo")
-    from leuda_train.runs.demo import run_demo
+    from rich.console import Console
 
-    run_demo(out)
+    from leuda_deploy.machine.progress import show_progress
+    from leuda_train.runs.demo import read_demo, run_demo, table
+
+    console = Console()
+    summary = read_demo(out)
+    if summary is not None:
+        console.print(f"reusing {out}; delete it to start over", soft_wrap=True)
+    else:
+        summary = run_demo(out, show_progress)
+    console.print(table(summary))
+    console.print(f"{summary['seconds']['total']:.0f} s on {summary['hardware']}", soft_wrap=True)
+    for what, path in summary["look_at"].items():
+        console.print(f"{what:<22}{path}", soft_wrap=True)
 
 
 def _need_torch(what: str) -> None:

@@ -18,7 +18,7 @@ import grimp
 
 PACKAGES = ("leuda_deploy", "leuda_train")
 # how one enters a package: not counted among the entries of its folder
-ENTRANCES = ("__init__.py", "__main__.py", "cli.py")
+ENTRANCES = ("__init__.py", "__main__.py", "cli.py", "cli")
 
 Arrows = dict[str, set[str]]  # importer -> imported
 

@@ -1,4 +1,4 @@
-"""model + engines + shape -> seconds by stage and end to end, cold and warm, memory; a gate.
+"""model + engines + shape -> seconds by phase and end to end, cold and warm, memory; a gate.
 
 Every engine is measured in a process of its own, on the same made scan, from the .nii.gz on disk to
 the labels on disk.
@@ -9,12 +9,11 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
-import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypedDict, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,62 +23,119 @@ from rich.table import Table
 
 from leuda_deploy.bench.machine_floor import least_seconds
 from leuda_deploy.engines.engine import EngineChoice, EngineName
-from leuda_deploy.errors import InputError, LeudaError
+from leuda_deploy.errors import InputError
 from leuda_deploy.inference.segmenter import Segmenter
 from leuda_deploy.inference.settings import Settings
+from leuda_deploy.machine.clock import Clock
+from leuda_deploy.machine.isolated import run_isolated
 from leuda_deploy.machine.memory import peak_bytes
 from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.proof.choose_engine import installed_engines
 from leuda_deploy.scans.nifti import write_labels, write_scan
 from leuda_deploy.scans.volume import read_volume
 
-PERCENTILES = (50, 95, 99)
 # key of a row -> its heading in the terminal
 FIGURES = {
     "cold_seconds": "cold s",
-    **{f"p{p}_seconds": f"p{p} s" for p in PERCENTILES},
+    "p50_seconds": "p50 s",
+    "p95_seconds": "p95 s",
+    "p99_seconds": "p99 s",
     "voxels_per_second": "Mvoxel/s",
     "peak_mb": "peak MB",
 }
+GATED = ("p50_seconds", "peak_mb")
+MADE_AFFINE = np.diag([-0.75, -0.75, 1.0, 1.0])
+
+
+class Row(TypedDict):
+    """Figures of one engine.
+
+    stage_seconds  median busy seconds by phase of the work; phases overlap
+    least_seconds  what memory and gzip alone would take for them (see machine_floor.py)
+    """
+
+    engine: EngineChoice
+    description: str
+    cold_seconds: float
+    p50_seconds: float
+    p95_seconds: float
+    p99_seconds: float
+    voxels_per_second: int
+    stage_seconds: dict[str, float]
+    least_seconds: dict[str, float]
+    peak_mb: float | None
+    batch: int
+
+
+class Result(TypedDict):
+    """What `leuda bench` measured; JSON-able."""
+
+    shape: list[int]
+    rounds: int
+    machine: str
+    load_average: float
+    engines: list[Row]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regression:
+    """A figure of an engine that is worse than it was."""
+
+    engine: str
+    figure: str
+    before: float
+    now: float
+    limit: float
+
+    def __str__(self) -> str:
+        times = self.now / self.before
+        return (
+            f"{self.engine}: {self.figure} {self.before} -> {self.now}, {times:.2f} times; "
+            f"allowed {self.limit:g}"
+        )
 
 
 def bench(
     model: Path, engine: str, shape: tuple[int, int, int], *, rounds: int, threads: int | None
-) -> dict[str, Any]:
-    """Measure engines by name, or with "all" each that is installed; JSON-able.
+) -> Result:
+    """Measure engines by name ("ort-cpu,openvino"), or each that is installed ("all").
 
-    least_seconds of a row: what memory and gzip alone would take, by stage; see `limits`.
-
-    Raises LeudaError if an engine that was named cannot run.
+    Raises:
+        LeudaError: An engine that was named does not exist or cannot run.
     """
-    names = engine.split(",")
-    for name in names:
-        if name not in ("all", "auto", *get_args(EngineName)):
-            known = ", ".join(("all", "auto", *get_args(EngineName)))
-            raise InputError(f"no engine is called {name!r}; there are {known}")
+    opened, names = ModelFile.open(model), _named(engine)
     if "all" in names:
-        names = list(installed_engines(ModelFile.open(model)))
+        names = list(installed_engines(opened))
     rows = []
     with tempfile.TemporaryDirectory(prefix="leuda-bench-") as folder:
         scan = Path(folder) / "scan.nii.gz"
         write_made_scan(scan, shape)
         for name in names:
-            row = _in_a_process(name, model, scan, rounds, threads)
-            if not row.pop("settled"):  # its first round held the trials of this machine
-                row = _in_a_process(name, model, scan, rounds, threads)
-                del row["settled"]
+            settings = Settings(engine=name, threads=threads)
+            settled, row = run_isolated(None, measure, opened, settings, scan, rounds)
+            if not settled:  # its first round held the trials of this machine
+                _, row = run_isolated(None, measure, opened, settings, scan, rounds)
             rows.append(row)
-    return {
-        "shape": list(shape),
-        "rounds": rounds,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "load_average": os.getloadavg()[0],
-        "engines": rows,
-    }
+    return Result(
+        shape=list(shape),
+        rounds=rounds,
+        machine=f"{platform.machine()}, {os.cpu_count()} cores",
+        load_average=os.getloadavg()[0],
+        engines=rows,
+    )
+
+
+def _named(engines: str) -> list[Any]:
+    """The engines of a list with commas; "all" may be among them."""
+    names, known = engines.split(","), ("all", "auto", *get_args(EngineName))
+    for name in names:
+        if name not in known:
+            raise InputError(f"no engine is called {name!r}; there are {', '.join(known)}")
+    return names
 
 
 def parse_shape(text: str) -> tuple[int, int, int]:
-    """ "512x512x300" -> (512, 512, 300)."""
+    """ "512x512x300" -> (512, 512, 300). Raises InputError."""
     try:
         x, y, z = (int(size) for size in text.lower().split("x"))
     except ValueError as error:
@@ -98,65 +154,52 @@ def write_made_scan(path: Path, shape: tuple[int, int, int]) -> None:
         inside = x[:, None] ** 2 + y[None, :] ** 2 + 0.3 * height**2 < 0.7
         plane: NDArray[Any] = np.where(inside, 40.0, -1000.0) + rng.normal(0, 20, shape[:2])
         voxels[:, :, k] = plane.astype(np.int16)
-    write_scan(path, voxels, np.diag([-0.75, -0.75, 1.0, 1.0]))
+    write_scan(path, voxels, MADE_AFFINE)
 
 
-def _in_a_process(
-    engine: str, model: Path, scan: Path, rounds: int, threads: int | None
-) -> dict[str, Any]:
-    """`measure` in a process of its own."""
-    order = [engine, str(model), str(scan), str(rounds), str(threads or 0)]
-    done = subprocess.run(
-        [sys.executable, "-m", "leuda_deploy.bench.bench", *order],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode != 0:
-        said = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise LeudaError(f"{engine}: {said.removeprefix('error: ')}")
-    row: dict[str, Any] = json.loads(done.stdout)
-    return row
+def measure(model: ModelFile, settings: Settings, scan: Path, rounds: int) -> tuple[bool, Row]:
+    """In this process: one cold round with the loading of the engine, then the warm ones.
 
-
-def measure(
-    engine: EngineChoice, model: Path, scan: Path, rounds: int, threads: int | None
-) -> dict[str, Any]:
-    """In this process: one cold round with the loading of the engine, then the warm ones."""
+    Returns:
+        Whether all trials of this machine had been made before, and the figures.
+    """
     totals: list[float] = []
-    stages: dict[str, list[float]] = {}
+    phases: dict[str, list[float]] = {}
     began = time.perf_counter()
-    segmenter = Segmenter(model, Settings(engine=engine, threads=threads))
+    segmenter = Segmenter(model, settings)
     settled = segmenter.settled
     for _ in range(rounds + 1):
-        start = time.perf_counter() if totals else began
-        volume = read_volume(scan)
-        read = time.perf_counter()
+        start, clock = time.perf_counter() if totals else began, Clock()
+        with clock("read"):
+            volume = read_volume(scan)
         found = segmenter(volume)
-        done = time.perf_counter()
-        write_labels(scan.with_name(f"{engine}.nii.gz"), found.labels, volume, {})
-        ended = time.perf_counter()
-        totals.append(ended - start)
-        spent = {"read": read - start, **found.seconds, "write": ended - done}
-        for name, seconds in spent.items():
-            stages.setdefault(name, []).append(seconds)
-    warm = totals[1:]
-    median = float(np.median(warm))
+        with clock("write"):
+            write_labels(scan.with_name(f"{settings.engine}.nii.gz"), found.labels, volume, {})
+        totals.append(time.perf_counter() - start)
+        for phase, seconds in {**clock.seconds, **found.seconds}.items():
+            phases.setdefault(phase, []).append(seconds)
     stack, peak = segmenter.stack(volume), peak_bytes()
     least = least_seconds(scan, stack, found.labels, 1 + len(segmenter.card.structures))
-    return {
-        "engine": engine,
-        "settled": settled,
-        "description": segmenter.engine_for(stack).description,
-        "cold_seconds": round(totals[0], 4),
-        **{f"p{p}_seconds": round(float(np.percentile(warm, p)), 4) for p in PERCENTILES},
-        "voxels_per_second": round(volume.raw.size / median),
-        "stage_seconds": {n: round(float(np.median(s[1:])), 4) for n, s in stages.items()},
-        "least_seconds": {stage: float(f"{seconds:.3g}") for stage, seconds in least.items()},
-        "peak_mb": None if peak is None else round(peak / 1e6, 1),
-        "batch": segmenter.plan(stack).batch,
-    }
+    p50, p95, p99 = np.percentile(totals[1:], (50, 95, 99)).tolist()
+    return settled, Row(
+        engine=settings.engine,
+        description=segmenter.engine_for(stack).description,
+        cold_seconds=round(totals[0], 4),
+        p50_seconds=round(p50, 4),
+        p95_seconds=round(p95, 4),
+        p99_seconds=round(p99, 4),
+        voxels_per_second=round(volume.raw.size / p50),
+        stage_seconds={
+            phase: round(float(np.median(phases[phase][1:])), 4)
+            for phase in ("read", *found.seconds, "write")
+        },
+        least_seconds={phase: float(f"{seconds:.3g}") for phase, seconds in least.items()},
+        peak_mb=None if peak is None else round(peak / 1e6, 1),
+        batch=segmenter.plan(stack).batch,
+    )
 
 
-def show_bench(result: dict[str, Any], console: Console) -> None:
+def show_bench(result: Result, console: Console) -> None:
     """For people, in 80 columns: a column an engine, and what each engine is."""
     shape = "x".join(map(str, result["shape"]))
     console.print(f"{shape}, {result['rounds']} warm rounds, {result['machine']}\n")
@@ -166,17 +209,18 @@ def show_bench(result: dict[str, Any], console: Console) -> None:
     for row in rows:
         table.add_column(row["engine"], justify="right", no_wrap=True)
     for key, heading in FIGURES.items():
-        table.add_row(heading, *(_figure(key, row[key]) for row in rows))
+        table.add_row(heading, *(_figure(key, row) for row in rows))
     table.add_section()
-    for stage in dict.fromkeys(stage for row in rows for stage in row["stage_seconds"]):
-        table.add_row(stage, *(_stage(row, stage) for row in rows))
+    for phase in dict.fromkeys(phase for row in rows for phase in row["stage_seconds"]):
+        table.add_row(phase, *(_phase(phase, row) for row in rows))
     console.print(table)
-    console.print("\nby stage: busy seconds, overlapping; (nx): n times what memory or gzip take")
+    console.print("\nby phase: busy seconds, overlapping; (nx): n times what memory or gzip take")
     for row in rows:
         console.print(f"{row['engine']}: {row['description']}", soft_wrap=True)
 
 
-def _figure(key: str, value: float | None) -> str:
+def _figure(key: str, row: Row) -> str:
+    value: Any = dict(row)[key]
     if value is None:
         return "-"
     if key == "voxels_per_second":
@@ -184,17 +228,21 @@ def _figure(key: str, value: float | None) -> str:
     return f"{value:.0f}" if key == "peak_mb" else f"{value:.2f}"
 
 
-def _stage(row: dict[str, Any], stage: str) -> str:
-    """Seconds of a stage, and how many times the least that they are."""
-    seconds, least = row["stage_seconds"].get(stage), row["least_seconds"].get(stage)
+def _phase(phase: str, row: Row) -> str:
+    """Seconds of a phase, and how many times the least that they are."""
+    seconds, least = row["stage_seconds"].get(phase), row["least_seconds"].get(phase)
     if seconds is None:
         return "-"
     times = f" ({seconds / least:.{1 if seconds < 10 * least else 0}f}x)" if least else ""
     return f"{seconds:.2f}{times}"
 
 
-def regressions(now: dict[str, Any], before: Path, limit: float) -> list[str]:
-    """Where `now` takes more than `limit` times the time or memory of an earlier result file."""
+def regressions(now: Result, before: Path, limit: float) -> list[Regression]:
+    """Where `now` takes more than `limit` times the time or memory of an earlier result file.
+
+    Raises:
+        InputError: The file is no result, or one of a scan of another shape.
+    """
     try:
         earlier = json.loads(before.read_text())
         rows = {row["engine"]: row for row in earlier["engines"]}
@@ -205,28 +253,13 @@ def regressions(now: dict[str, Any], before: Path, limit: float) -> list[str]:
         raise InputError(f"{before} was measured on {earlier['shape']}, this on {now['shape']}")
     found = []
     for row in now["engines"]:
-        old = rows.get(row["engine"])
-        for figure in ("p50_seconds", "peak_mb"):
-            if old and old.get(figure) and row[figure] > limit * old[figure]:
-                times = row[figure] / old[figure]
+        old = rows.get(row["engine"], {})
+        for figure in GATED:
+            was, value = old.get(figure), dict(row)[figure]
+            if was and isinstance(value, float) and value > limit * was:
                 found.append(
-                    f"{row['engine']}: {figure} {old[figure]} -> {row[figure]}, "
-                    f"{times:.2f} times; allowed {limit:g}"
+                    Regression(
+                        engine=row["engine"], figure=figure, before=was, now=value, limit=limit
+                    )
                 )
     return found
-
-
-if __name__ == "__main__":
-    name_, model_, scan_, rounds_, threads_ = sys.argv[1:]
-    assert name_ in ("auto", *get_args(EngineName))
-    try:
-        row_ = measure(
-            name_,  # type: ignore[arg-type]  # checked above
-            Path(model_),
-            Path(scan_),
-            int(rounds_),
-            int(threads_) or None,
-        )
-    except LeudaError as error_:
-        sys.exit(f"error: {error_}")
-    sys.stdout.write(json.dumps(row_))

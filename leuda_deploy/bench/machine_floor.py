@@ -1,8 +1,8 @@
 """scan + its way through the runtime -> the least seconds that memory and gzip allow here.
 
-What a stage has to move, at the speed at which this machine moves it: the scan once through the
+What a phase has to move, at the speed at which this machine moves it: the scan once through the
 histogram; scan and model grid once through resampling; scores and labels once through labelling;
-and the file through gzip, there and back. No stage can be faster; how near it is says what is left.
+and the file through gzip, there and back. No phase can be faster; how near it is says what is left.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ROUNDS = 3
 def least_seconds(
     scan: Path, stack: Stack, labels: NDArray[np.uint8], classes: int
 ) -> dict[str, float]:
-    """Stage -> seconds, measured and worked out; the stages' names are those of `Segmentation`."""
+    """Phase -> seconds, measured and worked out; the phases' names are those of `Segmentation`."""
     bytes_per_second = memory_bandwidth()
     raw, grid = stack.volume.raw, stack.depth * int(np.prod(stack.grid_shape)) * 4
     moved = {
@@ -35,7 +35,7 @@ def least_seconds(
         "resample": raw.nbytes + grid,
         "labels": classes * grid + labels.nbytes,
     }
-    found = {stage: count / bytes_per_second for stage, count in moved.items()}
+    found = {phase: count / bytes_per_second for phase, count in moved.items()}
     content = labels.tobytes(order="F")
     found["read"] = _best(lambda: _unpack(scan))
     found["write"] = _best(lambda: _pack(content))

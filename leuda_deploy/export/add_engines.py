@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from leuda_deploy.engines.onnx_runtime import runs_on_the_cpu
 from leuda_deploy.engines.open_engine import reference_engine
 from leuda_deploy.engines.tensorrt import TensorRTEngine
-from leuda_deploy.errors import ModelError, ParityError
+from leuda_deploy.errors import LeudaError, ModelError, ParityError
 from leuda_deploy.export.to_tensorrt import EngineTarget, to_tensorrt
+from leuda_deploy.export.verify import Verified
 from leuda_deploy.machine.files import atomic_path, file_sha256
 from leuda_deploy.machine.progress import Progress, no_progress
 from leuda_deploy.model.export_folder import (
     MODEL_FILE,
-    PARITY_FILE,
     Manifest,
     passport_file,
     read_manifest,
@@ -25,8 +22,14 @@ from leuda_deploy.model.export_folder import (
 )
 from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.model.passport import Passport
-from leuda_deploy.proof.parity import TOLERANCES, Parity, check_parity, class_names, run_windows
-from leuda_deploy.proof.probes import Probes
+from leuda_deploy.proof.parity import (
+    TOLERANCES,
+    Parity,
+    check_parity,
+    class_names,
+    run_windows,
+)
+from leuda_deploy.proof.probes import Probes, probes_of_scans
 
 
 def add_engines(
@@ -108,6 +111,22 @@ def prove_engine(model: ModelFile, name: str, probes: Probes) -> Parity:
     return parity
 
 
+def prove_fitting_engines(found: Verified, scans: list[Path]) -> None:
+    """Prove every engine of an export that fits this machine, on windows of scans.
+
+    Raises:
+        LeudaError: No engine of it fits.
+        ParityError: An engine disagrees with ONNX Runtime; its passport stays as it was.
+    """
+    fitting = [engine.name for engine in found.engines if not engine.misfits]
+    if not fitting:
+        raise LeudaError(f"{found.model} has no engine that fits this machine: nothing to prove")
+    model = ModelFile.open(found.model)
+    probes = probes_of_scans(model.card, scans)
+    for name in fitting:
+        prove_engine(model, name, probes)
+
+
 def _record(model: ModelFile, engines: Mapping[str, Passport]) -> Manifest:
     for name, passport in engines.items():
         with atomic_path(model.folder / passport_file(name)) as temporary:
@@ -117,50 +136,3 @@ def _record(model: ModelFile, engines: Mapping[str, Passport]) -> Manifest:
 
 def _sha256_if_there(path: Path) -> str | None:
     return file_sha256(path) if path.is_file() else None
-
-
-def summary(model: ModelFile, served: Path | None) -> dict[str, Any]:
-    """What an export folder holds, for people ("lines") and programs."""
-    folder, card = model.folder, model.card
-    manifest = read_manifest(folder)
-    size = len(model.content) / 1e6
-    batches = "dynamic batch" + (" and window" if card.options.dynamic_window else "")
-    lines = [
-        ("model", f"{model.path} ({card.precision}, {size:.1f} MB, opset {card.opset}, {batches})"),
-        ("feed", f"{card.feed}, {card.provenance.network} of {card.provenance.method}"),
-    ]
-    proof: dict[str, Any] = {}
-    if (folder / PARITY_FILE).is_file():
-        proof = json.loads((folder / PARITY_FILE).read_text())
-    for stage in proof.get("stages", []):
-        lines.append(
-            (
-                "proven",
-                f"{stage['stage']}: largest |Δ| {stage['max_abs']:.2g} of the spread, "
-                f"{stage['disagreement']:.3%} of pixels differ, over {stage['windows']} windows",
-            )
-        )
-    if "int8_layers" in proof:
-        kept, lifted = len(proof["int8_layers"]), len(proof["lifted_layers"])
-        lines.append(("int8", f"{kept} convolutions, {lifted} lifted back until the gate passed"))
-    for name, passport in manifest.engines.items():
-        state = "proven" if passport.proven else "not run yet: no such GPU here, or no scans"
-        lines.append(
-            (
-                "engine",
-                f"{folder / name} ({passport.family} {passport.version}, SM "
-                f"{passport.capability}, {passport.engine_mb} MB, {passport.build_seconds} s; "
-                f"{state})",
-            )
-        )
-    if served is not None:
-        lines.append(("triton", str(served)))
-    engine = "" if runs_on_the_cpu(card.precision) else " --engine openvino"
-    lines.append(("next", f"leuda infer SCAN.nii.gz --model {folder}{engine}"))
-    return {
-        "card": card.model_dump(mode="json"),
-        "parity": proof,
-        "engines": {k: v.model_dump(mode="json") for k, v in manifest.engines.items()},
-        "triton": None if served is None else str(served),
-        "lines": lines,
-    }

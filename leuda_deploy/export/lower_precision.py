@@ -12,7 +12,14 @@ import onnx
 from leuda_deploy.engines.engine import Float32
 from leuda_deploy.errors import ParityError
 from leuda_deploy.export.to_half import to_bf16, to_fp16
-from leuda_deploy.export.to_int8 import calibrate, quantisable, quantise, split_concatenations
+from leuda_deploy.export.to_int8 import (
+    LEVELS,
+    PORTABLE_LEVELS,
+    calibrate,
+    quantisable,
+    quantise,
+    split_concatenations,
+)
 from leuda_deploy.machine.progress import Progress
 from leuda_deploy.model.card import ModelCard, Precision
 from leuda_deploy.model.model_file import ModelFile, write_model
@@ -88,7 +95,8 @@ def _lower_to_int8(
 ) -> Lowered:
     """Quantise every layer that may be; while the gate refuses, lift the most sensitive ones back.
 
-    One layer at a time at first, then half as many again as were lifted already.
+    One layer at a time at first, then half as many again as were lifted already. Weights of 7 bits,
+    which mean the same on every processor, are tried before weights of 8: see to_int8.
     """
     model = split_concatenations(model)
     ranges = calibrate(model, calibration)
@@ -98,23 +106,25 @@ def _lower_to_int8(
     worst_first: list[str] = []
     while True:
         progress(len(lifted), len(titles), "layers lifted")
-        try:
-            written, parities = gate(quantise(model, ranges, kept))
-        except ParityError as error:
-            worst_first = worst_first or _by_sensitivity(model, ranges, kept, probes, progress)
-            worst = worst_first[: max(1, len(lifted) // 2)]
-            worst_first = worst_first[len(worst) :]
-            lifted += worst
-            kept = [name for name in kept if name not in worst]
-            if not kept:
-                raise error.adding("no layer of it can be int8") from error
-            continue
-        return Lowered(
-            model=written,
-            parities=parities,
-            int8_layers=tuple(titles[name] for name in kept),
-            lifted_layers=tuple(titles[name] for name in lifted),
-        )
+        for levels in (PORTABLE_LEVELS, LEVELS):
+            try:
+                written, parities = gate(quantise(model, ranges, kept, weight_levels=levels))
+            except ParityError as error:
+                refused = error
+                continue
+            return Lowered(
+                model=written,
+                parities=parities,
+                int8_layers=tuple(titles[name] for name in kept),
+                lifted_layers=tuple(titles[name] for name in lifted),
+            )
+        worst_first = worst_first or _by_sensitivity(model, ranges, kept, probes, progress)
+        worst = worst_first[: max(1, len(lifted) // 2)]
+        worst_first = worst_first[len(worst) :]
+        lifted += worst
+        kept = [name for name in kept if name not in worst]
+        if not kept:
+            raise refused.adding("no layer of it can be int8") from refused
 
 
 def _by_sensitivity(

@@ -10,6 +10,15 @@ Why this is ours, and not onnxruntime.quantization, which writes Q/DQ nodes as w
   the LeakyRelu. Its calibrators use the extremes, a percentile, the entropy or the distribution.
 - Convolutions of concatenations are split first, and the sum of their parts is rounded as one
   tensor; `split_concatenations` says what OpenVINO makes of them otherwise.
+
+What a processor makes of it: x86 without VNNI (AVX2, older AVX-512) multiplies an unsigned byte by
+a signed one, and adds two such products in 16 bits, which saturate at 32767. With weights up to 127
+two products reach 64770, and OpenVINO computes other numbers there than with VNNI: a layer of
+random weights was off by up to 21 of 127 steps, exactly what this rule predicts. ONNX Runtime did
+the same until `OnnxEngine` asked it for exact sums. With weights up to 63, 7 bits, two products
+reach 32130: nothing saturates in any engine (64 is the last that does not, 65 does; tried with VNNI
+and on an emulated AVX2 processor). Seven bits move the scores 2 to 15 % more than eight, so
+`lower_precision` takes them where the same layers pass with them, and eight bits elsewhere.
 """
 
 from __future__ import annotations
@@ -26,7 +35,8 @@ from leuda_deploy.proof.layers import values_of
 
 BINS = 2048
 CALIBRATION_PIXELS = 1 << 16  # of the input, at a time
-LEVELS = 127  # int8 without -128, so that the range is symmetric
+LEVELS = 127  # of activations: int8 without -128, so that the range is symmetric
+PORTABLE_LEVELS = 63  # of weights: 2 * 255 * 63 <= 32767, see above
 
 
 def quantisable(model: onnx.ModelProto) -> list[str]:
@@ -134,7 +144,11 @@ def _best_range(counts: NDArray[np.float64], top: float) -> float:
 
 
 def quantise(
-    model: onnx.ModelProto, ranges: Mapping[str, float], names: Collection[str]
+    model: onnx.ModelProto,
+    ranges: Mapping[str, float],
+    names: Collection[str],
+    *,
+    weight_levels: int = LEVELS,
 ) -> onnx.ModelProto:
     """The graph with the named convolutions in int8: inputs, weights and outputs go through Q/DQ.
 
@@ -166,7 +180,7 @@ def quantise(
         return made
 
     def add_weight(name: str) -> str:
-        values, by_channel = _int8_weights(weights[name])
+        values, by_channel = _int8_weights(weights[name], weight_levels)
         extra.append(numpy_helper.from_array(values, f"{name}_q"))
         inputs = [f"{name}_q", *scale(name, by_channel)]
         made = f"{name}_dq"
@@ -210,11 +224,13 @@ def _rounded(model: onnx.ModelProto, names: Collection[str]) -> dict[str, list[o
     return found
 
 
-def _int8_weights(values: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """(out, in, h, w) -> int8 of the same shape and a scale (out,)."""
-    scale = np.maximum(np.abs(values).max(axis=(1, 2, 3)), 1e-9) / LEVELS
+def _int8_weights(
+    values: NDArray[np.float32], levels: int
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """(out, in, h, w) -> int8 of the same shape, none beyond `levels`, and a scale (out,)."""
+    scale = np.maximum(np.abs(values).max(axis=(1, 2, 3)), 1e-9) / levels
     whole = np.round(values / scale[:, None, None, None])  # scale: along the first axis
-    return np.clip(whole, -LEVELS, LEVELS).astype(np.int8), scale.astype(np.float32)
+    return np.clip(whole, -levels, levels).astype(np.int8), scale.astype(np.float32)
 
 
 def _rebuilt(

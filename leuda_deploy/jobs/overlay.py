@@ -14,7 +14,10 @@ from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import Volume
 
 TILE = 320  # pixels, the longer side of a slice in the picture
+GAP = 4  # pixels between pictures
+LEGEND = 40  # pixels, its height
 TINT = 0.35
+DARK, WHITE = (18, 18, 18), (255, 255, 255)
 
 
 def draw_overlay(
@@ -25,36 +28,33 @@ def draw_overlay(
     Slices are evenly spread over the labelled extent (over the whole scan if nothing is labelled)
     and shown at their true aspect ratio.
     """
-    stack = Stack(volume, card.recipe.model_copy(update={"spacing_mm": "native"}))
-    marks = Stack(
-        volume.with_values(labels), card.recipe.model_copy(update={"spacing_mm": "native"})
-    )
-    classes = len(card.structures)
-    covered = [d for d in range(stack.depth) if marks.labels(d, d + 1, classes=classes).any()]
+    recipe = card.recipe.model_copy(update={"spacing_mm": "native"})
+    stack = Stack(volume, recipe)
+    on_scan = stack.of_scan(labels)  # (D, H, W)
+    covered = [d for d in range(stack.depth) if on_scan[d].any()]
     first, last = (covered[0], covered[-1]) if covered else (0, stack.depth - 1)
     chosen = np.unique(np.linspace(first, last, min(tiles, last - first + 1)).round().astype(int))
-    columns = [_column(stack, marks, int(d), card) for d in chosen]
-    width = sum(column.width for column in columns) + 4 * (len(columns) - 1)
-    canvas = Image.new("RGB", (max(width, 560), columns[0].height + 40), (18, 18, 18))
+    columns = [_column(stack, int(d), on_scan[d], card) for d in chosen]
+    width = sum(column.width for column in columns) + GAP * (len(columns) - 1)
+    canvas = Image.new("RGB", (max(width, 560), columns[0].height + LEGEND), DARK)
     x = 0
     for column in columns:
         canvas.paste(column, (x, 0))
-        x += column.width + 4
+        x += column.width + GAP
     _legend(canvas, card)
     with atomic_path(path) as temporary:
         canvas.save(temporary, format="PNG")
 
 
-def _column(stack: Stack, marks: Stack, index: int, card: ModelCard) -> Image.Image:
-    """One slice twice: plain above, with labels below."""
+def _column(stack: Stack, index: int, label: NDArray[np.uint8], card: ModelCard) -> Image.Image:
+    """One slice twice: plain above, with labels (H, W) below."""
     image = stack.images(index, index + 1)[0]
     low, high = stack.intensity.floor, stack.intensity.ceiling
     grey = np.clip((image - low) / (high - low), 0, 1) * 255
     plain = np.repeat(grey[..., None], 3, axis=2)
-    label = marks.labels(index, index + 1, classes=len(card.structures))[0]
     tinted = plain.copy()
-    for number, structure in enumerate(card.structures, start=1):
-        mask = label == number
+    for structure in card.structures:
+        mask = label == structure.value
         rim = mask & ~_inner(mask)
         colour = np.asarray(structure.colour, dtype=np.float64)
         tinted[mask] = (1 - TINT) * tinted[mask] + TINT * colour
@@ -63,11 +63,11 @@ def _column(stack: Stack, marks: Stack, index: int, card: ModelCard) -> Image.Im
     width_mm = image.shape[1] * stack.plane_spacing_mm[1]
     scale = TILE / max(height_mm, width_mm)
     size = (max(1, round(width_mm * scale)), max(1, round(height_mm * scale)))
-    column = Image.new("RGB", (size[0], 2 * size[1] + 4), (18, 18, 18))
+    column = Image.new("RGB", (size[0], 2 * size[1] + GAP), DARK)
     for row, picture in enumerate((plain, tinted)):
         tile = Image.fromarray(picture.astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
-        column.paste(tile, (0, row * (size[1] + 4)))
-    ImageDraw.Draw(column).text((4, 2), f"slice {index}", fill=(255, 255, 255), font=_font())
+        column.paste(tile, (0, row * (size[1] + GAP)))
+    ImageDraw.Draw(column).text((4, 2), f"slice {index}", fill=WHITE, font=_font())
     return column
 
 
@@ -84,7 +84,7 @@ def _legend(canvas: Image.Image, card: ModelCard) -> None:
     draw, x, y = ImageDraw.Draw(canvas), 8, canvas.height - 30
     for structure in card.structures:
         draw.rectangle((x, y, x + 18, y + 18), fill=structure.colour)
-        draw.text((x + 24, y), structure.name, fill=(255, 255, 255), font=_font())
+        draw.text((x + 24, y), structure.name, fill=WHITE, font=_font())
         x += 44 + int(draw.textlength(structure.name, font=_font()))
 
 

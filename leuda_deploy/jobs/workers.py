@@ -1,22 +1,27 @@
-"""jobs + settings -> the same jobs, worked off by several processes on one machine.
+"""jobs + settings -> outcomes, from several processes on one machine.
 
-Each process has an engine of its own on its share of the processor's cores and of the memory
-budget. What a scan's labels are depends on neither: they are those of one process.
+Each process has an engine of its own, on its share of the CPU cores and of the memory budget. The
+labels are the same as from one process.
+
+Each process is a standard executor of its own, so one that dies fails only its current scan. Pebble
+5.2.3 was tried in its place. There, too, only that scan fails, but the death of an idle or starting
+process breaks the whole pool, and a process in the middle of a scan outlives a parent that was
+killed. So the pool is ours.
 """
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 
 from leuda_deploy.engines.engine import ON_THE_CPU
@@ -26,13 +31,89 @@ from leuda_deploy.inference.settings import Settings
 from leuda_deploy.jobs.find_jobs import Job
 from leuda_deploy.jobs.run_jobs import Outcome, run_jobs
 from leuda_deploy.machine.memory import in_megabytes, resident_bytes
+from leuda_deploy.machine.progress import ShowProgress, show_nothing
 from leuda_deploy.model.model_file import ModelFile
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Orders:
+    """What each process is started with.
+
+    overlay    whether to draw a picture beside the labels
+    skip_done  whether to leave out scans that were done before
+    set_up     called first in each process, e.g. to show its log
+    show       shows how far a scan is
+
+    The last two are functions of modules, so that they can be sent.
+    """
+
+    model: ModelFile
+    settings: Settings
+    overlay: bool = True
+    skip_done: bool = True
+    set_up: Callable[[], None] | None = None
+    show: ShowProgress = show_nothing
+
+
+def run_in_processes(
+    jobs: Sequence[Job], orders: Orders, processes: int
+) -> Generator[Outcome, None, None]:
+    """Work the jobs off in several processes; outcomes come as scans are done.
+
+    Until every trial of an engine has been made, one scan at a time: trials want a quiet machine.
+    If a process dies, only its current scan fails. Closed or interrupted, all processes stop and
+    leave nothing half written.
+
+    Args:
+        jobs: The scans and where their results go.
+        orders: The model and the settings of all processes together.
+        processes: How many processes at most.
+
+    Raises:
+        InputError: The engine runs on a GPU, where processes only get in each other's way, or
+            cannot run; or the memory budget is too small.
+    """
+    if orders.settings.engine not in ("auto", *ON_THE_CPU):
+        raise InputError(f"--jobs is for engines on the CPU, not for {orders.settings.engine}")
+    processes = max(1, min(processes, len(jobs)))
+    # what cannot run is refused once, before any process starts
+    tried = Segmenter(orders.model, share_of(orders.settings, processes)).settled
+    # again, of the memory that is left now that this process has loaded all it does
+    orders = replace(orders, settings=share_of(orders.settings, processes))
+    waiting = deque(jobs)
+    under_way: dict[Future[Outcome], tuple[Job, _Worker]] = {}
+    with ExitStack() as stack:
+        context = multiprocessing.get_context("spawn")  # an engine's threads do not survive a fork
+        # nothing is sent: its end, closed or gone with this process, tells the others to stop
+        watched, held = context.Pipe(duplex=False)
+        stack.enter_context(watched)
+        free = [_Worker(orders, watched) for _ in range(processes)]
+        every = list(free)
+        for worker in every:
+            stack.callback(worker.shut)
+        stack.enter_context(held)
+        while waiting or under_way:
+            while waiting and len(under_way) < (processes if tried else 1):
+                job, worker = waiting.popleft(), free.pop()
+                under_way[worker.submit(job)] = job, worker
+            done, _ = wait(under_way, return_when=FIRST_COMPLETED)
+            for future in done:
+                job, worker = under_way.pop(future)
+                free.append(worker)
+                outcome = _outcome(future, job)
+                tried = tried or outcome.report is not None
+                yield outcome
+        for worker in every:
+            worker.shut()  # before `held` closes: they end by themselves
 
 
 def share_of(settings: Settings, processes: int) -> Settings:
     """The settings of one of several processes that work at once, beside this one.
 
-    Raises InputError for a budget of which this process leaves nothing.
+    Raises:
+        InputError: This process alone takes all of the memory budget.
     """
     cores = settings.threads or os.cpu_count() or 1
     budget = settings.max_bytes
@@ -47,107 +128,73 @@ def share_of(settings: Settings, processes: int) -> Settings:
     return replace(settings, threads=max(1, cores // processes), max_bytes=budget)
 
 
-def spread(
-    jobs: Sequence[Job],
-    model: ModelFile,
-    settings: Settings,
-    processes: int,
-    *,
-    overlay: bool,
-    skip_done: bool,
-) -> Generator[Outcome, None, None]:
-    """Work the jobs off in several processes; outcomes as they come, each scan's own.
+class _Worker:
+    """One process at a time, with an engine of its own; a new one if the last has died."""
 
-    Jobs go one by one until trials of engines have been made, once and on a quiet machine.
-    A process that is killed takes the scans that were under way with it, and each says so; the
-    others go to new processes. Closed or interrupted, all processes stop and leave nothing half
-    written.
-    Raises InputError for an engine on a GPU, where processes only get in each other's way.
-    """
-    if settings.engine not in ("auto", *ON_THE_CPU):
-        raise InputError(f"--jobs is for engines on the CPU, not for {settings.engine}")
-    processes = max(1, min(processes, len(jobs)))
-    # what cannot run is said once, before anything is started
-    tried = Segmenter(model, share_of(settings, processes)).settled
-    # again, of what is left now that this process has loaded all it does
-    share = share_of(settings, processes)
-    waiting = deque(jobs)
-    while waiting:
-        with _workers(processes, model, share, overlay, skip_done) as pool:
-            under_way: dict[Future[Outcome], Job] = {}
-            whole = True
-            while under_way or (whole and waiting):
-                room = processes if tried else 1
-                while whole and waiting and len(under_way) < room:
-                    try:
-                        under_way[pool.submit(_work, waiting[0])] = waiting[0]
-                        waiting.popleft()
-                    except BrokenProcessPool:
-                        whole = False
-                done, _ = wait(under_way, return_when=FIRST_COMPLETED)
-                for future in done:
-                    whole = whole and not isinstance(future.exception(), BrokenProcessPool)
-                    outcome = _outcome(future, under_way.pop(future))
-                    tried = tried or outcome.report is not None
-                    yield outcome
+    def __init__(self, orders: Orders, watched: Connection) -> None:
+        self._orders = orders, watched
+        self._executor = self._start()
 
+    def submit(self, job: Job) -> Future[Outcome]:
+        try:
+            return self._executor.submit(_work, job)
+        except BrokenProcessPool:  # it died with its last scan, or idle
+            self.shut()
+            self._executor = self._start()
+            return self._executor.submit(_work, job)
 
-@contextmanager
-def _workers(
-    processes: int, model: ModelFile, share: Settings, overlay: bool, skip_done: bool
-) -> Iterator[ProcessPoolExecutor]:
-    """A pool of which no process is left when the block is, however that ends."""
-    # spawned: threads of an engine do not survive a fork
-    context = multiprocessing.get_context("spawn")
-    # nothing is sent: its end, closed or gone with this process, tells the others to stop
-    leash, held = context.Pipe(duplex=False)
-    asked = (model, share, overlay, skip_done, leash)
-    with leash, ProcessPoolExecutor(processes, context, _open, asked) as pool, held:
-        yield pool
-        pool.shutdown()  # without hurry, where all is done
+    def shut(self) -> None:
+        """Return when its process has ended."""
+        self._executor.shutdown()
+
+    def _start(self) -> ProcessPoolExecutor:
+        context = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(1, context, _open, self._orders)
 
 
 def _outcome(future: Future[Outcome], job: Job) -> Outcome:
     try:
         return future.result()
     except BrokenProcessPool:
-        return Outcome(job=job, error=f"{job.scan}: a process was killed (out of memory?)")
+        return Outcome(job=job, error=f"{job.scan}: its process was killed (out of memory?)")
 
 
 # --- in each process
 
-_opened: tuple[Segmenter, bool, bool]
+_opened: tuple[Segmenter, Orders]
 
 
-def _open(
-    model: ModelFile, settings: Settings, overlay: bool, skip_done: bool, leash: Connection
-) -> None:
+def _open(orders: Orders, watched: Connection) -> None:
     global _opened
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that holds the leash
-    threading.Thread(target=_follow, args=(leash,), daemon=True).start()
-    _opened = Segmenter(model, settings), overlay, skip_done
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that holds the pipe
+    threading.Thread(target=_stop_at_the_end_of, args=(watched,), daemon=True).start()
+    if orders.set_up is not None:
+        orders.set_up()
+    _opened = Segmenter(orders.model, orders.settings), orders
 
 
-def _follow(leash: Connection) -> None:
+def _stop_at_the_end_of(watched: Connection) -> None:
     with suppress(EOFError, OSError):
-        leash.recv()
+        watched.recv()
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _work(job: Job) -> Outcome:
-    segmenter, overlay, skip_done = _opened
+    segmenter, orders = _opened
     with suppress(SystemExit):
         signal.signal(signal.SIGTERM, _stop)
-        (outcome,) = run_jobs([job], segmenter, overlay=overlay, skip_done=skip_done, say=_say)
+        (outcome,) = run_jobs(
+            [job],
+            segmenter,
+            overlay=orders.overlay,
+            skip_done=orders.skip_done,
+            show=orders.show,
+        )
         if signal.signal(signal.SIGTERM, signal.SIG_DFL) is _stop:
             return outcome
-    os._exit(1)  # told to stop; what was half written is removed
+    os._exit(1)  # asked to stop; what was half written is removed
 
 
 def _stop(number: int, frame: object) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once: what is removed is removed in peace
     raise SystemExit
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)  # noqa: T201

@@ -1,1 +1,1 @@
-"""this computer: files, memory, GPU, progress bars and clocks. May import errors alone."""
+"""this computer: its files, memory, GPU, processes, clock and progress bar. May import errors."""

@@ -5,18 +5,31 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from rich import progress as rich_progress
 from rich.console import Console
 
 # How far work is: (done, total, note), e.g. (3, 20, "patient 7"). The note may be empty.
 Progress = Callable[[int, int, str], None]
+# A title -> a context that yields the progress of the work under it: the type of `show_progress`.
+ShowProgress = Callable[[str], AbstractContextManager[Progress]]
 LINE_SECONDS = 20.0  # between two lines where there is no terminal to draw a bar on
 
 
 def no_progress(done: int, total: int, note: str) -> None:
     """The progress that nobody looks at."""
+
+
+@contextmanager
+def show_nothing(title: str) -> Iterator[Progress]:
+    """`show_progress` for nobody."""
+    yield no_progress
+
+
+def titled(show: ShowProgress, prefix: str) -> ShowProgress:
+    """The same, every title of which begins with the prefix."""
+    return lambda title: show(f"{prefix}: {title}")
 
 
 @contextmanager

@@ -16,7 +16,6 @@ from leuda_deploy.engines.engine import Scorer
 from leuda_deploy.errors import ParityError
 from leuda_deploy.export.lower_precision import lower_precision
 from leuda_deploy.export.to_onnx import OPSET, WithSoftmax, to_onnx
-from leuda_deploy.inference.sliding_window import DEFAULT_TILING
 from leuda_deploy.machine.files import atomic_folder
 from leuda_deploy.machine.progress import Progress, no_progress
 from leuda_deploy.model.card import (
@@ -35,17 +34,18 @@ from leuda_deploy.model.export_folder import (
     write_manifest,
 )
 from leuda_deploy.model.model_file import ModelFile
-from leuda_deploy.model.tiling import Tiling
+from leuda_deploy.model.tiling import DEFAULT_TILING, Tiling
 from leuda_deploy.proof.parity import Parity, run_windows
 from leuda_deploy.proof.probes import Probes, make_probes
 from leuda_deploy.proof.prove import LAYER_LIMITS, Reference, prove
 from leuda_train.export.first_wrong_layer import first_layer_that_differs
 from leuda_train.export.product_file import ProductFacts, load_product
 from leuda_train.loop.hardware import Hardware
+from leuda_train.loop.run_folder import RunFolder
 from leuda_train.networks.product import TorchEngine
 
 
-def export(
+def export_run(
     run: Path,
     out: Path,
     *,
@@ -182,7 +182,7 @@ def _with_multiple(options: GraphOptions, facts: ProductFacts) -> GraphOptions:
 
 def _test_dice(run: Path) -> dict[str, float] | None:
     """Mean Dice by structure on the run's test scans, if it was tested."""
-    path = run / "evaluation.json"
+    path = RunFolder(run).evaluation
     if not path.is_file():
         return None
     summary = json.loads(path.read_text()).get("summary")

@@ -66,7 +66,8 @@ def load(path: Path) -> dict[str, Any]:
         raise TrainingError(f"{path} cannot be read (truncated or damaged?)") from error
     if not isinstance(state, dict):
         raise TrainingError(f"{path} holds a {type(state).__name__}, not a training state")
-    return with_new_names(state)
+    renamed: dict[str, Any] = with_new_names(state)
+    return renamed
 
 
 def with_new_names(state: Any) -> Any:

@@ -9,7 +9,7 @@ import shutil
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 
@@ -18,6 +18,7 @@ from leuda_train.loop.ranks import ALONE, Ranks
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 PrecisionName = Literal["auto", "bf16", "fp16", "fp32"]
+Network = TypeVar("Network", bound=torch.nn.Module)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -37,9 +38,10 @@ class Hardware:
         dtype = DTYPES[self.precision]
         return torch.autocast(self.device.type, dtype=dtype, enabled=self.precision != "fp32")
 
-    def place(self, module: torch.nn.Module) -> torch.nn.Module:
+    def place(self, module: Network) -> Network:
         """Move a network to the device, channels last."""
-        return module.to(self.device, memory_format=torch.channels_last)
+        # torch's stubs know `memory_format` with tensors alone
+        return module.to(self.device, memory_format=torch.channels_last)  # type: ignore[no-any-return,call-overload]
 
     def put(self, images: torch.Tensor) -> torch.Tensor:
         """Move images (B, C, H, W) to the device, channels last."""

@@ -19,9 +19,10 @@ from torch import Tensor
 from leuda_deploy.errors import TrainingError
 from leuda_deploy.machine.progress import Progress
 from leuda_train.loop import checkpoint
+from leuda_train.loop.hardware import Hardware
 from leuda_train.loop.metrics_log import Metrics, Row
 from leuda_train.loop.profile import Clock, phase, timed
-from leuda_train.loop.ranks import ALONE, Ranks
+from leuda_train.loop.ranks import Ranks
 
 LOG_EVERY = 10
 
@@ -43,7 +44,7 @@ class Trainer(Protocol):
 
 @dataclass(kw_only=True)
 class Watch:
-    """Who hears of a run: its progress line, its metrics, and, if asked for, its profile.
+    """Who hears of a stage: its progress line, its metrics, and, if asked for, its profile.
 
     profiles  stage -> where its time went; None if nobody asked
     """
@@ -51,6 +52,22 @@ class Watch:
     progress: Progress
     metrics: Metrics | None = None
     profiles: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRun:
+    """What a stage needs besides its data and settings.
+
+    hardware            where it computes, and in which precision
+    folder              where it finds and leaves its checkpoints; for stage 1, the cache
+    checkpoint_seconds  at least so long from one checkpoint to the next
+    watch               who hears of it
+    """
+
+    hardware: Hardware
+    folder: Path
+    checkpoint_seconds: float
+    watch: Watch
 
 
 @dataclass(kw_only=True)
@@ -69,23 +86,17 @@ class _Pace:
 
 
 def run_steps(
-    trainer: Trainer,
-    *,
-    name: str,
-    steps: int,
-    folder: Path,
-    checkpoint_seconds: float,
-    watch: Watch,
-    log_every: int = LOG_EVERY,
-    ranks: Ranks = ALONE,
+    trainer: Trainer, run: StageRun, *, name: str, steps: int, log_every: int = LOG_EVERY
 ) -> list[Row]:
-    """Run to the last step, from the newest checkpoint in folder if there is one.
+    """Run to the last step, from the newest checkpoint in the run's folder if there is one.
 
     Returns the history: a row every log_every steps, each term averaged over them. Raises
     TrainingError if a term is not finite; the last checkpoint from before stays.
     """
-    begin, history = 0, []
-    saved = ranks.broadcast(checkpoint.load_latest(folder) if ranks.first else None)
+    watch, ranks = run.watch, run.hardware.ranks
+    begin: int = 0
+    history: list[Row] = []
+    saved = ranks.broadcast(checkpoint.load_latest(run.folder) if ranks.first else None)
     if saved is not None:
         begin, history = int(saved["step"]), list(saved["history"])
         trainer.restore(saved["trainer"])
@@ -113,9 +124,9 @@ def run_steps(
                 note += f", {rate:.{0 if rate >= 10 else 1}f} images/s"
                 sums = {}
                 # only here, where every term so far is known to be finite
-                if ranks.first and time.monotonic() - saved_at >= checkpoint_seconds:
+                if ranks.first and time.monotonic() - saved_at >= run.checkpoint_seconds:
                     state = {"step": step + 1, "history": history, "trainer": trainer.state()}
-                    _save(folder, state, name)
+                    _save(run.folder, state, name)
                     saved_at = time.monotonic()
             watch.progress(step + 1, steps, note)
     if watch.profiles is not None and begin < steps:

@@ -13,17 +13,17 @@ from typing import Any
 
 from leuda_deploy.errors import MissingExtraError
 from leuda_deploy.machine.files import atomic_path
+from leuda_train.loop.run_folder import RunFolder
 
-METRICS_FILE, TENSORBOARD_FOLDER = "metrics.jsonl", "tensorboard"
 Row = dict[str, float]
 
 
 class Metrics:
     """One JSON object a line: the stage, the step, the terms since the last row, images/s."""
 
-    def __init__(self, run: Path, *, tensorboard: bool = False) -> None:
-        self.path = run / METRICS_FILE
-        self._tensorboard = run / TENSORBOARD_FOLDER if tensorboard else None
+    def __init__(self, run: RunFolder, *, tensorboard: bool = False) -> None:
+        self.path = run.metrics
+        self._tensorboard = run.tensorboard if tensorboard else None
         self._open_writer = _summary_writer() if tensorboard else None
         self._writer: Any = None
 

@@ -15,7 +15,7 @@ def optimizer_step(
     """Backward, the mean of the gradients over processes, and the optimiser's step."""
     optimizer.zero_grad(set_to_none=True)
     with phase("backward"):
-        scaler.scale(loss).backward()
+        torch.autograd.backward(scaler.scale(loss))
     with phase("exchange"):
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         ranks.average_([weight.grad for weight in weights if weight.grad is not None])

@@ -69,7 +69,10 @@ class Ranks:
 
     def gather(self, own: Tensor) -> Tensor:
         """(...) of each process -> (size, ...), the same on all; differentiable."""
-        return _Gather.apply(own, self) if self.size > 1 else own[None]
+        if self.size == 1:
+            return own[None]
+        gathered: Tensor = _Gather.apply(own, self)  # type: ignore[no-untyped-call]
+        return gathered
 
     def sum(self, own: Tensor) -> Tensor:
         """The sum over processes, the same on all; differentiable."""
@@ -114,7 +117,7 @@ class _Gather(torch.autograd.Function):
         return torch.stack(gathered)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         gradient = gradient.contiguous()
         dist.all_reduce(gradient)
         return gradient[ctx.ranks.rank], None
@@ -145,6 +148,11 @@ def process_group(device: str) -> Iterator[Ranks]:
     dist.destroy_process_group()
 
 
+def is_first_process() -> bool:
+    """Whether this is the one, of those that torchrun started, that speaks for all."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 @contextmanager
 def one_voice() -> Iterator[None]:
     """Of the processes that torchrun started, let the first one say what went wrong.
@@ -155,6 +163,6 @@ def one_voice() -> Iterator[None]:
     try:
         yield
     except Exception:
-        if int(os.environ.get("RANK", "0")) > 0:
+        if not is_first_process():
             time.sleep(ECHO_SECONDS)
         raise

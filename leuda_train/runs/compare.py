@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -22,80 +22,94 @@ from rich.console import Console, Group
 from rich.table import Table
 
 from leuda_deploy.errors import InputError
-from leuda_deploy.machine.files import atomic_path
+from leuda_deploy.machine.files import atomic_path, write_json
+from leuda_deploy.machine.progress import ShowProgress, show_nothing, titled
 from leuda_train.config.load import load_config
 from leuda_train.config.schema import TrainConfig
-from leuda_train.data.cohort import Cohort, read_cohort
-from leuda_train.runs.run import Stage, check_upper_bound, train
+from leuda_train.data.cohort import Cohort
+from leuda_train.runs.run import check_upper_bound
+from leuda_train.runs.train import train
 
 NAME_WIDTH = 16  # of a method, so that the table has 80 columns
 VARIANTS = ("as_predicted", "largest_component")
 
 
-def compare(
-    cohort: Path,
-    out: Path,
-    *,
-    methods: Sequence[str],
-    labelled: Sequence[int | None],
-    seeds: int,
-    config: str,
-    cache: Path | None,
-    stage: Stage,
-    **overrides: Any,
-) -> dict[str, Any]:
-    """Train whatever is missing, in a fixed order, and write the table.
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Which runs are compared.
 
-    labelled  numbers of labelled source scans; None for all of them
-    seeds     each method is run with seeds 0 .. seeds - 1
+    methods    shipped names or TOML files
+    labelled   numbers of labelled source scans; None for all of them
+    seeds      each method is run with seeds 0 .. seeds - 1
+    config     a shipped name or a TOML file
+    overrides  of the config's values, as for `load_config`
     """
+
+    methods: Sequence[str]
+    labelled: Sequence[int | None] = (None,)
+    seeds: int = 3
+    config: str = "paper-cardiac"
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+
+def compare(
+    cohort: Cohort,
+    out: Path,
+    asked: Comparison,
+    *,
+    cache: Path | None = None,
+    show: ShowProgress = show_nothing,
+) -> dict[str, Any]:
+    """Train whatever is missing, in a fixed order, and write the table."""
     # all that can be wrong is looked at first, so that it does not show up hours later
     configs = {
-        (method, seed): load_config(config, method, seed=seed, **overrides)
-        for method in methods
-        for seed in range(seeds)
+        method: [
+            load_config(asked.config, method, seed=seed, **asked.overrides)
+            for seed in range(asked.seeds)
+        ]
+        for method in asked.methods
     }
-    whole = read_cohort(cohort)
-    _check(whole, list(configs.values()), labelled)
-    said = {
-        "cohort": whole.spec.name,
-        "config": Path(config).stem,
+    cohorts = {
+        count: cohort if count is None else cohort.with_labelled(count) for count in asked.labelled
+    }
+    check_comparable(cohort, [config for by_seed in configs.values() for config in by_seed])
+    head = {
+        "cohort": cohort.spec.name,
+        "config": Path(asked.config).stem,
         "leuda": metadata.version("leuda"),
     }
-    rows = []
-    for count in labelled:
-        for method in methods:
-            found = []
-            for seed in range(seeds):
-                name = configs[method, seed].method  # of a TOML file, its stem
-                run = out / f"{name}-labelled{count or 'all'}-seed{seed}"
+    rows: list[dict[str, Any]] = []
+    for count, labelled in cohorts.items():
+        for by_seed in configs.values():
+            found: list[dict[str, Any]] = []
+            for config in by_seed:
+                name = config.method  # of a TOML file, its stem
+                run = out / f"{name}-labelled{count or 'all'}-seed{config.seed}"
                 found.append(
                     train(
-                        cohort,
-                        configs[method, seed],
+                        labelled,
+                        config,
                         run,
                         cache=cache or out / "cache",
-                        stage=lambda name, run=run: stage(f"{run.name}: {name}"),
-                        labelled=count,
+                        show=titled(show, run.name),
                     )
                 )
-                _write(out, said, [*rows, _row(name, count, found)])
-            rows.append(_row(name, count, found))
-    return _write(out, said, rows)
+                _write(out, head, [*rows, summarise_seeds(name, count, found)])
+            rows.append(summarise_seeds(by_seed[0].method, count, found))
+    return _write(out, head, rows)
 
 
-def _check(cohort: Cohort, configs: Sequence[TrainConfig], labelled: Sequence[int | None]) -> None:
+def check_comparable(cohort: Cohort, configs: Sequence[TrainConfig]) -> None:
     """Raises InputError if a run could not be trained, or not be tested, on this cohort."""
     if not cohort.role("target test"):
         raise InputError(f"cohort {cohort.spec.name} has no [target] test scans to compare on")
-    for count in labelled:
-        if count is not None:
-            cohort.with_labelled(count)
     for config in configs:
         check_upper_bound(config, cohort)
 
 
-def _row(method: str, labelled: int | None, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summarise_seeds(
+    method: str, labelled: int | None, found: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
     """Mean and standard deviation over seeds, by variant; distances only where they exist."""
     row: dict[str, Any] = {
         "method": method,
@@ -128,9 +142,9 @@ def _mean(
     return round(of(known), 4) if known else None
 
 
-def _write(out: Path, said: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
-    comparison = {**said, "rows": rows}
-    _replace(out / "comparison.json", json.dumps(comparison, indent=1))
+def _write(out: Path, head: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    comparison = {**head, "rows": rows}
+    write_json(out / "comparison.json", comparison)
     text = io.StringIO()
     flat = [{k: v for k, v in row.items() if not isinstance(v, dict | list)} for row in rows]
     writer = csv.DictWriter(text, fieldnames=list(flat[0]))

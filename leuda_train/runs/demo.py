@@ -12,92 +12,85 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from leuda_deploy.engines.onnx_runtime import OnnxEngine
-from leuda_deploy.jobs.report import infer_file
-from leuda_deploy.machine.files import atomic_path
-from leuda_deploy.machine.progress import Progress, show_progress
+from leuda_deploy.inference.segmenter import Segmenter
+from leuda_deploy.jobs.find_jobs import Job
+from leuda_deploy.jobs.run_jobs import run_job
+from leuda_deploy.machine.files import write_json
+from leuda_deploy.machine.progress import Progress, ShowProgress, show_nothing, titled
 from leuda_train.config.load import load_config
+from leuda_train.data.cohort import read_cohort
 from leuda_train.data.phantom.phantom_cohort import write_cohort
-from leuda_train.export.export_run import export
-from leuda_train.runs.run import train
+from leuda_train.export.export_run import export_run
+from leuda_train.loop.run_folder import RunFolder
+from leuda_train.runs.train import train
 
 METHODS = ("source-only", "le-uda", "le-uda-plus", "supervised")
 PRODUCT = "le-uda-plus"
 SEED = 0
+SUMMARY = "summary.json"
 
 
-def run_demo(out: Path) -> dict[str, Any]:
-    """Everything under `out`; returns, prints and keeps summary.json."""
-    console = Console()
-    summary_file = out / "summary.json"
-    summary: dict[str, Any] = {}
-    if summary_file.is_file():
-        summary = json.loads(summary_file.read_text())
-    if summary and all(Path(path).exists() for path in summary["look_at"].values()):
-        console.print(f"reusing {out}; delete it to start over", soft_wrap=True)
-    else:
-        summary = _do_all(out, console)
-        with atomic_path(summary_file) as temporary:
-            temporary.write_text(json.dumps(summary, indent=1))
-    console.print(_table(summary))
-    console.print(f"{summary['seconds']['total']:.0f} s on {summary['hardware']}", soft_wrap=True)
-    for what, path in summary["look_at"].items():
-        console.print(f"{what:<22}{path}", soft_wrap=True)
-    return summary
+def read_demo(out: Path) -> dict[str, Any] | None:
+    """The summary of a finished demo all of whose results are still there; else None."""
+    path = out / SUMMARY
+    if not path.is_file():
+        return None
+    summary: dict[str, Any] = json.loads(path.read_text())
+    return summary if all(Path(there).exists() for there in summary["look_at"].values()) else None
 
 
-def _do_all(out: Path, console: Console) -> dict[str, Any]:
+def run_demo(out: Path, show: ShowProgress = show_nothing) -> dict[str, Any]:
+    """Do everything, under `out`; returns and keeps summary.json."""
     seconds: dict[str, float] = {}
 
     @contextmanager
-    def timed(name: str) -> Iterator[Progress]:
+    def timed(name: str, title: str) -> Iterator[Progress]:
         began = time.monotonic()
-        with show_progress(name) as report:
-            yield report
+        with show(title) as progress:
+            yield progress
         seconds[name] = round(time.monotonic() - began, 1)
 
-    console.print("1/4 phantom scans")
-    with timed("phantom") as progress:
-        cohort = write_cohort(out / "cohort", seed=SEED, progress=progress)
-
+    with timed("phantom", "1/4 phantom scans") as progress:
+        cohort_file = write_cohort(out / "cohort", seed=SEED, progress=progress)
+    cohort = read_cohort(cohort_file)
     evaluations = {}
     for number, method in enumerate(METHODS, start=1):
-        console.print(f"2/4 training {method} ({number} of {len(METHODS)})")
-        config = load_config("demo", method, seed=SEED)
+        prefix = f"2/4 method {number} of {len(METHODS)}, {method}"
         evaluations[method] = train(
-            cohort, config, out / method, cache=out / "cache", stage=show_progress
+            cohort,
+            load_config("demo", method, seed=SEED),
+            out / method,
+            cache=out / "cache",
+            show=titled(show, prefix),
         )
         seconds[f"train {method}"] = evaluations[method]["seconds"]
-
-    console.print("3/4 export: PyTorch -> ONNX, compared on real slices")
-    with timed("export"):
-        model, parity = export(out / PRODUCT, out / "model", licence="MIT")
-    console.print(
-        f"  largest |Δlogit| {parity.max_abs:.2g} of their spread over {parity.windows} windows"
-    )
-
-    console.print("4/4 inference on a held-out CT, without torch's help")
-    scan = sorted((cohort.parent / "ct_test").glob("*_image.nii.gz"))[0]
-    with timed("infer"):
-        report = infer_file(scan, OnnxEngine(model), out / "labels.nii.gz")
+    product = RunFolder(out / PRODUCT)
+    with timed("export", "3/4 export: PyTorch -> ONNX, compared on real slices") as progress:
+        model, parity = export_run(product.path, out / "model", licence="MIT", progress=progress)
+    # without torch's help
+    scan = sorted((cohort_file.parent / "ct_test").glob("*_image.nii.gz"))[0]
+    with timed("infer", "4/4 inference on a held-out CT"):
+        report = run_job(Job(scan=scan, output=out / "labels.nii.gz"), Segmenter(model))
     seconds["total"] = round(sum(seconds.values()), 1)
-    return {
+    summary = {
         "dice": {method: _dice(evaluation) for method, evaluation in evaluations.items()},
+        "parity": {"max_abs": parity.max_abs, "windows": parity.windows},
         "seconds": seconds,
         "hardware": evaluations[PRODUCT]["hardware"],
         "seed": SEED,
         "look_at": {
             "labels on a new scan": str(report.overlay),
-            "image sets and curves": str(out / PRODUCT / "run.png"),
-            "truth and prediction": str(out / PRODUCT / "predictions.png"),
+            "image sets and curves": str(product.run_picture),
+            "truth and prediction": str(product.predictions_picture),
             "labels": report.labels,
             "model": str(model.path),
-            "summary": str(out / "summary.json"),
+            "summary": str(out / SUMMARY),
         },
     }
+    write_json(out / SUMMARY, summary)
+    return summary
 
 
 def _dice(evaluation: dict[str, Any]) -> dict[str, float]:
@@ -107,12 +100,13 @@ def _dice(evaluation: dict[str, Any]) -> dict[str, float]:
     return {name: round(row["dice"], 4) for name, row in rows.items()}
 
 
-def _table(summary: dict[str, Any]) -> Table:
+def table(summary: dict[str, Any]) -> Table:
+    """Dice by structure and method, for a terminal."""
     dice = summary["dice"]
-    table = Table(title="Dice on held-out target scans", title_justify="left")
-    table.add_column("structure")
+    shown = Table(title="Dice on held-out target scans", title_justify="left")
+    shown.add_column("structure")
     for method in METHODS:
-        table.add_column(method, justify="right")
+        shown.add_column(method, justify="right")
     for structure in dice[PRODUCT]:
-        table.add_row(structure, *(f"{dice[method][structure]:.3f}" for method in METHODS))
-    return table
+        shown.add_row(structure, *(f"{dice[method][structure]:.3f}" for method in METHODS))
+    return shown

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase, SubFigure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
@@ -20,10 +20,9 @@ from leuda_deploy.scans.label_map import read_label_map
 from leuda_deploy.scans.recipe import Recipe
 from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import read_volume
-from leuda_train.config.streams import SOURCE_STREAMS, TARGET_STREAMS, Stream
+from leuda_train.config.streams import SOURCE_STREAMS, TARGET_STREAMS
 from leuda_train.data.cohort import Cohort, Scan
-from leuda_train.data.slices import Slices
-from leuda_train.loop.loop import Row
+from leuda_train.loop.metrics_log import Row
 from leuda_train.stages.translate import TranslatedSets
 
 TITLES = {
@@ -39,23 +38,17 @@ SHOWN_SLICES = 5
 RUN_ROWS, RUN_COLUMNS = 4, 6  # of slices in run.png
 
 
-def draw_run(
-    path: Path, slices: Slices, translation: TranslatedSets | None, history: list[Row]
-) -> None:
+def draw_run(path: Path, translated: TranslatedSets, history: list[Row]) -> None:
     """Write the picture: the image sets that there are and the curves of the stages trained.
 
     Slices are evenly spread over each domain, row by row, and the same for every set of it.
     """
     figure = Figure(figsize=(13, 12), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(2.2, 1))
-    images: Mapping[Stream, NDArray[np.float32]] = (
-        translation.images
-        if translation is not None
-        else {"source": slices.source, "target": slices.target}
-    )
+    above, below = _parts(figure, 2, 1, height_ratios=(2.2, 1))
+    images = translated.images
     streams = [stream for stream in (*SOURCE_STREAMS, *TARGET_STREAMS) if stream in images]
     width = RUN_COLUMNS // len(streams)
-    blocks = above.subfigures(1, len(streams), squeeze=False)[0]
+    blocks = _parts(above, 1, len(streams))
     for stream, block in zip(streams, blocks, strict=True):
         block.suptitle(TITLES[stream])
         places = np.arange(RUN_ROWS * width) + 0.5
@@ -64,7 +57,7 @@ def draw_run(
             axis.set_axis_off()
             axis.imshow(images[stream][index], cmap="gray")
     histories = {
-        "stage 1: translation": translation.history if translation is not None else [],
+        "stage 1: translation": translated.history,
         "stage 2: adaptation": history,
     }
     trained = {title: rows for title, rows in histories.items() if rows}
@@ -73,6 +66,11 @@ def draw_run(
         draw_curves(axis, title, rows)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=80, format="png")
+
+
+def _parts(figure: FigureBase, rows: int, columns: int, **layout: Any) -> list[SubFigure]:
+    """The figure cut up, row by row."""
+    return [*np.ravel(figure.subfigures(rows, columns, squeeze=False, **layout))]
 
 
 def draw_curves(axis: Axes, title: str, history: list[Row]) -> None:
@@ -100,15 +98,18 @@ def draw_predictions(
     evaluation   as `evaluate_pairs` returns it, of the cohort's test scans
     predictions  folder of SUBJECT_label.nii.gz, class numbers on the scans' own grids
     """
-    ranked = _ranked(evaluation["volumes"])
+    ranked = rank_scans(evaluation["volumes"])
     shown = {"best": ranked[-1], "median": ranked[(len(ranked) - 1) // 2], "worst": ranked[0]}
     if len(ranked) < len(shown):
         shown = {"": ranked[0]} if len(ranked) == 1 else {"best": ranked[1], "worst": ranked[0]}
     scans = {scan.subject: scan for scan in cohort.role("target test")}
     figure = Figure(figsize=(2.2 * SHOWN_SLICES, 4.6 * len(shown) + 0.6), layout="constrained")
-    colours = [tuple(part / 255 for part in PALETTE[k % len(PALETTE)]) for k in range(256)]
+    colours = [
+        (red / 255, green / 255, blue / 255)
+        for red, green, blue in (PALETTE[k % len(PALETTE)] for k in range(256))
+    ]
     for block, (rank, (dice, subject)) in zip(
-        np.atleast_1d(figure.subfigures(len(shown) + 1, 1, height_ratios=[8] * len(shown) + [1])),
+        _parts(figure, len(shown) + 1, 1, height_ratios=[8] * len(shown) + [1]),
         shown.items(),
         strict=False,  # the last one is the legend's
     ):
@@ -137,7 +138,7 @@ def draw_predictions(
         figure.savefig(temporary, dpi=90, format="png")
 
 
-def _ranked(volumes: Mapping[str, Any]) -> list[tuple[float, str]]:
+def rank_scans(volumes: Mapping[str, Any]) -> list[tuple[float, str]]:
     """(mean Dice, subject), worst first; structures in neither labels nor prediction left out."""
     dice = {
         subject: [score["dice"] for score in scored["as_predicted"] if score["dice"] is not None]

@@ -1,196 +1,64 @@
-"""cohort + config -> a run folder: slices, translation, adaptation, evaluation, in this order.
-
-    RUN/config.toml       the resolved config
-    RUN/checkpoints/      the newest two states while stage 2 runs
-    RUN/model.pt          the product: what `leuda export` reads
-    RUN/metrics.jsonl     loss terms of every stage, and images/s, as they come
-    RUN/predictions/      labels of the test scans
-    RUN/evaluation.json   Dice and distances on them
-    RUN/run.png           its image sets and the curves
-    RUN/predictions.png   best, median and worst test scan: truth and prediction
-    RUN/profile.json      on request: where the time went, by stage
-    RUN/tensorboard/      on request: metrics.jsonl for TensorBoard, a folder a stage
-
-Slices and translated sets are in the cache folder, shared by every run with the same settings.
-Of several processes (see `ranks.py`) all train; the first one writes, logs and evaluates.
-"""
+"""cohort + config + folder -> a run: what its stages are told, and what is refused beforehand."""
 
 from __future__ import annotations
 
-import json
-import shutil
-import time
 import tomllib
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tomli_w
-from numpy.typing import NDArray
 
 from leuda_deploy.errors import InputError
 from leuda_deploy.machine.files import atomic_path
-from leuda_deploy.machine.progress import Progress
-from leuda_deploy.scans.likeness import profile_of
+from leuda_deploy.machine.progress import ShowProgress
 from leuda_deploy.scans.recipe import Recipe
-from leuda_train.config.load import make_recipe, parse_config
+from leuda_train.config.load import parse_config
 from leuda_train.config.schema import TrainConfig
-from leuda_train.config.streams import Stream
-from leuda_train.data.batches import AlignedSets
-from leuda_train.data.cohort import Cohort, read_cohort
-from leuda_train.data.slices import Slices, load_slices
-from leuda_train.evaluation.held_out import evaluate_product, oracle
-from leuda_train.export.product_file import ProductFacts, save_product
-from leuda_train.loop.hardware import Hardware, check_compiler, choose_hardware
-from leuda_train.loop.loop import Watch
+from leuda_train.data.cohort import Cohort
+from leuda_train.loop.hardware import Hardware
+from leuda_train.loop.loop import StageRun, Watch
 from leuda_train.loop.metrics_log import Metrics
-from leuda_train.loop.ranks import Ranks, process_group
-from leuda_train.runs.pictures import draw_predictions, draw_run
-from leuda_train.stages.adapt import Adapted, adapt
-from leuda_train.stages.distil import distil
-from leuda_train.stages.translate import TranslatedSets, load_translation
-
-# The image families that look like what the product is fed, and how many slices of each are kept
-# to prove exports on.
-PARITY_SAMPLES: dict[Stream, int] = {"target": 64, "source_as_target": 16, "target_cycled": 16}
-Stage = Callable[[str], AbstractContextManager[Progress]]
+from leuda_train.loop.ranks import Ranks
+from leuda_train.loop.run_folder import RunFolder
 
 
-def train(
-    cohort_file: Path,
-    config: TrainConfig,
-    out: Path,
-    *,
-    cache: Path | None,
-    stage: Stage,
-    labelled: int | None = None,
-    profile: bool = False,
-    tensorboard: bool = False,
-) -> dict[str, Any]:
-    """Do every stage that is not done yet; the evaluation of the finished run.
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run of a method on a cohort.
 
-    labelled: how many of the labelled source scans keep their labels; the rest count as unlabelled.
-    stage("name") gives a context manager that yields a progress function. Raises InputError if
-    `out` holds a run of another config or cohort.
+    cache     slices and translations, shared by every run with the same settings
+    metrics   None in a process that is not the first
+    profiles  stage -> where its time went; None if nobody asked
     """
-    with process_group(config.device) as ranks:
-        return _train(cohort_file, config, out, cache, stage, labelled, profile, tensorboard, ranks)
 
+    cohort: Cohort
+    config: TrainConfig
+    recipe: Recipe
+    folder: RunFolder
+    cache: Path
+    hardware: Hardware
+    show: ShowProgress
+    metrics: Metrics | None
+    profiles: dict[str, Any] | None
 
-def _train(
-    cohort_file: Path,
-    config: TrainConfig,
-    out: Path,
-    cache: Path | None,
-    stage: Stage,
-    labelled: int | None,
-    profile: bool,
-    tensorboard: bool,
-    ranks: Ranks,
-) -> dict[str, Any]:
-    began = time.monotonic()
-    cohort = read_cohort(cohort_file)
-    if labelled is not None:
-        cohort = cohort.with_labelled(labelled)
-    recipe = make_recipe(config, cohort.spec.slices.axis, cohort.spec.slices.spacing_mm)
-    resolved = _resolved(out, config, cohort)
-    done = out / "evaluation.json"
-    finished: dict[str, Any] | None = ranks.broadcast(
-        json.loads(done.read_text()) if ranks.first and done.is_file() else None
-    )
-    if finished is not None:
-        return finished
-    check_upper_bound(config, cohort)
-    hardware = choose_hardware(config.device, config.precision, ranks)
-    check_shares(config, ranks)
-    if config.compile:
-        check_compiler(hardware)
-    cache = cache or out.parent / "cache"
-    if ranks.first:
-        with atomic_path(out / "config.toml") as temporary:
-            temporary.write_text(resolved)
-    else:
-        stage = _silent
-    metrics = Metrics(out, tensorboard=tensorboard) if ranks.first else None
-    profiles: dict[str, Any] | None = {} if profile else None
-    watch = partial(Watch, metrics=metrics, profiles=profiles)
+    @property
+    def classes(self) -> int:
+        """How many classes the networks tell apart, background included."""
+        return 1 + len(self.cohort.structures)
 
-    with stage("slices") as progress:
-        slices = load_slices(
-            cohort,
-            recipe,
-            cache,
-            target_labels=config.uses_target_labels,
-            progress=progress,
-            ranks=ranks,
-        )
-    translation = None
-    if config.uses_translation:
-        with stage(f"translation ({config.translation.title})") as progress:
-            translation = load_translation(
-                slices,
-                config.translation,
-                cache,
-                hardware,
-                seed=config.seed,
-                checkpoint_seconds=config.schedule.checkpoint_seconds,
-                watch=watch(progress=progress),
+    @contextmanager
+    def stage(self, title: str, folder: Path) -> Iterator[StageRun]:
+        """A stage of this run, which finds and leaves its checkpoints in the folder."""
+        with self.show(title) as progress:
+            yield StageRun(
+                hardware=self.hardware,
+                folder=folder,
+                checkpoint_seconds=self.config.schedule.checkpoint_seconds,
+                watch=Watch(progress=progress, metrics=self.metrics, profiles=self.profiles),
             )
-    with stage(config.method) as progress:
-        sets = _aligned(slices, translation, config)
-        adapted = adapt(
-            sets,
-            1 + len(cohort.structures),
-            config,
-            hardware,
-            out / "checkpoints",
-            watch(progress=progress),
-            translation.to_source if translation is not None else None,
-        )
-    if config.distil is not None:
-        with stage("distillation") as progress:
-            reports = watch(progress=progress)
-            adapted = _distilled(adapted, sets, cohort, config, hardware, out, reports)
-    if metrics is not None:
-        metrics.close()
-    if not ranks.first:
-        told: dict[str, Any] = ranks.broadcast()
-        return told
-    if profiles:
-        with atomic_path(out / "profile.json") as temporary:
-            temporary.write_text(json.dumps(profiles, indent=1))
-    facts = _facts(adapted, config, cohort, slices, recipe, hardware)
-    save_product(out, adapted.chosen, facts, _samples(slices, translation))
-
-    evaluation: dict[str, Any] = {}
-    if cohort.role("target test"):
-        with stage("test scans") as progress:
-            evaluation = evaluate_product(adapted.chosen, cohort, recipe, hardware, out, progress)
-            if config.reports_oracle:
-                evaluation["oracle"] = oracle(
-                    adapted.products, evaluation, cohort, recipe, hardware, out, progress
-                )
-        draw_predictions(out / "predictions.png", evaluation, cohort, recipe, out / "predictions")
-    draw_run(out / "run.png", slices, translation, adapted.history)
-    evaluation |= {
-        "method": config.method,
-        "network": adapted.network,
-        "feed": config.test.feed_of(adapted.network),
-        "epoch": adapted.epoch,
-        "label_free_score": adapted.score,
-        "label_free_scores": adapted.scores,
-        "hardware": str(hardware),
-        "seconds": round(time.monotonic() - began, 1),
-    }
-    with atomic_path(done) as temporary:
-        temporary.write_text(json.dumps(evaluation, indent=1, allow_nan=False))
-    shutil.rmtree(out / "checkpoints", ignore_errors=True)
-    ranks.broadcast(evaluation)
-    return evaluation
 
 
 def check_upper_bound(config: TrainConfig, cohort: Cohort) -> None:
@@ -209,26 +77,17 @@ def check_shares(config: TrainConfig, ranks: Ranks) -> None:
         ranks.check_share(config.schedule.batch_unlabelled, "schedule.batch_unlabelled")
 
 
-@contextmanager
-def _silent(name: str) -> Iterator[Progress]:
-    """The stages of a process that is not the first."""
-    yield lambda done, total, note: None
-
-
-def _resolved(out: Path, config: TrainConfig, cohort: Cohort) -> str:
-    """The text of config.toml. Raises InputError if `out` has another: one folder, one run."""
-    resolved = config.model_dump(mode="json", exclude_none=True) | {"cohort_sha256": cohort.sha256}
-    path = out / "config.toml"
-    if path.is_file() and not _same_run(path, config, cohort):
+def check_same_run(folder: RunFolder, config: TrainConfig, cohort: Cohort) -> None:
+    """Raises InputError if the folder holds a run of another config or cohort."""
+    path = folder.config
+    if path.is_file() and not _is_same(path, config, cohort):
         raise InputError(
-            f"{out} holds a run of another config or cohort (see {path}); choose another --out"
+            f"{folder.path} holds a run of another config or cohort (see {path}); choose another "
+            "--out"
         )
-    return "# The resolved config of this run, written by `leuda train`.\n" + tomli_w.dumps(
-        resolved
-    )
 
 
-def _same_run(path: Path, config: TrainConfig, cohort: Cohort) -> bool:
+def _is_same(path: Path, config: TrainConfig, cohort: Cohort) -> bool:
     """Whether a config.toml says the same; a key that it lacks, being older, has its default."""
     content = tomllib.loads(path.read_text())
     if content.pop("cohort_sha256") != cohort.sha256:
@@ -239,91 +98,11 @@ def _same_run(path: Path, config: TrainConfig, cohort: Cohort) -> bool:
         return False
 
 
-def _aligned(
-    slices: Slices, translation: TranslatedSets | None, config: TrainConfig
-) -> AlignedSets:
-    images = (
-        translation.images
-        if translation is not None
-        else {
-            "source": slices.source,
-            "target": slices.target,
-        }
-    )
-    if config.uses_target_labels:
-        assert slices.target_labels is not None
-        every = np.arange(len(slices.target))
-        return AlignedSets(images=images, labels=slices.target_labels, labelled_rows=every)
-    return AlignedSets(
-        images=images, labels=slices.source_labels, labelled_rows=slices.labelled_rows
-    )
-
-
-def _samples(slices: Slices, translation: TranslatedSets | None) -> dict[str, NDArray[np.float32]]:
-    """Slices (n, h, w) of each image family that there is, evenly spread over it."""
-    images = {"target": slices.target} if translation is None else translation.images
-    samples = {}
-    for family, count in PARITY_SAMPLES.items():
-        if family in images:
-            every = images[family]
-            chosen = np.linspace(0, len(every) - 1, min(count, len(every)))
-            samples[str(family)] = np.array(every[chosen.astype(int)])
-    return samples
-
-
-def _distilled(
-    adapted: Adapted,
-    sets: AlignedSets,
-    cohort: Cohort,
-    config: TrainConfig,
-    hardware: Hardware,
-    out: Path,
-    watch: Watch,
-) -> Adapted:
-    """Stage 3: the teachers, as they are after the last step, become one small network."""
-    teachers = {name: adapted.products[name] for name in config.teachers}
-    classes = 1 + len(cohort.structures)
-    folder = out / "checkpoints" / "distil"
-    product = distil(teachers, sets, classes, config, hardware, folder, watch)
-    products = {**adapted.products, "distilled": product}
-    return replace(
-        adapted, chosen=product, network="distilled", products=products, epoch=None, score=None
-    )
-
-
-def _facts(
-    adapted: Adapted,
-    config: TrainConfig,
-    cohort: Cohort,
-    slices: Slices,
-    recipe: Recipe,
-    hardware: Hardware,
-) -> ProductFacts:
-    """What has to be known of the product besides its weights."""
-    widths = config.unet.widths
-    if config.distil is not None:
-        widths = config.distil.widths(widths)
-    return ProductFacts(
-        recipe=recipe,
-        structures=tuple(cohort.structures),
-        modality=cohort.spec.target.modality,
-        feed=config.test.feed_of(adapted.network),
-        network=adapted.network,
-        widths=widths,
-        dropout=config.unet.dropout,
-        generator=(config.translation.width, config.translation.blocks),
-        method=config.method,
-        cohort=cohort.spec.name,
-        cohort_sha256=cohort.sha256,
-        config=config.model_dump(mode="json"),
-        seed=config.seed,
-        steps=_steps(adapted, config),
-        hardware=str(hardware),
-        domain=profile_of(slices.target_intensities),
-    )
-
-
-def _steps(adapted: Adapted, config: TrainConfig) -> int:
-    """Steps of stages 2 and 3 that the product's weights have seen."""
-    epochs = config.schedule.epochs if adapted.epoch is None else adapted.epoch
-    return epochs * config.schedule.steps_per_epoch + (config.distil.steps if config.distil else 0)
+def write_config(folder: RunFolder, config: TrainConfig, cohort: Cohort) -> None:
+    """Write the resolved config: from here on the folder is this run's."""
+    content = config.model_dump(mode="json", exclude_none=True) | {"cohort_sha256": cohort.sha256}
+    with atomic_path(folder.config) as temporary:
+        temporary.write_text(
+            "# The resolved config of this run, written by `leuda train`.\n"
+            + tomli_w.dumps(content)
+        )

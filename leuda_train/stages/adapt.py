@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +18,8 @@ from leuda_train.data.batches import (
     step_generator,
 )
 from leuda_train.loop.hardware import Hardware, compile_networks
-from leuda_train.loop.loop import Row, Watch, run_steps
+from leuda_train.loop.loop import StageRun, run_steps
+from leuda_train.loop.metrics_log import Row
 from leuda_train.loop.profile import phase
 from leuda_train.networks.batchnorm import with_joint_batchnorm
 from leuda_train.networks.cyclegan import Generator
@@ -56,26 +56,17 @@ def adapt(
     sets: AlignedSets,
     classes: int,
     config: TrainConfig,
-    hardware: Hardware,
-    folder: Path,
-    watch: Watch,
+    run: StageRun,
     to_source: Generator | None = None,
 ) -> Adapted:
-    """Train by the config's method; classes counts background. Resumes from folder.
+    """Train by the config's method; classes counts background. Resumes from the run's folder.
 
     to_source  the generator of stage 1, where a network is tested on x^{t→s}
     """
-    trainer = Adaptation(sets, classes, config, hardware, to_source)
+    trainer = Adaptation(sets, classes, config, run.hardware, to_source)
     schedule = config.schedule
-    history = run_steps(
-        trainer,
-        name=config.method,
-        steps=schedule.epochs * schedule.steps_per_epoch,
-        folder=folder,
-        checkpoint_seconds=schedule.checkpoint_seconds,
-        watch=watch,
-        ranks=hardware.ranks,
-    )
+    steps = schedule.epochs * schedule.steps_per_epoch
+    history = run_steps(trainer, run, name=config.method, steps=steps)
     best = trainer.best
     used = config.objective.networks_in_use
     products = {name: trainer.product(name).eval() for name, asked in used.items() if asked}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from leuda_train.config.schema import TrainConfig
 from leuda_train.data.batches import AlignedSets, Draw, make_batch, seed_dropout
 from leuda_train.loop.hardware import Hardware
-from leuda_train.loop.loop import Watch, run_steps
+from leuda_train.loop.loop import StageRun, run_steps
 from leuda_train.loop.optimizer_step import optimizer_step
 from leuda_train.loop.profile import phase
 from leuda_train.networks.batchnorm import with_joint_batchnorm
@@ -31,25 +30,14 @@ def distil(
     sets: AlignedSets,
     classes: int,
     config: TrainConfig,
-    hardware: Hardware,
-    folder: Path,
-    watch: Watch,
+    run: StageRun,
 ) -> DeployedNetwork:
     """Train the small network from frozen teachers, each (B, 1, h, w) of x^t -> logits.
 
-    Resumes from folder. Returns what is shipped.
+    Resumes from the run's folder. Returns what is deployed.
     """
-    trainer = Distillation(teachers, sets, classes, config, hardware)
-    assert config.distil is not None
-    run_steps(
-        trainer,
-        name="distillation",
-        steps=config.distil.steps,
-        folder=folder,
-        checkpoint_seconds=config.schedule.checkpoint_seconds,
-        watch=watch,
-        ranks=hardware.ranks,
-    )
+    trainer = Distillation(teachers, sets, classes, config, run.hardware)
+    run_steps(trainer, run, name="distillation", steps=trainer.distil.steps)
     return DeployedNetwork(trainer.network, None).eval()
 
 

@@ -25,8 +25,10 @@ from leuda_train.data.augment.fourier import swap_amplitude
 from leuda_train.data.batches import draw_rows, on_device, step_generator, take_rows
 from leuda_train.data.cache import content_key, made_once
 from leuda_train.data.slices import Slices
+from leuda_train.loop import checkpoint
 from leuda_train.loop.hardware import Hardware
-from leuda_train.loop.loop import Row, Watch, checkpoint, run_steps
+from leuda_train.loop.loop import StageRun, run_steps
+from leuda_train.loop.metrics_log import Row
 from leuda_train.loop.optimizer_step import optimizer_step
 from leuda_train.loop.profile import phase
 from leuda_train.loop.ranks import ALONE
@@ -45,9 +47,11 @@ log = logging.getLogger("leuda")
 
 @dataclass(frozen=True, kw_only=True)
 class TranslatedSets:
-    """The six image sets, (N, h, w) float32 memory-mapped, and the generator that made x^{t→s}.
+    """The image sets that there are, (N, h, w) float32 memory-mapped, and what made them.
 
-    to_source is None where no generator was trained.
+    images     six, or those of `untranslated`
+    to_source  the generator that made x^{t→s}; None where none was trained
+    history    its training
     """
 
     images: dict[Stream, NDArray[np.float32]]
@@ -55,67 +59,103 @@ class TranslatedSets:
     history: list[Row]
 
 
+def untranslated(slices: Slices) -> TranslatedSets:
+    """The two sets of a method that needs no translation."""
+    images: dict[Stream, NDArray[np.float32]] = {"source": slices.source, "target": slices.target}
+    return TranslatedSets(images=images, to_source=None, history=[])
+
+
 def load_translation(
-    slices: Slices,
-    config: TranslationConfig,
-    cache: Path,
-    hardware: Hardware,
-    *,
-    seed: int,
-    checkpoint_seconds: float,
-    watch: Watch,
+    slices: Slices, config: TranslationConfig, seed: int, run: StageRun
 ) -> TranslatedSets:
-    """Open the six aligned sets, training the translator first if they are not there."""
-    key = content_key(slices.key, config.model_dump(mode="json"), seed, hardware.precision)
-    training = cache / f"training-{key}"
-    ranks, trained = hardware.ranks, config.kind == "cyclegan"
-    together = trained and config.batch % ranks.size == 0
-    if trained and not together:
-        hardware = replace(hardware, ranks=ALONE)
-        if ranks.first:
-            log.warning(
-                "translation.batch = %d cannot be shared by %d processes: one trains, the others "
-                "wait",
-                config.batch,
-                ranks.size,
-            )
+    """Open the six aligned sets in the cache, training the translator first if they are not there.
 
-    def train() -> tuple[Translation, list[Row]]:
-        trainer = Translation(slices, config, hardware, seed)
-        history = run_steps(
-            trainer,
-            name=STAGE,
-            steps=config.steps,
-            folder=training,
-            checkpoint_seconds=checkpoint_seconds,
-            watch=watch,
-            ranks=hardware.ranks,
-        )
-        return trainer, history
-
-    def assist() -> None:
-        if together:
-            train()
+    The run's folder is the cache; what is being trained has its checkpoints there, too.
+    """
+    key = content_key(slices.key, config.model_dump(mode="json"), seed, run.hardware.precision)
+    training = _training(config, replace(run, folder=run.folder / f"training-{key}"))
+    ranks = run.hardware.ranks
 
     def make(folder: Path) -> None:
         if config.kind == "fourier":
-            for name, images in fourier_sets(slices, config, seed).items():
-                np.save(folder / f"{name}.npy", images)
-            (folder / "history.json").write_text("[]")
-            return
-        trainer, history = train()
-        _write_sets(slices, trainer.nets, folder, hardware)
-        names = ("to_target", "to_source")
-        generators = {name: getattr(trainer.nets, name).state_dict() for name in names}
-        checkpoint.save(folder / "generators.pt", generators)
-        (folder / "history.json").write_text(json.dumps(history))
+            _write_fourier_sets(slices, config, seed, folder)
+        else:
+            _write_cyclegan_sets(slices, config, seed, folder, training)
 
-    folder = made_once(cache / f"translation-{key}", make, ranks=ranks, assist=assist)
-    shutil.rmtree(training, ignore_errors=True)
-    translation = _open(folder, slices, config)
-    if watch.metrics is not None:  # a translation that was there already has rows, too
-        watch.metrics.begin(STAGE, translation.history)
-    return translation
+    def assist() -> None:
+        if config.kind == "cyclegan" and training.hardware.ranks == ranks:
+            train_cyclegan(slices, config, seed, training)
+
+    folder = made_once(run.folder / f"translation-{key}", make, ranks=ranks, assist=assist)
+    shutil.rmtree(training.folder, ignore_errors=True)
+    translated = _open(folder, slices, config)
+    if run.watch.metrics is not None:  # a translation that was there already has rows, too
+        run.watch.metrics.begin(STAGE, translated.history)
+    return translated
+
+
+def train_cyclegan(
+    slices: Slices, config: TranslationConfig, seed: int, run: StageRun
+) -> tuple[Translation, list[Row]]:
+    """Train to the last step, resumed from the run's folder; the trainer and its history."""
+    trainer = Translation(slices, config, run.hardware, seed)
+    return trainer, run_steps(trainer, run, name=STAGE, steps=config.steps)
+
+
+def _training(config: TranslationConfig, run: StageRun) -> StageRun:
+    """The run in which the translator is trained: of one process if its batch cannot be shared."""
+    ranks = run.hardware.ranks
+    if config.kind != "cyclegan" or config.batch % ranks.size == 0:
+        return run
+    if ranks.first:
+        log.warning(
+            "translation.batch = %d cannot be shared by %d processes: one trains, the others wait",
+            config.batch,
+            ranks.size,
+        )
+    return replace(run, hardware=replace(run.hardware, ranks=ALONE))
+
+
+def fourier_sets(
+    slices: Slices, config: TranslationConfig, seed: int
+) -> dict[Stream, NDArray[np.float32]]:
+    """The four translated sets; every slice borrows from a slice of the other domain at random."""
+    rng = np.random.default_rng(seed)
+    source, target = np.asarray(slices.source), np.asarray(slices.target)
+
+    def there_and_back(
+        own: NDArray[np.float32], other: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        there = other[rng.integers(len(other), size=len(own))]
+        back = own[rng.integers(len(own), size=len(own))]
+        over = swap_amplitude(own, there, config.fourier_radius)
+        return over, swap_amplitude(over, back, config.fourier_radius)
+
+    source_as_target, source_cycled = there_and_back(source, target)
+    target_as_source, target_cycled = there_and_back(target, source)
+    return {
+        "source_as_target": source_as_target,
+        "source_cycled": source_cycled,
+        "target_as_source": target_as_source,
+        "target_cycled": target_cycled,
+    }
+
+
+def _write_fourier_sets(slices: Slices, config: TranslationConfig, seed: int, folder: Path) -> None:
+    for name, images in fourier_sets(slices, config, seed).items():
+        np.save(folder / f"{name}.npy", images)
+    (folder / "history.json").write_text("[]")
+
+
+def _write_cyclegan_sets(
+    slices: Slices, config: TranslationConfig, seed: int, folder: Path, run: StageRun
+) -> None:
+    trainer, history = train_cyclegan(slices, config, seed, run)
+    _write_sets(slices, trainer.nets, folder, run.hardware)
+    names = ("to_target", "to_source")
+    generators = {name: getattr(trainer.nets, name).state_dict() for name in names}
+    checkpoint.save(folder / "generators.pt", generators)
+    (folder / "history.json").write_text(json.dumps(history))
 
 
 def _open(folder: Path, slices: Slices, config: TranslationConfig) -> TranslatedSets:
@@ -133,26 +173,8 @@ def _open(folder: Path, slices: Slices, config: TranslationConfig) -> Translated
     return TranslatedSets(
         images={"source": slices.source, "target": slices.target, **sets},
         to_source=to_source,
-        history=json.loads((folder / "history.json").read_text()),
+        history=checkpoint.with_new_names(json.loads((folder / "history.json").read_text())),
     )
-
-
-def fourier_sets(
-    slices: Slices, config: TranslationConfig, seed: int
-) -> dict[Stream, NDArray[np.float32]]:
-    """The four translated sets; every slice borrows from a slice of the other domain at random."""
-    rng = np.random.default_rng(seed)
-    sets: dict[Stream, NDArray[np.float32]] = {}
-    domains: tuple[tuple[NDArray[np.float32], NDArray[np.float32], Stream, Stream], ...] = (
-        (slices.source, slices.target, "source_as_target", "source_cycled"),
-        (slices.target, slices.source, "target_as_source", "target_cycled"),
-    )
-    for own, other, translated, cycled in domains:
-        there = other[rng.integers(len(other), size=len(own))]
-        back = own[rng.integers(len(own), size=len(own))]
-        sets[translated] = swap_amplitude(own, there, config.fourier_radius)
-        sets[cycled] = swap_amplitude(sets[translated], back, config.fourier_radius)
-    return sets
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:

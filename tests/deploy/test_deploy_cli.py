@@ -1,21 +1,27 @@
-"""The `leuda` command: help at once, JSON alone on stdout, errors in one line with exit code 2."""
+"""The `leuda` command: help without heavy imports, JSON alone on stdout, errors in one line."""
 
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import nibabel as nib
 import numpy as np
 import pytest
 from rich.console import Console
-from support.command import leuda, leuda_here
+from support.command import Done, leuda, leuda_here
 from support.makers import MakeModel
 
-from leuda_deploy.jobs.report import Report, show_report
+from leuda_deploy.cli import commands
+from leuda_deploy.cli.log import log_to_stderr
+from leuda_deploy.cli.show import show_report
+from leuda_deploy.engines.engine import EngineName, PrecisionChoice
+from leuda_deploy.jobs.report import Report
 
 # run after the command, in its process: which of these did it import?
 HEAVY_IMPORTS = """
@@ -30,25 +36,42 @@ def model(tmp_path: Path, make_model: MakeModel) -> Path:
     return make_model(tmp_path / "model")
 
 
-def test_help_lists_the_commands_at_once_without_heavy_imports() -> None:
+def refused(done: Done) -> bool:
+    """Whether a command ended as it does for bad input: one line on stderr and exit code 2."""
+    one_line = done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    return done.returncode == 2 and done.stdout == "" and one_line
+
+
+def test_help_lists_the_commands_without_heavy_imports() -> None:
     done = leuda("--help", prelude=HEAVY_IMPORTS)
     assert done.returncode == 0, done.stderr
-    for command in ("infer", "verify", "train", "export", "evaluate", "demo", "phantom"):
+    for command in ("infer", "verify", "bench", "train", "export", "evaluate", "demo", "phantom"):
         assert f" {command} " in done.stdout
-    assert "heavy: []" in done.stdout
+    assert done.stdout.splitlines()[-1] == "heavy: []"
+
+
+def test_options_are_the_engines_and_precisions_that_there_are() -> None:
+    options = get_type_hints(commands.infer)
+    assert set(get_args(options["engine"])) == {"auto", *get_args(EngineName)}
+    assert set(get_args(options["precision"])) == set(get_args(PrecisionChoice))
 
 
 def test_infer_prints_json_and_nothing_else_on_stdout(
     tmp_path: Path, scan_file: Path, model: Path
 ) -> None:
     output = tmp_path / "labels.nii.gz"
-    asked = ("--engine", "ort-cpu", "--json")
-    done = leuda_here("infer", scan_file, "--model", model, "-o", output, *asked)
+    done = leuda_here("infer", scan_file, "--model", model, "-o", output, "--json")
     assert done.returncode == 0
     report = json.loads(done.stdout)
+    assert set(report) == {
+        "scan", "labels", "overlay", "model", "model_sha256", "engine", "feed", "shape",
+        "spacing_mm", "volumes_ml", "seconds", "peak_memory_mb", "uncertainty", "scan_sha256",
+        "asked", "low_confidence", "intensity", "domain", "total_seconds", "predicted_peak_mb",
+        "slab", "batch",
+    }  # fmt: skip
     assert report["labels"] == str(output)
     assert set(report["volumes_ml"]) == {"grey", "bright"}
-    assert report["engine"].startswith("ONNX Runtime")
+    assert json.loads((tmp_path / "labels.json").read_text()) == report
     assert (tmp_path / "labels.png").is_file()
     assert nib.load(output).shape == (19, 37, 6)
 
@@ -57,17 +80,13 @@ def test_infer_prints_a_table_for_people(tmp_path: Path, scan_file: Path, model:
     output = tmp_path / "labels.nii.gz"
     done = leuda_here("infer", scan_file, "--model", model, "-o", output, "--no-overlay")
     assert done.returncode == 0
-    shown = done.stdout
-    assert "grey" in shown
-    assert "bright" in shown
+    for text in ("grey", "bright", str(output)):
+        assert text in done.stdout
     assert not (tmp_path / "labels.png").exists()
 
 
 def test_labels_go_into_the_working_folder_by_default(
-    tmp_path: Path,
-    scan_file: Path,
-    model: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, scan_file: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -92,65 +111,41 @@ def constant_scan(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("make_scan", "message"),
+    ("make_scan", "fact"),
     [
-        (bad_scan, "cannot read"),
+        (bad_scan, "bad.nii.gz"),
         (scan_4d, "--frame 0..1"),
-        (constant_scan, "nothing to segment"),
-        (lambda folder: folder / "none.nii", "no such scan"),
-        (lambda folder: folder / "no\nscan.nii", "no such scan"),
+        (constant_scan, "1.nii.gz"),
+        (lambda folder: folder / "none.nii", "none.nii"),
+        (lambda folder: folder / "no\nscan.nii", "scan.nii"),
     ],
 )
-def test_unusable_scan_is_one_line_and_exit_code_2(
-    tmp_path: Path,
-    model: Path,
-    make_scan: Callable[[Path], Path],
-    message: str,
+def test_a_scan_that_cannot_be_used_is_one_line(
+    tmp_path: Path, model: Path, make_scan: Callable[[Path], Path], fact: str
 ) -> None:
     output = tmp_path / "labels.nii.gz"
     done = leuda_here("infer", make_scan(tmp_path), "--model", model, "-o", output)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert message in done.stderr
+    assert refused(done)
+    assert fact in done.stderr
     assert not output.exists()
 
 
-@pytest.mark.parametrize("name", ["labels.txt", "labels"])
-def test_label_name_is_checked_before_the_work(
-    tmp_path: Path,
-    scan_file: Path,
-    model: Path,
-    name: str,
-) -> None:
-    done = leuda_here("infer", scan_file, "--model", model, "-o", tmp_path / name)
-    assert done.returncode == 2
-    said = done.stderr
-    assert said.count("\n") == 1
-    assert "labels are written as NIfTI" in said
-
-
-def test_output_that_cannot_be_written_is_one_line(
-    tmp_path: Path, scan_file: Path, model: Path
+@pytest.mark.parametrize("name", ["labels.txt", "labels", "file/labels.nii.gz"])
+def test_the_output_is_checked_before_the_work(
+    tmp_path: Path, scan_file: Path, model: Path, name: str
 ) -> None:
     (tmp_path / "file").write_text("")
-    output = tmp_path / "file" / "labels.nii.gz"
-    done = leuda_here("infer", scan_file, "--model", model, "-o", output)
-    assert done.returncode == 2
-    said = done.stderr
-    assert said.startswith("error: cannot write")  # before the network ran: no plan, no trial
-    assert said.count("\n") == 1
+    done = leuda_here("infer", scan_file, "--model", model, "-o", tmp_path / name)
+    assert refused(done)  # and no line of a plan or a trial
+    assert name in done.stderr
 
 
-def test_model_from_elsewhere_is_one_line(tmp_path: Path, scan_file: Path) -> None:
+def test_a_model_from_elsewhere_is_one_line(tmp_path: Path, scan_file: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(b"PK\x03\x04 something else")
-    done = leuda_here("infer", scan_file, "--model", tmp_path / "a.onnx")
-    assert done.returncode == 2
-    assert (done.stdout, done.stderr.count("\n")) == ("", 1)
+    assert refused(leuda_here("infer", scan_file, "--model", tmp_path / "a.onnx"))
 
 
-def test_installed_module_reports_errors_without_a_traceback(tmp_path: Path, model: Path) -> None:
+def test_the_runtime_alone_reports_errors_without_a_traceback(tmp_path: Path, model: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "leuda_deploy", "infer", bad_scan(tmp_path), "--model", model],
         capture_output=True,
@@ -158,10 +153,31 @@ def test_installed_module_reports_errors_without_a_traceback(tmp_path: Path, mod
         check=False,
         cwd=tmp_path,
     )
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.startswith("error: cannot read")
-    assert done.stderr.count("\n") == 1
+    assert refused(done)
+
+
+def test_memory_that_runs_out_is_one_line(
+    scan_file: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*given: Any, **more: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("leuda_deploy.jobs.run_jobs.read_volume", read)
+    output = tmp_path / "labels.nii.gz"
+    done = leuda_here("infer", scan_file, "--model", model, "-o", output)
+    assert refused(done)
+    assert "MemoryError" in done.stderr
+
+
+def test_log_is_one_line_a_record_with_its_level_if_it_matters(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    log_to_stderr()
+    log_to_stderr()  # once more, and still one line each
+    logging.getLogger("leuda_deploy.jobs.run_jobs").info("plan\n[x]")
+    logging.getLogger("leuda_train.stages.adapt").warning("odd")
+    logging.getLogger("leuda_deploy").debug("nothing")
+    assert capfd.readouterr().err == "plan [x]\nwarning: odd\n"
 
 
 def test_brackets_in_names_are_shown_as_they_are() -> None:
@@ -169,6 +185,7 @@ def test_brackets_in_names_are_shown_as_they_are() -> None:
         scan="a.nii",
         labels="out[/a].nii",
         overlay="study[ct].png",
+        uncertainty=None,
         model="m",
         model_sha256="0" * 64,
         engine="e",
@@ -178,6 +195,15 @@ def test_brackets_in_names_are_shown_as_they_are() -> None:
         volumes_ml={"aorta [/wall]": 1.0},
         seconds={"read": 1.0},
         peak_memory_mb=1.0,
+        scan_sha256="1" * 64,
+        asked={},
+        low_confidence=0.5,
+        intensity={},
+        domain=None,
+        total_seconds=1.0,
+        predicted_peak_mb=2.0,
+        slab=1,
+        batch=1,
     )
     console = Console(width=120)
     with console.capture() as captured:

@@ -23,11 +23,11 @@ for name in sorted(names - {quarantined, starts}):
     importlib.import_module(name)
 assert "leuda_train" not in sys.modules
 
-from leuda_deploy.engines.onnx_runtime import OnnxEngine
-from leuda_deploy.jobs.report import infer_file
-from leuda_deploy.model.model_file import ModelFile
+from leuda_deploy.inference.segmenter import Segmenter
+from leuda_deploy.jobs.find_jobs import Job
+from leuda_deploy.jobs.run_jobs import run_job
 model, scan, labels = map(Path, sys.argv[1:])
-infer_file(scan, OnnxEngine(ModelFile.open(model), threads=1), labels)
+run_job(Job(scan=scan, output=labels), Segmenter(model))
 assert labels.is_file()
 assert "leuda_train" not in sys.modules
 try:

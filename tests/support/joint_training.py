@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from support import tiny
 
-from leuda_train.loop.loop import Watch, run_steps
+from leuda_train.loop.loop import run_steps
 from leuda_train.loop.ranks import Ranks, process_group
 from leuda_train.networks.product import DeployedNetwork
 from leuda_train.networks.unet import UNet
@@ -55,16 +55,8 @@ def trainer_of(stage: str, ranks: Ranks):
 def end(stage: str, steps: int, folder: Path, ranks: Ranks) -> tuple[dict, list]:
     """State and history after so many steps, resumed from folder if there is anything."""
     trainer = trainer_of(stage, ranks)
-    history = run_steps(
-        trainer,
-        name=stage,
-        steps=steps,
-        folder=folder,
-        log_every=1,
-        checkpoint_seconds=0.0,
-        watch=Watch(progress=tiny.quiet),
-        ranks=ranks,
-    )
+    run = tiny.stage_run(folder, seconds=0.0, hardware=replace(tiny.CPU, ranks=ranks))
+    history = run_steps(trainer, run, name=stage, steps=steps, log_every=1)
     return trainer.state(), history
 
 

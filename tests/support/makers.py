@@ -6,6 +6,7 @@ largest one says between which thresholds x lies: its labels are known without r
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -161,3 +162,25 @@ def oblique_affine(spacing_mm: tuple[float, float, float]) -> NDArray[np.float64
 
 def quiet(done: int, total: int, note: str) -> None:
     """A progress callback that tells nobody."""
+
+
+def random_network(*channels: int, seed: int = 0) -> onnx.ModelProto:
+    """Windows (B, 1, 16, 16) -> scores (B, last of channels, 16, 16).
+
+    3x3 convolutions conv0, conv1, ... from one of `channels` to the next, random weights w0, w1,
+    ..., and nothing between them.
+    """
+    rng = np.random.default_rng(seed)
+    names = ["windows", *(f"features{k}" for k in range(1, len(channels) - 1)), "logits"]
+    nodes, weights = [], []
+    for k, (width, wider) in enumerate(pairwise(channels)):
+        values = rng.normal(size=(wider, width, 3, 3)) / np.sqrt(9 * width)
+        weights.append(numpy_helper.from_array(values.astype(np.float32), f"w{k}"))
+        ends = [names[k], f"w{k}"], [names[k + 1]]
+        nodes.append(helper.make_node("Conv", *ends, name=f"conv{k}", pads=[1, 1, 1, 1]))
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", width, 16, 16])
+        for name, width in (("windows", channels[0]), ("logits", channels[-1]))
+    ]
+    graph = helper.make_graph(nodes, "network", ends[:1], ends[1:], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)

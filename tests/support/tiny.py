@@ -17,6 +17,7 @@ from leuda_train.config.streams import SOURCE_STREAMS, TARGET_STREAMS
 from leuda_train.data.batches import AlignedSets, Draw
 from leuda_train.data.slices import Slices
 from leuda_train.loop.hardware import Hardware
+from leuda_train.loop.loop import StageRun, Watch
 from leuda_train.networks.cyclegan import Generator
 
 CPU = Hardware(torch.device("cpu"), "fp32")
@@ -172,6 +173,18 @@ def stage(name: str):
 
 def quiet(done: int, total: int, note: str) -> None:
     pass
+
+
+def stage_run(
+    folder: Path,
+    *,
+    seconds: float = 60.0,
+    hardware: Hardware = CPU,
+    watch: Watch | None = None,
+) -> StageRun:
+    """A stage on the CPU that keeps its checkpoints in the folder and reports to nobody."""
+    watch = watch or Watch(progress=quiet)
+    return StageRun(hardware=hardware, folder=folder, checkpoint_seconds=seconds, watch=watch)
 
 
 def generator() -> Generator:

@@ -10,6 +10,9 @@ import pytest
 from support import tiny
 from support.command import leuda, leuda_here
 
+from leuda_train.data.cohort import read_cohort
+from leuda_train.runs import train as training
+
 # what an interpreter without the package does; a None in sys.modules alone confuses scipy
 WITHOUT_TORCH = """
 import sys
@@ -38,10 +41,8 @@ def test_without_torch_training_commands_say_how_to_install_it(arguments, prelud
     done = leuda(*arguments, prelude=prelude)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr == (
-        f"error: leuda {arguments[0]} needs PyTorch, which is not installed: "
-        "pip install 'leuda[train]'\n"
-    )
+    assert "pip install 'leuda[train]'" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_the_training_half_cannot_be_imported_there():
@@ -75,19 +76,17 @@ def test_evaluate_works_without_torch(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "wrong"),
     [
-        (("train", "missing.toml", "--out", "run"), "error: no such cohort file: missing.toml"),
-        (
-            ("train", "missing.toml", "--out", "run", "--config", "nonesuch"),
-            "error: no config named 'nonesuch'",
-        ),
+        (("train", "missing.toml", "--out", "run"), "missing.toml"),
+        (("train", "missing.toml", "--out", "run", "--config", "nonesuch"), "'nonesuch'"),
     ],
 )
-def test_what_the_user_can_mend_is_one_line_and_exit_code_2(arguments, message):
+def test_what_the_user_can_mend_is_one_line_and_exit_code_2(arguments, wrong):
     done = leuda(*arguments)
     assert done.returncode == 2
-    assert done.stderr.startswith(message)
+    assert done.stderr.startswith("error: ")
+    assert wrong in done.stderr
     assert done.stderr.count("\n") == 1
     assert not Path("run").exists()
 
@@ -97,12 +96,17 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     """What `leuda train` asks of the training half, which does nothing."""
     seen: dict[str, object] = {}
 
-    def train(cohort, config, out, *, stage, **settings):
+    def train(cohort, config, out, *, show, **settings):
         seen.update(cohort=cohort, config=config, out=out, **settings)
         return {"method": config.method, "hardware": "a test"}
 
-    monkeypatch.setattr("leuda_train.runs.run.train", train)
+    monkeypatch.setattr(training, "train", train)
     return seen
+
+
+@pytest.fixture
+def cohort(tmp_path: Path) -> Path:
+    return tiny.write_tiny_cohort(tmp_path / "data")
 
 
 def write_config(path: Path) -> Path:
@@ -114,27 +118,37 @@ def write_config(path: Path) -> Path:
     return path
 
 
-def test_options_not_given_leave_the_config_as_it_is(asked, tmp_path):
+def test_options_not_given_leave_the_config_and_the_cohort_as_they_are(asked, cohort, tmp_path):
     config = write_config(tmp_path / "mine.toml")
-    done = leuda_here("train", "c.toml", "--out", "r", "--config", config)
+    done = leuda_here("train", cohort, "--out", "r", "--config", config)
     assert done.returncode == 0, done.stderr
     chosen = asked["config"]
     assert (chosen.device, chosen.precision, chosen.seed) == ("cpu", "fp32", 5)
-    assert (asked["cohort"], asked["out"], asked["cache"]) == (Path("c.toml"), Path("r"), None)
+    assert (asked["out"], asked["cache"]) == (Path("r"), None)
+    assert asked["cohort"] == read_cohort(cohort)
 
 
-def test_options_given_replace_the_configs_values(asked, tmp_path):
+def test_options_given_replace_the_configs_values(asked, cohort, tmp_path):
     config = write_config(tmp_path / "mine.toml")
     options = ["--seed", "9", "--precision", "bf16", "--device", "auto", "--cache", "c"]
-    arguments = ["train", "c.toml", "--out", "r", "--config", config, *options]
-    done = leuda_here(*arguments, "--json")
+    options += ["--labelled", "1", "--json"]
+    arguments = ["train", cohort, "--out", "r", "--config", config, *options]
+    done = leuda_here(*arguments)
     assert done.returncode == 0, done.stderr
     chosen = asked["config"]
     assert (chosen.device, chosen.precision, chosen.seed) == ("auto", "bf16", 9)
     assert asked["cache"] == Path("c")
+    assert asked["cohort"] == read_cohort(cohort).with_labelled(1)
     assert json.loads(done.stdout) == {"method": "le-uda-plus", "hardware": "a test"}
 
 
-def test_after_training_the_next_command_is_printed(asked, tmp_path):
-    done = leuda_here("train", "c.toml", "--out", "runs/r")
+def test_after_training_the_next_command_is_printed(asked, cohort):
+    done = leuda_here("train", cohort, "--out", "runs/r")
     assert "leuda export runs/r -o exports/r" in done.stdout
+
+
+def test_a_process_that_is_not_the_first_prints_nothing(asked, cohort, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    done = leuda_here("train", cohort, "--out", "runs/r")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert asked["out"] == Path("runs/r")

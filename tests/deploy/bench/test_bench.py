@@ -25,21 +25,22 @@ def test_bench_measures_and_compares(tmp_path: Path, make_model: MakeModel) -> N
     assert row["p50_seconds"] <= row["p99_seconds"]
     assert {"read", "network", "labels", "write"} <= set(row["stage_seconds"])
     assert set(row["least_seconds"]) == {"read", "normalise", "resample", "labels", "write"}
-    assert all(0 < seconds < 1 for seconds in row["least_seconds"].values())
+    assert all(seconds > 0 for seconds in row["least_seconds"].values())
     with Image.open(saved.with_suffix(".png")) as picture:
         assert picture.size[0] == 900
         assert len(picture.getcolors(1 << 20) or []) > 5
     assert regressions(result, saved, 1.2) == []
     row["p50_seconds"] *= 1.5
-    (line,) = regressions(result, saved, 1.2)
-    assert "ort-cpu: p50_seconds" in line
+    (worse,) = regressions(result, saved, 1.2)
+    assert (worse.engine, worse.figure) == ("ort-cpu", "p50_seconds")
+    assert worse.now == pytest.approx(1.5 * worse.before)
     done = leuda_here("bench", *asked, "--against", saved, "--limit", 1000)
     assert done.returncode == 0
-    assert "ONNX" in done.stdout
-    with pytest.raises(InputError, match="measured on"):
+    assert "ort-cpu" in done.stdout
+    with pytest.raises(InputError):
         regressions(result | {"shape": [1, 1, 1]}, saved, 1.2)
     (tmp_path / "junk.json").write_text("[]")
-    with pytest.raises(InputError, match="no result"):
+    with pytest.raises(InputError):
         regressions(result, tmp_path / "junk.json", 1.2)
 
 
@@ -48,7 +49,8 @@ def test_engine_that_cannot_run_is_one_line(tmp_path: Path) -> None:
     asked = ("--model", tmp_path / "a.onnx", "--shape", "9x9x2", "--engine", "ort-cpu")
     done = leuda_here("bench", *asked)
     assert done.returncode == 2
-    assert "not an ONNX model" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert str(tmp_path / "a.onnx") in done.stderr
 
 
 def test_engines_are_named_in_a_list_and_a_wrong_name_is_one_line(
@@ -57,12 +59,13 @@ def test_engines_are_named_in_a_list_and_a_wrong_name_is_one_line(
     model = make_model(tmp_path)
     found = bench(model, "ort-cpu,openvino", (20, 20, 3), rounds=1, threads=1)
     assert [row["engine"] for row in found["engines"]] == ["ort-cpu", "openvino"]
-    with pytest.raises(InputError, match="no engine is called 'opnvino'; there are all, auto, ort"):
+    with pytest.raises(InputError) as caught:
         bench(model, "ort-cpu,opnvino", (20, 20, 3), rounds=1, threads=1)
+    assert "'opnvino'" in str(caught.value)
 
 
 def test_shape_reads_as_people_write_it() -> None:
     assert parse_shape("512x512X300") == (512, 512, 300)
     for wrong in ("512", "1x2", "axbxc", "0x1x1"):
-        with pytest.raises(InputError, match="--shape"):
+        with pytest.raises(InputError):
             parse_shape(wrong)

@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 from support.makers import MakeModel, MakeVolume, ThresholdLabels
 
 from leuda_deploy.engines.onnx_runtime import OnnxEngine
-from leuda_deploy.errors import InputError, LeudaError, ModelError
+from leuda_deploy.errors import LeudaError, ModelError
 from leuda_deploy.inference.segment import segment, volumes_ml
 from leuda_deploy.inference.slabs import Scoring
-from leuda_deploy.jobs.report import infer_file
 from leuda_deploy.model.card import METADATA_KEY, ModelCard, Structure
 from leuda_deploy.model.model_file import ModelFile, content_sha256
-from leuda_deploy.scans.nifti import read_label_names, write_labels
+from leuda_deploy.scans.nifti import write_labels
 from leuda_deploy.scans.recipe import Recipe
 from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import read_volume
@@ -138,28 +137,6 @@ def test_volumes_count_voxels(make_volume: MakeVolume) -> None:
     volume = make_volume(labels, np.diag([1.0, 2.0, 5.0, 1.0]))
     found = volumes_ml(labels, volume, ["a", "b", "c"])
     assert found == pytest.approx({"a": 0.12, "b": 0.0, "c": 0.06})
-
-
-def test_report_says_what_was_done(tmp_path: Path, scan_file: Path, engine: OnnxEngine) -> None:
-    report = infer_file(scan_file, engine, tmp_path / "out" / "l.nii.gz")
-    assert report.overlay is not None
-    assert Path(report.overlay).read_bytes().startswith(b"\x89PNG")
-    assert report.shape == (19, 37, 6)
-    assert report.spacing_mm == (0.8, 1.3, 5.0)
-    labels = np.asarray(nib.load(report.labels).dataobj)
-    voxel_ml = 0.8 * 1.3 * 5.0 / 1000
-    for value, name in engine.card.label_names.items():
-        expected = np.count_nonzero(labels == value) * voxel_ml
-        assert report.volumes_ml[name] == pytest.approx(expected, abs=1e-3)
-    assert read_label_names(report.labels) == {1: "grey", 2: "bright"}
-    assert {"read", "network", "write", "overlay"} <= set(report.seconds)
-
-
-def test_scan_is_never_replaced_by_its_labels(scan_file: Path, engine: OnnxEngine) -> None:
-    before = scan_file.read_bytes()
-    with pytest.raises(InputError, match="would replace the scan"):
-        infer_file(scan_file, engine, scan_file)
-    assert scan_file.read_bytes() == before
 
 
 @pytest.mark.skipif(not ODD_SCANS, reason=f"no scans in {'/'.join(ODD.parts[-3:])}")

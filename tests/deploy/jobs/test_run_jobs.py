@@ -88,7 +88,7 @@ def test_what_is_done_is_skipped_until_scan_or_model_changes(
     jobs = find_jobs(folder, folder.parent / "out")
 
     def run(with_: Segmenter, **settings: Any) -> list[bool]:
-        done = run_jobs(jobs, with_, overlay=False, say=lambda line: None, **settings)
+        done = run_jobs(jobs, with_, overlay=False, **settings)
         return [outcome.skipped for outcome in done]
 
     assert run(segmenter) == [False] * 4
@@ -113,7 +113,7 @@ def test_what_was_done_otherwise_is_done_again(
     def skipped(frame: str, **asked: Any) -> bool:
         jobs = find_jobs(tmp_path / "in", tmp_path / "out", frames=frame)
         segmenter = Segmenter(model, Settings(threads=1, batch=4, **asked))
-        (outcome,) = run_jobs(jobs, segmenter, overlay=False, say=lambda line: None)
+        (outcome,) = run_jobs(jobs, segmenter, overlay=False)
         assert outcome.error is None
         return outcome.skipped
 

@@ -10,10 +10,12 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
+from support.command import leuda
 from support.makers import MakeModel
 
 from leuda_deploy.errors import InputError
@@ -21,11 +23,9 @@ from leuda_deploy.inference.segmenter import Segmenter
 from leuda_deploy.inference.settings import Settings
 from leuda_deploy.jobs.find_jobs import Job, find_jobs
 from leuda_deploy.jobs.run_jobs import run_jobs
-from leuda_deploy.jobs.workers import share_of, spread
+from leuda_deploy.jobs.workers import Orders, run_in_processes, share_of
 from leuda_deploy.machine.memory import resident_bytes
 from leuda_deploy.model.model_file import ModelFile
-
-Captured = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="module")
@@ -41,57 +41,51 @@ def folder(make_model: MakeModel, tmp_path_factory: pytest.TempPathFactory) -> P
     return root
 
 
-def settings(**changes: object) -> Settings:
-    return Settings(**({"threads": 2, "batch": 2} | changes))  # type: ignore[arg-type]
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> ModelFile:
-    return ModelFile.open(folder / "model")
+def orders(folder: Path, **changes: Any) -> Orders:
+    """Two threads, two windows at a time, no pictures; changes to the settings."""
+    settings = Settings(**({"threads": 2, "batch": 2} | changes))
+    return Orders(model=ModelFile.open(folder / "model"), settings=settings, overlay=False)
 
 
 def test_two_processes_label_as_one_does(folder: Path) -> None:
     one, two = folder / "one", folder / "two"
-    segmenter = Segmenter(folder / "model", settings())
-    list(run_jobs(find_jobs(folder / "in", one), segmenter, overlay=False, say=lambda line: None))
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "leuda_deploy", "infer", folder / "in", "--model",
-            folder / "model", "-o", two, "--jobs", "2", "--batch", "2", "--no-overlay", "--json",
-        ],
-        capture_output=True, text=True, check=False, env=os.environ,
-    )  # fmt: skip
+    segmenter = Segmenter(folder / "model", orders(folder).settings)
+    list(run_jobs(find_jobs(folder / "in", one), segmenter, overlay=False))
+    asked = ("--model", folder / "model", "-o", two, "--batch", 2, "--no-overlay", "--json")
+    done = leuda("infer", folder / "in", *asked, "--jobs", 2)
     assert done.returncode == 1, done.stderr
     assert done.stderr.count("error: ") == 1
-    assert "cannot read" in done.stderr
     outcomes = json.loads(done.stdout)
     assert len(outcomes) == 4
-    assert sum(outcome["error"] is not None for outcome in outcomes) == 1
+    failed = [Path(outcome["scan"]) for outcome in outcomes if outcome["error"] is not None]
+    assert failed == [folder / "in" / "bad.nii.gz"]
     for k in range(3):
         name = f"s{k}_labels.nii.gz"
         assert (one / name).read_bytes() == (two / name).read_bytes()
 
 
 def test_processes_share_cores_and_the_budget_that_this_one_leaves() -> None:
-    assert share_of(settings(threads=8), 3).threads == 2
-    assert share_of(settings(threads=1), 4).threads == 1
+    assert share_of(Settings(threads=8), 3).threads == 2
+    assert share_of(Settings(threads=1), 4).threads == 1
     held = resident_bytes()
     if held is None:
         pytest.skip("needs /proc")
-    share = share_of(settings(max_bytes=held + (300 << 20)), 3).max_bytes
+    share = share_of(Settings(max_bytes=held + (300 << 20)), 3).max_bytes
     assert share is not None
     assert 90 << 20 < share <= 100 << 20
-    with pytest.raises(InputError, match="of the process that hands out the scans; give more"):
-        share_of(settings(max_bytes=held // 2), 1)
+    with pytest.raises(InputError):
+        share_of(Settings(max_bytes=held // 2), 1)
 
 
-def test_what_cannot_run_is_said_before_anything_is_started(folder: Path, model: ModelFile) -> None:
-    jobs = find_jobs(folder / "in", folder / "none")
-    # on a GPU, processes only get in each other's way; ONNX Runtime has no bf16
-    for asked in (settings(engine="ort-cuda"), settings(precision="bf16")):
+def test_what_cannot_run_is_refused_before_anything_is_started(
+    folder: Path, tmp_path: Path
+) -> None:
+    jobs = find_jobs(folder / "in", tmp_path / "none")
+    for wrong in (orders(folder, engine="ort-cuda"), orders(folder, mirror=True)):
         with pytest.raises(InputError):
-            list(spread(jobs, model, asked, 2, overlay=False, skip_done=True))
-    assert not (folder / "none").exists()
+            list(run_in_processes(jobs, wrong, 2))
+    assert multiprocessing.active_children() == []
+    assert not (tmp_path / "none").exists()
 
 
 def scan(path: Path, slices: int = 4) -> Job:
@@ -102,37 +96,42 @@ def scan(path: Path, slices: int = 4) -> Job:
     return Job(scan=path, output=path.parent / "out" / path.name)
 
 
-def test_killed_process_takes_its_scans_and_no_others(model: ModelFile, tmp_path: Path) -> None:
+def test_a_process_that_dies_fails_its_scan_and_no_other(folder: Path, tmp_path: Path) -> None:
     jobs = [scan(tmp_path / f"{k}.nii", slices=1000 if k == 1 else 4) for k in range(8)]
-    coming = spread(jobs, model, settings(), 2, overlay=False, skip_done=True)
+    coming = run_in_processes(jobs, orders(folder), 2)
     outcomes = [next(coming), next(coming)]  # now the second job, a long one, is under way
-    for child in multiprocessing.active_children():
+    assert [outcome.job for outcome in outcomes] == [jobs[0], jobs[2]]
+    children = multiprocessing.active_children()
+    assert len(children) == 2
+    for child in children:  # one works on the long scan, the other waits for its next
         child.kill()
+    for child in children:
+        child.join()
     outcomes += coming
     assert {outcome.job for outcome in outcomes} == set(jobs)
-    failed = [outcome for outcome in outcomes if outcome.error is not None]
-    assert jobs[1] in [outcome.job for outcome in failed]
+    failed = [outcome.job for outcome in outcomes if outcome.error is not None]
+    assert jobs[1] in failed
     assert len(failed) <= 2  # and at most the one that was handed out before the kill was seen
-    assert all("a process was killed" in str(outcome.error) for outcome in failed)
-    done = [outcome for outcome in outcomes if outcome.error is None]
-    assert all(outcome.report and outcome.job.output.is_file() for outcome in done)
+    for outcome in outcomes:
+        assert outcome.job.output.is_file() == (outcome.report is not None)
 
 
 def test_trials_are_made_once_where_the_first_scans_cannot_be_read(
-    model: ModelFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Captured
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LEUDA_CACHE", str(tmp_path / "cache"))
     jobs = [Job(scan=tmp_path / f"{k}.nii", output=tmp_path / "o.nii") for k in range(2)]
     jobs += [scan(tmp_path / f"{k}.nii") for k in range(2, 6)]
-    outcomes = list(spread(jobs, model, settings(), 2, overlay=False, skip_done=True))
+    outcomes = list(run_in_processes(jobs, orders(folder), 2))
+    # one by one until a trial is made
     assert [outcome.job for outcome in outcomes[:3]] == jobs[:3]
     assert sum(outcome.error is not None for outcome in outcomes) == 2
-    assert capfd.readouterr().err.count("trying ort-cpu on this machine") == 1
+    assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
-@pytest.mark.parametrize("told", ["the group, as a terminal does", "alone", "killed"])
+@pytest.mark.parametrize("how", ["the group, as a terminal does", "alone", "killed"])
 def test_interrupted_all_processes_stop_and_nothing_is_half_written(
-    folder: Path, tmp_path: Path, told: str
+    folder: Path, tmp_path: Path, how: str
 ) -> None:
     scan(tmp_path / "0.nii")
     long = scan(tmp_path / "1.nii", slices=1000).scan
@@ -150,9 +149,9 @@ def test_interrupted_all_processes_stop_and_nothing_is_half_written(
         for _ in range(3):  # the first is done, two are under way, the others are waiting
             while not running.stderr.readline().startswith("plan"):
                 assert running.poll() is None
-        if told == "killed":
+        if how == "killed":
             running.kill()
-        elif told == "alone":
+        elif how == "alone":
             running.send_signal(signal.SIGINT)
         else:
             os.killpg(running.pid, signal.SIGINT)

@@ -27,7 +27,7 @@ from leuda_deploy.model.model_file import ModelFile, write_model
 from leuda_deploy.model.tiling import Tiling
 from leuda_train.cli import app
 from leuda_train.export import export_run as export_module
-from leuda_train.export.export_run import export, scores_windows_alone
+from leuda_train.export.export_run import export_run, scores_windows_alone
 from leuda_train.export.product_file import (
     ProductFacts,
     build_product,
@@ -85,7 +85,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_an_export_says_how_it_was_proven(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "exports" / "tiny"
-    model, parity = export(run, out)
+    model, parity = export_run(run, out)
     assert {path.name for path in out.iterdir()} == {
         "model.onnx",
         "card.json",
@@ -106,7 +106,7 @@ def test_an_export_says_how_it_was_proven(run: Path, tmp_path: Path) -> None:
 
 
 def test_fp16_keeps_inputs_statistics_and_scores_in_fp32(run: Path, tmp_path: Path) -> None:
-    made, parity = export(run, tmp_path / "half", precision="fp16")
+    made, parity = export_run(run, tmp_path / "half", precision="fp16")
     assert made.card.precision == "fp16"
     assert parity.stage == by_engine(SECOND)[-1]
     assert 1e-5 < parity.max_abs < 0.05
@@ -129,7 +129,7 @@ def test_fp16_keeps_inputs_statistics_and_scores_in_fp32(run: Path, tmp_path: Pa
 
 def test_dynamic_window_and_probabilities_are_said_and_done(run: Path, tmp_path: Path) -> None:
     options = GraphOptions(dynamic_window=True, output="probabilities")
-    model, _ = export(run, tmp_path / "open", options=options)
+    model, _ = export_run(run, tmp_path / "open", options=options)
     assert model.card.options.window_multiple == 4
     engine = OnnxEngine(ModelFile.open(tmp_path / "open"), threads=1)
     windows = np.random.default_rng(1).normal(size=(3, 1, 48, 20)).astype(np.float32)
@@ -144,7 +144,7 @@ def test_tiling_is_in_the_card_and_empty_windows_are_left_out_where_that_is_prov
     run: Path, tmp_path: Path
 ) -> None:
     asked = Tiling(overlap=0.25, blending="constant", mirror=("rows",))
-    model, _ = export(run, tmp_path / "tiled", tiling=asked)
+    model, _ = export_run(run, tmp_path / "tiled", tiling=asked)
     assert model.card.tiling == asked.model_copy(update={"skip_floor": True})
     windows = np.random.default_rng(0).normal(size=(4, 1, 8, 8)).astype(np.float32)
 
@@ -215,7 +215,7 @@ def test_a_sabotaged_onnx_file_is_refused_at_the_first_stage(
     honest = export_module.to_onnx
     monkeypatch.setattr(export_module, "to_onnx", lambda *given: sabotage(honest, *given))
     with pytest.raises(ParityError) as refused:
-        export(run, tmp_path / "exports" / "bad", precision="fp16")
+        export_run(run, tmp_path / "exports" / "bad", precision="fp16")
     said = str(refused.value)
     assert said.startswith(FIRST)
     assert "slice" in said
@@ -254,7 +254,7 @@ def test_a_sabotaged_conversion_is_refused_at_the_second_stage(
     honest = lower_module.to_fp16
     monkeypatch.setattr(lower_module, "to_fp16", lambda model: sabotage(honest(model)))
     with pytest.raises(ParityError) as refused:
-        export(run, tmp_path / "exports" / "bad", precision="fp16")
+        export_run(run, tmp_path / "exports" / "bad", precision="fp16")
     assert str(refused.value).startswith(SECOND)
     assert f"the first layer that differs is {layer}" in str(refused.value)
     assert list((tmp_path / "exports").iterdir()) == []
@@ -274,7 +274,7 @@ def test_scores_that_are_not_finite_are_refused(
 
     monkeypatch.setattr(export_module, "to_onnx", poison)
     with pytest.raises(ParityError, match=r"not finite, the first in .* class one"):
-        export(run, tmp_path / "exports" / "bad")
+        export_run(run, tmp_path / "exports" / "bad")
     assert list((tmp_path / "exports").iterdir()) == []
 
 
@@ -288,7 +288,7 @@ def test_a_run_that_keeps_target_slices_only_is_still_exported(run: Path, tmp_pa
 
 
 def export_folder(run: Path) -> Path:
-    export(run, run / "kept")
+    export_run(run, run / "kept")
     return run / "kept"
 
 

@@ -17,6 +17,7 @@ from support.states import assert_bit_equal
 from leuda_deploy.errors import MissingExtraError, TrainingError
 from leuda_train.loop.loop import Watch, checkpoint, run_steps
 from leuda_train.loop.metrics_log import Metrics, read_metrics
+from leuda_train.loop.run_folder import RunFolder
 from leuda_train.stages import adapt, translate
 
 STEPS = 12
@@ -62,15 +63,8 @@ class DiesAt:
 
 
 def run(trainer, folder, *, steps: int = STEPS, log_every: int = 1, seconds: float = 0.0):
-    return run_steps(
-        trainer,
-        name="test",
-        steps=steps,
-        folder=folder,
-        log_every=log_every,
-        checkpoint_seconds=seconds,
-        watch=Watch(progress=tiny.quiet),
-    )
+    stage = tiny.stage_run(folder, seconds=seconds)
+    return run_steps(trainer, stage, name="test", steps=steps, log_every=log_every)
 
 
 def adaptation(**changes):
@@ -256,13 +250,13 @@ def test_checkpoints_are_written_no_more_often_than_asked(tmp_path, monkeypatch)
 def test_metrics_are_written_as_they_come_and_a_resumed_stage_drops_what_is_past_its_checkpoint(
     tmp_path,
 ):
-    metrics = Metrics(tmp_path)
+    metrics = Metrics(RunFolder(tmp_path))
     metrics.begin("other", [{"step": 7, "L": 1.0}])
 
     def watched(trainer):
         watch = Watch(progress=tiny.quiet, metrics=metrics)
-        settings = {"name": "test", "log_every": 2, "checkpoint_seconds": 0.0, "watch": watch}
-        return run_steps(trainer, steps=8, folder=tmp_path / "c", **settings)
+        stage = tiny.stage_run(tmp_path / "c", seconds=0.0, watch=watch)
+        return run_steps(trainer, stage, name="test", steps=8, log_every=2)
 
     with pytest.raises(KilledError):
         watched(DiesAt(Counter(), 5))
@@ -299,25 +293,23 @@ def test_tensorboard_is_written_if_it_is_there_and_else_named_with_its_extra(tmp
     module = ModuleType("torch.utils.tensorboard")
     module.SummaryWriter = SummaryWriter
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    metrics = Metrics(tmp_path, tensorboard=True)
+    metrics = Metrics(RunFolder(tmp_path), tensorboard=True)
     metrics.begin("test", [])
     metrics.add("test", {"step": 4, "L": 0.5}, 12.0)
     assert said == [("L", 0.5, 4), ("images_per_s", 12.0, 4), ("flush",)]
     metrics.close()
     said.clear()
-    resumed = Metrics(tmp_path, tensorboard=True)
+    resumed = Metrics(RunFolder(tmp_path), tensorboard=True)
     resumed.begin("test", [{"step": 4, "L": 0.5}])
     assert said == [("L", 0.5, 4), ("images_per_s", 12.0, 4), ("flush",)]
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'leuda\[tensorboard\]'"):
-        Metrics(tmp_path, tensorboard=True)
+        Metrics(RunFolder(tmp_path), tensorboard=True)
 
 
 def test_a_profile_shares_out_the_wall_time(tmp_path):
     watch = Watch(progress=tiny.quiet, profiles={})
-    run_steps(
-        adaptation(), name="x", steps=3, folder=tmp_path, checkpoint_seconds=60.0, watch=watch
-    )
+    run_steps(adaptation(), tiny.stage_run(tmp_path, watch=watch), name="x", steps=3)
     found = watch.profiles["x"]
     assert found["images_per_s"] == pytest.approx(3 * 16 / found["seconds"], rel=0.01)
     assert sum(found["share"].values()) == pytest.approx(1.0, abs=1e-3)
@@ -328,8 +320,8 @@ def test_a_profile_shares_out_the_wall_time(tmp_path):
 def test_the_progress_line_says_images_a_second(tmp_path):
     notes: list[str] = []
     watch = Watch(progress=lambda done, total, note: notes.append(note))
-    settings = {"name": "x", "log_every": 1, "checkpoint_seconds": 60.0, "watch": watch}
-    run_steps(Counter(), steps=2, folder=tmp_path, **settings)
+    stage = tiny.stage_run(tmp_path, watch=watch)
+    run_steps(Counter(), stage, name="x", steps=2, log_every=1)
     assert all(note.endswith(" images/s") for note in notes)
 
 

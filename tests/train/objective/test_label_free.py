@@ -10,7 +10,6 @@ import torch
 from support import tiny
 from torch import Tensor, nn
 
-from leuda_train.loop.loop import Watch
 from leuda_train.objective.label_free import label_free_score, make_probe
 from leuda_train.stages.adapt import Adaptation, adapt
 
@@ -60,8 +59,8 @@ def test_the_networks_mode_is_left_as_it_was():
 def test_the_best_candidate_of_all_epochs_is_the_product(tmp_path, select, rows):
     test = {"network": "auto", "select": select, "select_epochs": 1}
     config = tiny.config(test=test)
-    watch = Watch(progress=tiny.quiet)
-    found = adapt(tiny.aligned_sets(), 3, config, tiny.CPU, tmp_path, watch, tiny.generator())
+    run = tiny.stage_run(tmp_path)
+    found = adapt(tiny.aligned_sets(), 3, config, run, tiny.generator())
     assert len(found.scores) == rows
     assert set(found.scores[0]) == {"epoch", "student", "intra_teacher", "inter_teacher"}
     best = max(value for row in found.scores for key, value in row.items() if key != "epoch")

@@ -14,8 +14,8 @@ import leuda_train
 from leuda_deploy.errors import InputError
 from leuda_train.data.cohort import read_cohort
 from leuda_train.export.product_file import load_product
-from leuda_train.runs.compare import _row, compare
-from leuda_train.runs.run import train
+from leuda_train.runs.compare import Comparison, compare, summarise_seeds
+from leuda_train.runs.train import train
 
 pytestmark = pytest.mark.slow
 METHODS = Path(leuda_train.__file__).parent / "methods"
@@ -30,7 +30,7 @@ def test_a_distilled_network_is_narrow_reads_the_target_and_has_an_oracle(cohort
     config = tiny.config(unet={"widths": [16, 32], "dropout": [0.0, 0.0]})
     distil = {"width": 0.25, "steps": 4, "learning_rate": 0.002}
     config = type(config).model_validate({**config.model_dump(), "distil": distil})
-    found = train(cohort, config, tmp_path / "run", cache=None, stage=tiny.stage)
+    found = train(read_cohort(cohort), config, tmp_path / "run")
     product, facts, _ = load_product(tmp_path / "run")
     assert (facts.network, facts.feed, facts.widths) == ("distilled", "target", (4, 8))
     assert facts.steps == 4 * 3 + 4  # of stage 2, of stage 3
@@ -63,23 +63,22 @@ def test_compare_runs_everything_once_and_writes_one_table(cohort, tmp_path):
     config.write_text(tomli_w.dumps(content))
     mine = tmp_path / "mine.toml"
     mine.write_text(f"# my own\n{(METHODS / 'source-only.toml').read_text()}")
-    options = {
-        "methods": [str(mine), "le-uda"],
-        "labelled": [1, None],
-        "seeds": 2,
-        "config": str(config),
-        "cache": None,
-        "device": "cpu",
-        "precision": "fp32",
-    }
-    found = compare(cohort, tmp_path / "out", stage=tiny.stage, **options)
+    asked = Comparison(
+        methods=[str(mine), "le-uda"],
+        labelled=[1, None],
+        seeds=2,
+        config=str(config),
+        overrides={"device": "cpu", "precision": "fp32"},
+    )
+    whole = read_cohort(cohort)
+    found = compare(whole, tmp_path / "out", asked)
     assert [(row["method"], row["labelled"], row["seeds"]) for row in found["rows"]] == [
         ("mine", 1, 2),
         ("le-uda", 1, 2),
         ("mine", "all", 2),
         ("le-uda", "all", 2),
     ]
-    assert (found["cohort"], found["config"]) == (read_cohort(cohort).spec.name, "tiny")
+    assert (found["cohort"], found["config"]) == (whole.spec.name, "tiny")
     assert len(list((tmp_path / "out").glob("*-seed*"))) == 8
     assert json.loads((tmp_path / "out" / "comparison.json").read_text()) == found
     with (tmp_path / "out" / "comparison.csv").open() as file:
@@ -88,7 +87,7 @@ def test_compare_runs_everything_once_and_writes_one_table(cohort, tmp_path):
     assert (tmp_path / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
     times = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*-seed*/evaluation.json")}
-    assert compare(cohort, tmp_path / "out", stage=tiny.stage, **options) == found
+    assert compare(whole, tmp_path / "out", asked) == found
     assert {p: p.stat().st_mtime_ns for p in times} == times
 
 
@@ -112,17 +111,9 @@ def test_what_cannot_be_run_is_refused_before_anything_runs(
     lines = cohort.read_text().splitlines()
     asked = cohort.with_name(f"{tmp_path.name}.toml")  # beside the scans
     asked.write_text("\n".join(line for line in lines if not missing or missing not in line))
+    wanted = Comparison(methods=methods, labelled=[None, labelled], seeds=1, config="demo")
     with pytest.raises(InputError, match=message):
-        compare(
-            asked,
-            tmp_path / "out",
-            methods=methods,
-            labelled=[None, labelled],
-            seeds=1,
-            config="demo",
-            cache=None,
-            stage=tiny.stage,
-        )
+        compare(read_cohort(asked), tmp_path / "out", wanted)
     assert not (tmp_path / "out").exists()
 
 
@@ -141,8 +132,8 @@ def test_a_structure_that_no_test_scan_has_is_left_out_of_the_means():
             "summary": {"as_predicted": summary, "largest_component": summary},
         }
 
-    row = _row("mine", None, [evaluation(None), evaluation(0.8)])
+    row = summarise_seeds("mine", None, [evaluation(None), evaluation(0.8)])
     assert row["as_predicted.structures"] == {"a": 0.8, "b": 0.5}
     assert (row["as_predicted.dice"], row["as_predicted.assd_mm_std"]) == (0.5, None)
-    row = _row("mine", None, [evaluation(None)])
+    row = summarise_seeds("mine", None, [evaluation(None)])
     assert row["as_predicted.structures"] == {"a": None, "b": 0.5}

@@ -14,6 +14,7 @@ from support import tiny
 from leuda_deploy.engines.onnx_runtime import OnnxEngine
 from leuda_deploy.errors import InputError, ParityError, TrainingError
 from leuda_deploy.inference.segment import segment
+from leuda_deploy.machine.progress import show_nothing
 from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import read_volume
@@ -21,12 +22,12 @@ from leuda_train.config.schema import TrainConfig
 from leuda_train.data.cohort import read_cohort
 from leuda_train.data.phantom.phantom_cohort import write_cohort
 from leuda_train.export import export_run as export_module
-from leuda_train.export.export_run import export
+from leuda_train.export.export_run import export_run
 from leuda_train.export.product_file import load_product
 from leuda_train.loop.metrics_log import read_metrics
 from leuda_train.networks.product import TorchEngine
-from leuda_train.runs import run as run_module
-from leuda_train.runs.run import train
+from leuda_train.runs import train as training
+from leuda_train.runs.train import train
 
 UPPER_BOUND = "ct_upper_bound"
 
@@ -46,8 +47,8 @@ def small_config(method: str = "le-uda", **more: object) -> TrainConfig:
     return tiny.config(**sections, **more)
 
 
-def do_train(cohort: Path, out: Path, config: TrainConfig, stage=tiny.stage) -> dict:
-    return train(cohort, config, out, cache=out.parent / "cache", stage=stage)
+def do_train(cohort: Path, out: Path, config: TrainConfig, show=show_nothing) -> dict:
+    return train(read_cohort(cohort), config, out, show=show)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +117,7 @@ def fails(name: str):
 def test_a_finished_run_returns_its_evaluation_at_once(finished):
     cohort = finished.parent / "cohort" / "cohort.toml"
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
-    again = do_train(cohort, finished, small_config(), stage=fails)
+    again = do_train(cohort, finished, small_config(), show=fails)
     assert again == json.loads((finished / "evaluation.json").read_text())
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before
 
@@ -125,9 +126,9 @@ def test_a_finished_run_returns_its_evaluation_at_once(finished):
 def test_a_run_folder_refuses_another_config_or_cohort(finished, cohort):
     own = finished.parent / "cohort" / "cohort.toml"
     with pytest.raises(InputError, match="holds a run of another config or cohort"):
-        do_train(own, finished, small_config(seed=1), stage=fails)
+        do_train(own, finished, small_config(seed=1), show=fails)
     with pytest.raises(InputError, match="holds a run of another config or cohort"):
-        do_train(cohort, finished, small_config(), stage=fails)
+        do_train(cohort, finished, small_config(), show=fails)
 
 
 @pytest.mark.slow
@@ -136,14 +137,14 @@ def test_a_run_folder_from_before_a_key_existed_is_the_same_run(finished):
     text = path.read_text()
     assert 'batchnorm_over = "batch"' in text
     path.write_text(text.replace('batchnorm_over = "batch"\n', ""))
-    do_train(finished.parent / "cohort" / "cohort.toml", finished, small_config(), stage=fails)
+    do_train(finished.parent / "cohort" / "cohort.toml", finished, small_config(), show=fails)
     path.write_text(text)
 
 
 @pytest.mark.slow
 def test_the_export_agrees_with_pytorch_and_segments(finished, tmp_path):
     out = tmp_path / "exports" / "tiny-heart"
-    model, parity = export(finished, out, licence="MIT")
+    model, parity = export_run(finished, out, licence="MIT")
     card = model.card
     assert parity.max_abs < 1e-3
     stages = json.loads((out / "parity.json").read_text())["stages"]
@@ -190,7 +191,7 @@ def test_an_export_with_swapped_classes_is_refused_and_nothing_is_kept(
     swapped = lambda module, card, path: honest(Swapped(module), card, path)
     monkeypatch.setattr(export_module, "to_onnx", swapped)
     with pytest.raises(ParityError, match="PyTorch fp32 -> ONNX Runtime"):
-        export(finished, tmp_path / "exports" / "bad")
+        export_run(finished, tmp_path / "exports" / "bad")
     assert list((tmp_path / "exports").iterdir()) == []
 
 
@@ -216,13 +217,13 @@ def test_the_supervised_upper_bound_reads_target_labels_and_source_only_does_not
     cohort, tmp_path, monkeypatch
 ):
     seen = {}
-    honest = run_module.adapt
+    honest = training.adapt
 
     def look(sets, classes, config, *rest):
         seen[config.method] = sets
         return honest(sets, classes, config, *rest)
 
-    monkeypatch.setattr(run_module, "adapt", look)
+    monkeypatch.setattr(training, "adapt", look)
     for method in ("supervised", "source-only"):
         do_train(cohort, tmp_path / method, small_config(method))
         assert (tmp_path / method / "run.png").is_file()
@@ -250,7 +251,7 @@ def test_the_supervised_method_asks_for_labels_before_it_claims_the_folder(tmp_p
 
 def test_a_folder_without_a_finished_run_cannot_be_exported(tmp_path):
     with pytest.raises(TrainingError, match="holds no finished run"):
-        export(tmp_path, tmp_path / "out")
+        export_run(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -261,7 +262,7 @@ def test_a_cohort_without_test_scans_is_trained_and_exported_without_scores(tmp_
     cohort.write_text("\n".join(line for line in lines if not line.startswith("test =")))
     evaluation = do_train(cohort, tmp_path / "run", small_config("source-only"))
     assert "summary" not in evaluation
-    model, _ = export(tmp_path / "run", tmp_path / "model")
+    model, _ = export_run(tmp_path / "run", tmp_path / "model")
     card = model.card
     assert card.provenance.test_dice is None
     assert card.feed == "target"

@@ -11,7 +11,6 @@ import torch
 from support import tiny
 
 from leuda_train.data.slices import Slices
-from leuda_train.loop.loop import Watch
 from leuda_train.stages.translate import Translation, learning_rate, load_translation
 
 
@@ -45,15 +44,8 @@ def test_learning_rate_is_constant_for_half_the_steps_then_falls_to_zero():
 
 
 def load(cache: Path, slices: Slices, seed: int = 0):
-    return load_translation(
-        slices,
-        tiny.config(translation={"steps": 3}).translation,
-        cache,
-        tiny.CPU,
-        seed=seed,
-        checkpoint_seconds=60.0,
-        watch=Watch(progress=tiny.quiet),
-    )
+    config = tiny.config(translation={"steps": 3}).translation
+    return load_translation(slices, config, seed, tiny.stage_run(cache))
 
 
 def test_the_six_sets_are_what_the_kept_generators_make_of_the_slices(tmp_path):
