@@ -16,7 +16,7 @@ from leuda_deploy.engines.engine import Scorer
 from leuda_deploy.errors import ParityError
 from leuda_deploy.export.lower_precision import lower_precision
 from leuda_deploy.export.to_onnx import OPSET, WithSoftmax, to_onnx
-from leuda_deploy.machine.files import atomic_folder
+from leuda_deploy.machine.files import atomic_folder, write_json
 from leuda_deploy.machine.progress import Progress, no_progress
 from leuda_deploy.model.card import (
     PALETTE,
@@ -95,7 +95,7 @@ def export_run(
                 report["lifted_layers"] = found.lifted_layers
         report = {"stages": [parity.as_dict() for parity in parities], **report}
         (folder / CARD_FILE).write_text(model.card.model_dump_json(indent=1))
-        (folder / PARITY_FILE).write_text(json.dumps(report, indent=1, allow_nan=False))
+        write_json(folder / PARITY_FILE, report)
         write_manifest(folder, known={MODEL_FILE: model.sha256})
     return replace(model, path=out / MODEL_FILE), parities[-1]
 

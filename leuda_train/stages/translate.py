@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from leuda_deploy.machine.files import write_json
 from leuda_train.config.schema import TranslationConfig
 from leuda_train.config.streams import Stream
 from leuda_train.data.augment.fourier import swap_amplitude
@@ -155,7 +156,7 @@ def _write_cyclegan_sets(
     names = ("to_target", "to_source")
     generators = {name: getattr(trainer.nets, name).state_dict() for name in names}
     checkpoint.save(folder / "generators.pt", generators)
-    (folder / "history.json").write_text(json.dumps(history))
+    write_json(folder / "history.json", history)
 
 
 def _open(folder: Path, slices: Slices, config: TranslationConfig) -> TranslatedSets:
