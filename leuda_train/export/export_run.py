@@ -55,13 +55,28 @@ def export_run(
     tiling: Tiling = DEFAULT_TILING,
     progress: Progress = no_progress,
 ) -> tuple[ModelFile, Parity]:
-    """Write model.onnx, card.json (the same card, to read), parity.json and manifest.json in `out`.
+    """Export a finished run: model.onnx, card.json (the same card, to read), parity.json, manifest.
 
-    The folder appears only when every stage agrees with the one before it on real slices, their
+    The folder appears only when each form agrees with the one before it on real slices, their
     borders, noise and extremes: PyTorch -> ONNX fp32 -> ONNX in the precision asked for.
     Both graphs are run by every engine for this CPU that is installed.
-    Raises ParityError otherwise, and TrainingError if the run is not finished.
-    Returns the model file and what the last stage found.
+
+    Args:
+        run: The run folder that `train` filled.
+        out: The export folder. Its name becomes the model's.
+        licence: Licence of the weights, for the card.
+        precision: What the graph computes in. Its inputs and scores are always fp32.
+        options: Other window sizes; probabilities instead of logits.
+        tiling: How windows overlap, and whether they may be mirrored.
+        progress: Told how far the lowering of the precision is.
+
+    Returns:
+        The model file, and what the last comparison found.
+
+    Raises:
+        ParityError: Two forms disagree; nothing is kept.
+        TrainingError: The run is not finished.
+        InputError: `out` holds something that is not an export.
     """
     check_replaceable(out)
     product, facts, families = load_product(run)
