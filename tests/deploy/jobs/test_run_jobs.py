@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from support.command import Done, leuda_here
 from support.makers import MakeModel, ThresholdLabels
 
-from leuda_deploy.errors import InputError
 from leuda_deploy.inference.segmenter import Segmenter
 from leuda_deploy.inference.settings import Settings
 from leuda_deploy.jobs.find_jobs import find_jobs
