@@ -276,8 +276,9 @@ def bench(
     slower = regressions(result, against, limit) if against else []
     if save:
         from leuda_deploy.bench.chart import draw_bench
+        from leuda_deploy.machine.files import write_json
 
-        save.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(save, result)
         draw_bench(save.with_suffix(".png"), result)
     if as_json:
         typer.echo(json.dumps(result, indent=1))

@@ -80,10 +80,13 @@ def test_folder_is_labelled_and_a_bad_scan_stops_no_other(
     (folder / "notes.txt").write_text("no scan")
     out = folder.parent / "out"
     asked = (folder, "--model", model, "-o", out, "--engine", "ort-cpu", "--batch", 4)
-    said = infer(*asked)
+    said = infer(*asked, "--json")
     assert said.returncode == 1
-    assert "3 labelled, 0 were done before, 1 failed" in said.stdout
+    outcomes = {Path(outcome["scan"]).name: outcome for outcome in json.loads(said.stdout)}
+    assert [outcome["error"] is None for outcome in outcomes.values()] == [True, False, True, True]
+    assert not any(outcome["skipped"] for outcome in outcomes.values())
     assert said.stderr.count("error: ") == 1
+    assert str(folder / "s1.nii.gz") in outcomes["s1.nii.gz"]["error"]
     for k in (0, 2, 3):
         np.testing.assert_array_equal(
             labels_of(out / f"s{k}_labels.nii.gz"), threshold_labels(values(k))
@@ -145,24 +148,6 @@ def test_what_was_done_otherwise_is_done_again(
     }  # fmt: skip
     report.write_text(json.dumps(said))  # as an earlier leuda wrote it
     assert not skipped("1", engine="auto")
-
-
-def test_shards_share_the_scans_out_and_cover_them(folder: Path) -> None:
-    out = folder.parent / "out"
-    parts = [find_jobs(folder, out, shard=f"{i}/3") for i in (1, 2, 3)]
-    assert [len(part) for part in parts] == [2, 1, 1]
-    assert sorted(job.scan for part in parts for job in part) == sorted(folder.iterdir())
-    for wrong in ("0/3", "4/3", "1", "a/b", "1/0"):
-        with pytest.raises(InputError, match="--shard"):
-            find_jobs(folder, out, shard=wrong)
-
-
-def test_scans_that_would_share_an_output_are_refused(folder: Path) -> None:
-    nib.save(nib.Nifti1Image(values(0), AFFINE), folder / "s0.nii")
-    with pytest.raises(InputError, match="rename one"):
-        find_jobs(folder, folder)
-    with pytest.raises(InputError, match="no scan in"):
-        find_jobs(folder.parent, folder)
 
 
 def test_uncertainty_map_lies_on_the_scans_grid(
