@@ -10,7 +10,7 @@ import pytest
 from leuda_deploy.errors import ModelError, ParityError
 from leuda_deploy.proof import probes as probes_module
 from leuda_deploy.proof.parity import LIMITS, check_parity, run_windows
-from leuda_deploy.proof.probes import FEWEST_WINDOWS, MOST_VOXELS, Probes, make_probes
+from leuda_deploy.proof.probes import Probes, make_probes
 
 CLASSES = ("background", "low", "high")
 
@@ -140,7 +140,3 @@ def test_large_windows_are_few_spread_and_of_each_kind(
     assert len(set(probes.names)) == len(probes.names) <= room + 11
     few = make_probes({"scan": blocks[:2]})  # then the border makes up for them
     assert few.real == min(room, 2 + 8 * 2)
-
-
-def test_blocks_of_128_slices_are_as_few_as_can_be() -> None:
-    assert MOST_VOXELS // 128**3 <= FEWEST_WINDOWS
