@@ -16,7 +16,7 @@ from leuda_deploy.engines.engine import Scorer
 from leuda_deploy.errors import ParityError
 from leuda_deploy.export.lower_precision import lower_precision
 from leuda_deploy.export.to_onnx import OPSET, WithSoftmax, to_onnx
-from leuda_deploy.machine.files import atomic_folder
+from leuda_deploy.machine.files import atomic_folder, write_json
 from leuda_deploy.machine.progress import Progress, no_progress
 from leuda_deploy.model.card import (
     PALETTE,
@@ -110,7 +110,7 @@ def export_run(
                 report["lifted_layers"] = found.lifted_layers
         report = {"stages": [parity.as_dict() for parity in parities], **report}
         (folder / CARD_FILE).write_text(model.card.model_dump_json(indent=1))
-        (folder / PARITY_FILE).write_text(json.dumps(report, indent=1, allow_nan=False))
+        write_json(folder / PARITY_FILE, report)
         write_manifest(folder, known={MODEL_FILE: model.sha256})
     return replace(model, path=out / MODEL_FILE), parities[-1]
 
@@ -143,7 +143,7 @@ def _prove_onnx(
             raise
         window = reference.probes.windows[error.window][None]
         where = first_layer_that_differs(module, model.graph(), window, limit=LAYER_LIMITS["fp32"])
-        raise ParityError(f"{error}; {where}; nothing was kept", error.window) from error
+        raise error.adding(f"{where}; nothing was kept") from error
 
 
 def make_card(
