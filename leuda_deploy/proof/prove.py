@@ -15,7 +15,7 @@ from leuda_deploy.errors import LeudaError, MissingExtraError, ParityError
 from leuda_deploy.model.card import Precision
 from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.proof.layers import first_layer_that_differs
-from leuda_deploy.proof.parity import LIMITS, Parity, check_parity, class_names
+from leuda_deploy.proof.parity import TOLERANCES, Parity, check_parity, class_names
 from leuda_deploy.proof.probes import Probes
 
 # What counts as another layer when the fault is looked for: several times what rounding does.
@@ -59,17 +59,19 @@ def prove(model: ModelFile, reference: Reference) -> tuple[Parity, ...]:
                 reference.probes,
                 stage=f"{reference.title} -> {title} {card.precision}",
                 classes=class_names(card),
-                limits=LIMITS[card.precision],
+                tolerances=TOLERANCES[card.precision],
             )
         except ParityError as error:
             if found:  # another engine computes the same graph rightly: no layer of it is at fault
                 raise ParityError(
-                    f"{error}; '{found[0].stage}' passed; nothing was kept"
+                    f"{error}; '{found[0].stage}' passed; nothing was kept",
+                    figure=error.figure,
+                    class_name=error.class_name,
                 ) from error
             where = _first_wrong_layer(model, reference, error.window)
             if where is None:
                 raise
-            raise ParityError(f"{error}; {where}; nothing was kept", error.window) from error
+            raise error.adding(f"{where}; nothing was kept") from error
         found.append(parity)
     return tuple(found)
 

@@ -143,7 +143,7 @@ def _prove_onnx(
             raise
         window = reference.probes.windows[error.window][None]
         where = first_layer_that_differs(module, model.graph(), window, limit=LAYER_LIMITS["fp32"])
-        raise ParityError(f"{error}; {where}; nothing was kept", error.window) from error
+        raise error.adding(f"{where}; nothing was kept") from error
 
 
 def make_card(

@@ -25,7 +25,7 @@ from leuda_deploy.model.export_folder import MODEL_FILE
 from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.proof import prove as prove_module
 from leuda_deploy.proof.layers import first_layer_that_differs, layers_of, values_of
-from leuda_deploy.proof.parity import LIMITS, run_windows
+from leuda_deploy.proof.parity import TOLERANCES, run_windows
 from leuda_deploy.proof.probes import Probes, make_probes
 from leuda_deploy.proof.prove import Reference, prove
 from leuda_deploy.scans.resample import fit_to_window
@@ -146,10 +146,10 @@ def test_int8_lifts_the_worst_layer_first_and_ends_where_every_engine_agrees(
         f"ONNX fp32 -> {engine} int8" for engine in engines
     ]
     for parity in found.parities:
-        assert 0 < parity.mean_abs <= LIMITS["int8"].mean_abs
-        assert parity.disagreement <= LIMITS["int8"].disagreement
+        assert 0 < parity.mean_abs <= TOLERANCES["int8"].mean_abs
+        assert parity.disagreement <= TOLERANCES["int8"].disagreement
         dice = [value for value in parity.class_dice.values() if value is not None]
-        assert min(dice) >= LIMITS["int8"].dice
+        assert min(dice) >= TOLERANCES["int8"].dice
     tensors = onnx.load(path).graph.initializer
     weights = [t for t in tensors if t.data_type == TensorProto.INT8 and len(t.dims) == 4]
     assert len(weights) == len(found.int8_layers)

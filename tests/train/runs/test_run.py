@@ -17,6 +17,7 @@ from leuda_deploy.errors import InputError, ParityError, TrainingError
 from leuda_deploy.inference.segment import segment
 from leuda_deploy.machine.progress import show_nothing
 from leuda_deploy.model.model_file import ModelFile
+from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import read_volume
 from leuda_train.config.schema import TrainConfig
 from leuda_train.data.cohort import read_cohort
@@ -165,7 +166,7 @@ def test_the_export_agrees_with_pytorch_and_segments(finished, tmp_path):
     engine = OnnxEngine(ModelFile.open(out), threads=1)
     assert engine.card == card
     scan = read_volume(finished.parent / "cohort" / "ct_test" / "ct_2501_image.nii.gz")
-    found = segment(scan, engine, engine.card.recipe).labels
+    found = segment(Stack(scan, engine.card.recipe), engine).labels
     expected = read_volume(finished / "predictions" / "ct_2501_label.nii.gz").raw
     assert found.shape == expected.shape
     assert (found == expected).mean() > 0.999
