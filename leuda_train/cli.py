@@ -57,7 +57,7 @@ def cohort(
     labelled: Annotated[
         str | None,
         typer.Option(
-            help="Source volumes that keep their labels: 1, 4, ... or all. Default: see the README."
+            help="Source volumes that keep labels: 1, 4, ..., all. Default: 4; of BTCV 6."
         ),
     ] = None,
 ) -> None:
@@ -85,7 +85,8 @@ def train(
         str, typer.Option(help="demo, small, paper-cardiac, paper-abdominal, or a TOML file.")
     ] = "paper-cardiac",
     method: Annotated[
-        str, typer.Option(help="le-uda-plus, le-uda, source-only, ... (README), or a TOML file.")
+        str,
+        typer.Option(help="Name of a shipped method, e.g. le-uda, source-only; or a TOML file."),
     ] = "le-uda-plus",
     labelled: Annotated[
         int | None, typer.Option(min=1, help="Keep the labels of the first N scans alone.")
