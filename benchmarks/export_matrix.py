@@ -31,6 +31,7 @@ from leuda_deploy.engines.onnx_runtime import OnnxEngine
 from leuda_deploy.engines.openvino import OpenVinoEngine
 from leuda_deploy.errors import LeudaError
 from leuda_deploy.inference.segment import segment
+from leuda_deploy.inference.slabs import Scoring
 from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.model.card import Precision
 from leuda_deploy.model.export_folder import MODEL_FILE
@@ -135,16 +136,12 @@ def test_dice(engine: Any, cohort: Cohort) -> float:
         for scan in cohort.role("target test"):
             assert scan.label is not None
             volume, recipe = read_volume(scan.image), engine.card.recipe
-            spacing = scan.pixel_spacing_mm
-            labels = segment(
-                volume, engine, recipe, pixel_spacing_mm=spacing, tiling=engine.card.tiling
-            ).labels
+            stack = Stack(volume, recipe, pixel_spacing_mm=scan.pixel_spacing_mm)
+            labels = segment(stack, engine, Scoring(tiling=engine.card.tiling)).labels
             path = Path(temporary) / f"{scan.subject}.nii.gz"
             write_labels(path, labels, volume, names)
             pairs[scan.subject] = path, scan.label
-            spacing_mm[scan.subject] = Stack(
-                volume, recipe, pixel_spacing_mm=spacing
-            ).voxel_spacing_mm
+            spacing_mm[scan.subject] = stack.voxel_spacing_mm
         report = evaluate_pairs(
             pairs,
             structures=cohort.structures,

@@ -115,11 +115,29 @@ class ModelError(LeudaError):
 
 
 class ParityError(LeudaError):
-    """Two engines that should agree do not; `window` is the probe on which they differ most."""
+    """Two engines that should agree do not.
 
-    def __init__(self, message: str, window: int | None = None) -> None:
+    window      index of the probe on which they differ most
+    figure      what was passed: a field of `proof.parity.Tolerances`, or "shape" or "finite"
+    class_name  the class that differs most
+    """
+
+    def __init__(
+        self,
+        message: str,
+        window: int | None = None,
+        *,
+        figure: str | None = None,
+        class_name: str | None = None,
+    ) -> None:
         super().__init__(message)
-        self.window = window
+        self.window, self.figure, self.class_name = window, figure, class_name
+
+    def adding(self, more: str) -> ParityError:
+        """The same error, with more to say."""
+        return ParityError(
+            f"{self}; {more}", self.window, figure=self.figure, class_name=self.class_name
+        )
 
 
 class TrainingError(LeudaError):

@@ -76,7 +76,8 @@ def _sections(model: type[BaseModel], key: str) -> Iterator[str]:
         part = _part(field.annotation)
         if part is not None:
             parts.append((part, f"{key}.{name}" if key else name))
-        meaning = field.description or meanings.get(name, "")
+        own = (part.__doc__ or "").split("\n\n")[0] if part else ""
+        meaning = field.description or meanings.get(name, own)
         kind = f"see [`[{parts[-1][1]}]`](#{_anchor(parts[-1][1])})" if part else _kind(field)
         yield f"| `{name}` | {kind} | {_default(field)} | {_cell(meaning)} |\n"
     for part, place in parts:

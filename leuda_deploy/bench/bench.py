@@ -24,12 +24,13 @@ from rich.table import Table
 from leuda_deploy.bench.machine_floor import least_seconds
 from leuda_deploy.engines.engine import EngineChoice, EngineName
 from leuda_deploy.errors import InputError
-from leuda_deploy.inference.segmenter import Segmenter, installed_engines
+from leuda_deploy.inference.segmenter import Segmenter
 from leuda_deploy.inference.settings import Settings
 from leuda_deploy.machine.clock import Clock
 from leuda_deploy.machine.isolated import run_isolated
 from leuda_deploy.machine.memory import peak_bytes
 from leuda_deploy.model.model_file import ModelFile
+from leuda_deploy.proof.choose_engine import installed_engines
 from leuda_deploy.scans.nifti import write_labels, write_scan
 from leuda_deploy.scans.volume import read_volume
 

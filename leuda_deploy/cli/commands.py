@@ -186,7 +186,7 @@ def infer(
         todo = with_frames(job, frame)
         if len(todo) == 1:
             report = run_job(
-                todo[0], Segmenter(opened, settings, say=_say), overlay=overlay, show=show_progress
+                todo[0], Segmenter(opened, settings), overlay=overlay, show=show_progress
             )
             _print_report(report, as_json)
             return
@@ -201,7 +201,7 @@ def infer(
         )
         outcomes = run_in_processes(todo, orders, jobs)
     else:
-        segmenter = Segmenter(opened, settings, say=_say)
+        segmenter = Segmenter(opened, settings)
         outcomes = run_jobs(
             todo, segmenter, overlay=overlay, skip_done=not again, show=show_progress
         )
@@ -276,8 +276,9 @@ def bench(
     slower = regressions(result, against, limit) if against else []
     if save:
         from leuda_deploy.bench.chart import draw_bench
+        from leuda_deploy.machine.files import write_json
 
-        save.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(save, result)
         draw_bench(save.with_suffix(".png"), result)
     if as_json:
         typer.echo(json.dumps(result, indent=1))

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from leuda_deploy.engines.engine import Float32, check_shapes
-from leuda_deploy.errors import LeudaError
+from leuda_deploy.errors import LeudaError, one_line
 from leuda_deploy.model.card import Precision
 from leuda_deploy.model.model_file import ModelFile
 
@@ -67,7 +67,7 @@ class OnnxEngine:
                 model.content, sess_options=options, providers=[(PROVIDERS[provider], settings)]
             )
         except Exception as error:  # ONNX Runtime's own types share no other base
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(error)
             fix = f"; {CUDA_NEEDS}" if provider == "cuda" else ""
             raise LeudaError(
                 f"ONNX Runtime cannot run {self.path} on {provider}: {reason}{fix}"
@@ -92,7 +92,7 @@ class OnnxEngine:
                 return self._run_on_gpu(windows)
             (scores,) = self._session.run(None, {self._input: windows})
         except Exception as error:  # ONNX Runtime's own types share no other base
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(error)
             raise LeudaError(
                 f"ONNX Runtime cannot run {self.path} on windows {windows.shape}: {reason}"
             ) from error

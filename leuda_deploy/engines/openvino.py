@@ -17,7 +17,7 @@ from leuda_deploy.engines.engine import (
     check_shapes,
     score_bytes,
 )
-from leuda_deploy.errors import LeudaError, MissingExtraError
+from leuda_deploy.errors import LeudaError, MissingExtraError, one_line
 from leuda_deploy.model.card import Precision
 from leuda_deploy.model.model_file import ModelFile
 
@@ -60,7 +60,7 @@ class OpenVinoEngine:
             check_shapes([_shape(part) for part in (*graph.inputs, *graph.outputs)], model)
             self._compiled = core.compile_model(graph, "CPU", settings)
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(error)
             raise LeudaError(f"OpenVINO cannot run {self.path}: {reason}") from error
         self.layers = _precisions_that_run(self._compiled)
         if precision == "bf16" and "bf16" not in self.layers:

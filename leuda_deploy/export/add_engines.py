@@ -22,7 +22,13 @@ from leuda_deploy.model.export_folder import (
 )
 from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.model.passport import Passport
-from leuda_deploy.proof.parity import LIMITS, Parity, check_parity, class_names, run_windows
+from leuda_deploy.proof.parity import (
+    TOLERANCES,
+    Parity,
+    check_parity,
+    class_names,
+    run_windows,
+)
 from leuda_deploy.proof.probes import Probes, probes_of_scans
 
 
@@ -95,7 +101,7 @@ def prove_engine(model: ModelFile, name: str, probes: Probes) -> Parity:
         stage=f"ONNX {card.precision} -> {engine.description}",
         classes=class_names(card),
         # a reference of the same precision: two ways to round the same graph
-        limits=LIMITS[card.precision],
+        tolerances=TOLERANCES[card.precision],
     )
     engines = dict(read_manifest(model.folder).engines)
     engines[name] = engines[name].model_copy(

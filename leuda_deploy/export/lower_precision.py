@@ -124,7 +124,7 @@ def _lower_to_int8(
         lifted += worst
         kept = [name for name in kept if name not in worst]
         if not kept:
-            raise ParityError(f"{refused}; no layer of it can be int8", refused.window) from refused
+            raise refused.adding("no layer of it can be int8") from refused
 
 
 def _by_sensitivity(

@@ -1,4 +1,4 @@
-"""scores on the model grid -> labels, and doubts, on the scan's own pixels.
+"""scores on the model grid -> labels, and uncertainty, on the scan's own pixels.
 
 No score is ever held at the scan's resolution for all classes: that array, K times the scan in
 float32, is what fills the memory of other tools.
@@ -12,13 +12,13 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
+from leuda_deploy.engines.engine import Float32
 from leuda_deploy.scans.resample import resize, taps
 from leuda_deploy.scans.stack import Stack
 
-Float32 = NDArray[np.float32]
 UInt8 = NDArray[np.uint8]
-LOW_CONFIDENCE = 0.7  # a softmax probability of the winning class below this counts as a doubt
-SAMPLED = 4  # of so many rows and columns, one is looked at to estimate the share of doubts
+LOW_CONFIDENCE = 0.7  # a softmax probability of the winning class below this is low
+SAMPLED = 4  # of so many rows and columns, one is looked at to estimate the share of low ones
 
 
 def label_plane(scores: Float32, shape: tuple[int, int]) -> UInt8:
@@ -70,7 +70,7 @@ def winners(planes: Float32 | Iterable[Float32]) -> UInt8:
     return labels
 
 
-class Doubts:
+class Uncertainty:
     """How sure the network was, gathered slab by slab.
 
     The share of structure pixels of low confidence is always estimated, on every fourth row and
@@ -97,8 +97,8 @@ class Doubts:
         self._low += int(np.count_nonzero(total > 1 / LOW_CONFIDENCE))
         if self.entropy is not None:
             for index, plane in enumerate(scores, start=start):
-                doubt = resize(entropy(self._logits(plane)), self._stack.plane_shape)
-                self._entropy_stack[index] = np.rint(doubt * np.float32(255)).astype(np.uint8)
+                unsure = resize(entropy(self._logits(plane)), self._stack.plane_shape)
+                self._entropy_stack[index] = np.rint(unsure * np.float32(255)).astype(np.uint8)
 
     def _logits(self, scores: Float32) -> Float32:
         """What a softmax turns into the probabilities; their logarithms are that, too."""

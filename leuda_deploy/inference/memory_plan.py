@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 from leuda_deploy.errors import InputError
@@ -23,7 +23,7 @@ SLABS_ALIVE = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class MemoryPlan:
     """Slices (slab) and windows (batch) at a time, and where the bytes of the peak go."""
 
     slab: int
@@ -44,36 +44,40 @@ class Plan:
         )
 
 
-def make_plan(
-    stack: Stack,
-    *,
-    classes: int,
-    loaded_bytes: int,
-    growth_bytes: Mapping[int, int],
-    batch: int,
-    scans: int = 1,
-    results: int = 1,
-    uncertainty: bool = False,
-    tiling: Tiling = DEFAULT_TILING,
-    mirror: bool = False,
-    max_bytes: int | None = None,
-) -> Plan:
-    """The plan with the batch asked for, or the largest smaller one that keeps to the budget.
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What takes memory besides the scan itself.
 
-    loaded_bytes  what the process holds with the engine loaded and no scan read
-    growth_bytes  batch -> what running the engine adds, as a trial measured it
-    scans         how many are held at once, where others are read and written meanwhile
-    results       the same of labels
+    Attributes:
+        classes: K, background included.
+        loaded_bytes: What the process holds with the engine loaded and no scan read.
+        growth_bytes: Batch -> what running the engine adds, as a trial measured it.
+        tiling: How windows are laid.
+        mirror: Whether mirrored windows are scored, too.
+        uncertainty: Whether an entropy map is made.
+        scans: How many are held at once, where others are read and written meanwhile.
+        results: The same of labels.
+    """
+
+    classes: int
+    loaded_bytes: int = 0
+    growth_bytes: Mapping[int, int] = field(default_factory=dict)
+    tiling: Tiling = DEFAULT_TILING
+    mirror: bool = False
+    uncertainty: bool = False
+    scans: int = 1
+    results: int = 1
+
+
+def make_plan(
+    stack: Stack, workload: Workload, *, batch: int, max_bytes: int | None = None
+) -> MemoryPlan:
+    """The plan with the batch asked for, or the largest smaller one that keeps to the budget.
 
     Raises InputError, naming the least that would do, if no batch fits.
     """
-    plans = [
-        _plan_for(
-            size, stack, classes, loaded_bytes, growth_bytes, (scans, results), uncertainty, tiling,
-            mirror,
-        )
-        for size in sorted({1, batch, *(b for b in growth_bytes if b < batch)}, reverse=True)
-    ]  # fmt: skip
+    smaller = {1, batch, *(other for other in workload.growth_bytes if other < batch)}
+    plans = [_plan_for(size, stack, workload) for size in sorted(smaller, reverse=True)]
     for plan in plans:
         if max_bytes is None or plan.peak_bytes <= max_bytes:
             return plan
@@ -85,17 +89,8 @@ def make_plan(
     )
 
 
-def _plan_for(
-    batch: int,
-    stack: Stack,
-    classes: int,
-    loaded_bytes: int,
-    growth_bytes: Mapping[int, int],
-    kept: tuple[int, int],
-    uncertainty: bool,
-    tiling: Tiling,
-    mirror: bool,
-) -> Plan:
+def _plan_for(batch: int, stack: Stack, workload: Workload) -> MemoryPlan:
+    classes, tiling = workload.classes, workload.tiling
     per_slice = windows_per_slice(stack.grid_shape, stack.window, tiling.overlap)
     blocks = stack.window_slices > 1
     slab = min(stack.depth, stack.window_slices if blocks else max(1, batch // per_slice))
@@ -109,21 +104,21 @@ def _plan_for(
     # blended scores besides the engine's own, where windows overlap
     scores = 4 * classes * grid * slab
     # and a second set of a batch's, blended, mirrored or put together
-    copies = (per_slice > 1) + mirror + tiling.skip_floor
+    copies = (per_slice > 1) + workload.mirror + tiling.skip_floor
     blending = 4 * classes * prod(stack.window) * batch * copies
     # blocks of slices that overlap: images and sums held, a block's scores in the making
     held = blocks * (4 * slab * grid + 3 * scores)
     # grid slices that wait for the next, where the scan has others
     held += (stack.depth != stack.scan_depth) * 2 * scores
     voxels = stack.volume.raw.size
-    return Plan(
+    return MemoryPlan(
         slab=slab,
         batch=batch,
         parts={
-            "program": loaded_bytes + SLACK_BYTES,
-            "network": _growth(growth_bytes, batch),
-            "scan": kept[0] * voxels * itemsize,
-            "labels": kept[1] * (2 if uncertainty else 1) * voxels,
+            "program": workload.loaded_bytes + SLACK_BYTES,
+            "network": _growth(workload.growth_bytes, batch),
+            "scan": workload.scans * voxels * itemsize,
+            "labels": workload.results * (2 if workload.uncertainty else 1) * voxels,
             "slabs": SLABS_ALIVE * (images + scores)
             + blending
             + held

@@ -7,7 +7,7 @@ The scan goes through in slabs of a few slices, and no score volume of the whole
     labels  (d, H, W) uint8       caller     winning class on the scan's own pixels
 
 The three work at once on successive slabs; each waits when it is one slab ahead. A 2D network
-scores each slab by itself; for a 3D one, each slab completes a window (`Blocks`).
+scores each slab by itself; for a 3D one, each slab completes a window.
 """
 
 from __future__ import annotations
@@ -21,15 +21,19 @@ from numpy.typing import NDArray
 
 from leuda_deploy.engines.engine import Float32, Scorer
 from leuda_deploy.errors import ModelError
-from leuda_deploy.inference.labels import Doubts, label_plane
-from leuda_deploy.inference.pipelined import ahead
-from leuda_deploy.inference.slabs import Blocks, ScanSlices, Slabs
+from leuda_deploy.inference.labels import Uncertainty, label_plane
+from leuda_deploy.inference.pipelined import prefetch
+from leuda_deploy.inference.slabs import (
+    DEFAULT_SCORING,
+    BlockScorer,
+    ScanSlices,
+    Scoring,
+    SlabScorer,
+)
 from leuda_deploy.inference.sliding_window import mirrored, scoring_floor_once
 from leuda_deploy.machine.clock import Clock
 from leuda_deploy.machine.progress import Progress, no_progress
-from leuda_deploy.model.tiling import DEFAULT_TILING, Tiling
 from leuda_deploy.scans.intensity import Intensity
-from leuda_deploy.scans.recipe import Depth, Recipe
 from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import Volume
 
@@ -54,66 +58,36 @@ class Segmentation:
 
 
 def segment(
-    volume: Volume,
-    engine: Scorer,
-    recipe: Recipe,
-    *,
-    depth: Depth | None = None,
-    pixel_spacing_mm: tuple[float, float] | None = None,
-    slab: int | None = None,
-    batch: int = 8,
-    tiling: Tiling = DEFAULT_TILING,
-    uncertainty: bool = False,
-    progress: Progress = no_progress,
-) -> Segmentation:
-    """`segment_stack` for a scan as it was read."""
-    stack = Stack(volume, recipe, window_depth=depth, pixel_spacing_mm=pixel_spacing_mm)
-    return segment_stack(
-        stack,
-        engine,
-        slab=slab,
-        batch=batch,
-        tiling=tiling,
-        uncertainty=uncertainty,
-        progress=progress,
-    )
-
-
-def segment_stack(
     stack: Stack,
     engine: Scorer,
+    scoring: Scoring = DEFAULT_SCORING,
     *,
-    slab: int | None = None,
-    batch: int = 8,
-    tiling: Tiling = DEFAULT_TILING,
-    mirror: bool = False,
     uncertainty: bool = False,
-    probabilities: bool = False,
     progress: Progress = no_progress,
 ) -> Segmentation:
     """Label every voxel of a scan.
 
-    engine    (B, 1, h, w) float32 normalised windows -> (B, K, h, w) scores, background first;
-              where the stack has a depth, (d, h, w) in place of (h, w)
-    slab      slices held at a time, by default as many as fill a batch; a 3D window has its own
-    batch     windows given to the engine at a time
-    tiling    how windows are laid and blended, and which are left out
-    mirror    average over mirrored windows, along the axes that `tiling` allows
-    probabilities  the engine's scores are after a softmax: doubts are worked out accordingly
-    progress  called with (slices done, slices in all)
+    Args:
+        stack: The scan as the model's recipe has it.
+        engine: (B, 1, h, w) float32 normalised windows -> (B, K, h, w) scores, background first;
+            where the stack has a window depth, (d, h, w) in place of (h, w).
+        scoring: How windows are laid, blended and mirrored, and how many are held at a time.
+        uncertainty: Also make the entropy map.
+        progress: Told how many of the slices are done.
+
+    Raises:
+        InputError: The scan cannot be normalised.
+        ModelError: Scores are not finite.
     """
     clock = Clock()
     with clock("normalise"):
         fill = stack.intensity.floor
-    if mirror:
-        engine = mirrored(engine, tiling.mirror)
-    if tiling.skip_floor:
+    if scoring.mirror:
+        engine = mirrored(engine, scoring.tiling.mirror)
+    if scoring.tiling.skip_floor:
         engine = scoring_floor_once(engine, fill)
-    score = (
-        Blocks(engine, stack, fill=fill, tiling=tiling, batch=batch)
-        if stack.window_slices > 1
-        else Slabs(engine, stack, fill=fill, tiling=tiling, batch=batch, slab=slab)
-    )
+    scorer_type = BlockScorer if stack.window_slices > 1 else SlabScorer
+    score = scorer_type(engine, stack, scoring, fill=fill)
 
     def images() -> Iterator[Float32]:
         for start, stop in pairwise([0, *score.cuts]):
@@ -122,7 +96,7 @@ def segment_stack(
             yield slices
 
     def scores() -> Iterator[tuple[int, Float32]]:
-        for slices in ahead(images()):
+        for slices in prefetch(images()):
             with clock("network"):
                 start, found = score(slices)
                 if not np.isfinite(found).all():
@@ -134,20 +108,20 @@ def segment_stack(
 
     labels = np.empty(stack.volume.raw.shape, dtype=np.uint8, order="F")
     label_stack = stack.of_scan(labels)
-    doubts = Doubts(stack, wanted=uncertainty, probabilities=probabilities)
+    unsure = Uncertainty(stack, wanted=uncertainty, probabilities=scoring.probabilities)
     on_scan = ScanSlices(stack.depth, stack.scan_depth)
-    for grid_start, on_grid in ahead(scores()):
+    for grid_start, on_grid in prefetch(scores()):
         for start, found in on_scan(grid_start, on_grid):
             with clock("labels"):
                 for index, plane in enumerate(found, start=start):
                     label_stack[index] = label_plane(plane, stack.plane_shape)
             with clock("doubts"):
-                doubts.add(start, found)
+                unsure.add(start, found)
         progress(grid_start + len(on_grid), stack.depth, "")
     return Segmentation(
         labels=labels,
-        uncertainty=doubts.entropy,
-        low_confidence=doubts.low_share,
+        uncertainty=unsure.entropy,
+        low_confidence=unsure.low_share,
         intensity=stack.intensity,
         seconds=clock.seconds,
     )

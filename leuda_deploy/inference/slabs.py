@@ -8,6 +8,7 @@ as no later window adds to them. So a window's slices and scores are held, howev
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,31 +19,44 @@ from leuda_deploy.inference.sliding_window import (
     window_starts,
     windows_per_slice,
 )
-from leuda_deploy.model.tiling import Tiling
+from leuda_deploy.model.tiling import DEFAULT_TILING, Tiling
 from leuda_deploy.scans.resample import taps
 from leuda_deploy.scans.stack import Stack
 
 
-class Slabs:
-    """For a 2D engine: `slab` slices at a time, by default as many as fill a batch.
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """How the scores of a scan are worked out.
+
+    Attributes:
+        tiling: How windows are laid and blended, and which are left out.
+        batch: Windows given to the engine at a time.
+        slab: Slices held at a time, by default as many as fill a batch; a 3D window has its own.
+        mirror: Average over mirrored windows, along the axes that `tiling` allows.
+        probabilities: The engine's scores are after a softmax.
+    """
+
+    tiling: Tiling = DEFAULT_TILING
+    batch: int = 8
+    slab: int | None = None
+    mirror: bool = False
+    probabilities: bool = False
+
+
+DEFAULT_SCORING = Scoring()
+
+
+class SlabScorer:
+    """For a 2D engine: some slices at a time, each scored by itself.
 
     cuts  where the slabs end that are to be given in turn
     """
 
-    def __init__(
-        self,
-        engine: Scorer,
-        stack: Stack,
-        *,
-        fill: float,
-        tiling: Tiling,
-        batch: int,
-        slab: int | None = None,
-    ) -> None:
+    def __init__(self, engine: Scorer, stack: Stack, scoring: Scoring, *, fill: float) -> None:
         self._engine, self._window = engine, stack.window
-        self._fill, self._tiling, self._batch = fill, tiling, batch
-        per_slice = windows_per_slice(stack.grid_shape, stack.window, tiling.overlap)
-        slab = slab or max(1, batch // per_slice)
+        self._fill, self._tiling, self._batch = fill, scoring.tiling, scoring.batch
+        per_slice = windows_per_slice(stack.grid_shape, stack.window, scoring.tiling.overlap)
+        slab = scoring.slab or max(1, scoring.batch // per_slice)
         self.cuts = [*range(slab, stack.depth, slab), stack.depth]
         self._start = 0
 
@@ -62,16 +76,15 @@ class Slabs:
         )
 
 
-class Blocks(Slabs):
-    """The same for a 3D engine: each slab completes a window.
+class BlockScorer(SlabScorer):
+    """For a 3D engine: each slab completes a window.
 
     A scan of fewer slices than a window is padded about its centre, as within a slice.
     """
 
-    def __init__(
-        self, engine: Scorer, stack: Stack, *, fill: float, tiling: Tiling, batch: int
-    ) -> None:
-        super().__init__(engine, stack, fill=fill, tiling=tiling, batch=batch)
+    def __init__(self, engine: Scorer, stack: Stack, scoring: Scoring, *, fill: float) -> None:
+        super().__init__(engine, stack, scoring, fill=fill)
+        tiling = scoring.tiling
         self._size = stack.window_slices
         self._starts = window_starts(stack.depth, self._size, tiling.overlap)
         self.cuts = [min(start + self._size, stack.depth) for start in self._starts]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from leuda_deploy.engines.engine import Engine
-from leuda_deploy.inference.memory_plan import Plan
+from leuda_deploy.inference.memory_plan import MemoryPlan
 from leuda_deploy.inference.segment import Segmentation, volumes_ml
 from leuda_deploy.jobs.find_jobs import Job, picture_path, report_path
 from leuda_deploy.jobs.overlay import draw_overlay
@@ -94,7 +94,7 @@ class Result:
 
     scan: PreparedScan
     engine: Engine
-    plan: Plan
+    plan: MemoryPlan
     found: Segmentation
 
 

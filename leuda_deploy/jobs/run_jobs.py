@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from leuda_deploy.errors import InputError, LeudaError
-from leuda_deploy.inference.pipelined import ahead
-from leuda_deploy.inference.segment import segment_stack
+from leuda_deploy.inference.pipelined import prefetch
 from leuda_deploy.inference.segmenter import Segmenter
 from leuda_deploy.jobs.find_jobs import Job, is_done, scan_sha256
 from leuda_deploy.jobs.report import PreparedScan, Report, Result, write_results
@@ -88,7 +87,7 @@ def run_jobs(
     overlapped = len(jobs) > 1 and segmenter.settings.max_bytes is None
 
     def together(items: Iterable[Item]) -> Iterator[Item]:
-        return ahead(items) if overlapped else iter(items)
+        return prefetch(items) if overlapped else iter(items)
 
     def prepare(job: Job) -> PreparedScan | Outcome:
         scan = _prepare(job, segmenter, skip_done=skip_done)
@@ -182,15 +181,5 @@ def _label(
         _log.warning("%s does not look like the scans of training: %s", job.scan, like)
     engine = segmenter.engine_for(stack)
     with show(f"{stack.volume.name} on {engine.description}") as progress:
-        found = segment_stack(
-            stack,
-            engine,
-            slab=plan.slab,
-            batch=plan.batch,
-            tiling=card.tiling,
-            mirror=segmenter.settings.mirror,
-            uncertainty=uncertainty,
-            probabilities=card.probabilities,
-            progress=progress,
-        )
+        found = segmenter.segment(stack, plan, uncertainty=uncertainty, progress=progress)
     return Result(scan=scan, engine=engine, plan=plan, found=found)

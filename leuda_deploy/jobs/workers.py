@@ -79,7 +79,7 @@ def run_in_processes(
         raise InputError(f"--jobs is for engines on the CPU, not for {orders.settings.engine}")
     processes = max(1, min(processes, len(jobs)))
     # what cannot run is refused once, before any process starts
-    tried = Segmenter(orders.model, share_of(orders.settings, processes), say=_log.info).settled
+    tried = Segmenter(orders.model, share_of(orders.settings, processes)).settled
     # again, of the memory that is left now that this process has loaded all it does
     orders = replace(orders, settings=share_of(orders.settings, processes))
     waiting = deque(jobs)
@@ -170,7 +170,7 @@ def _open(orders: Orders, watched: Connection) -> None:
     threading.Thread(target=_stop_at_the_end_of, args=(watched,), daemon=True).start()
     if orders.set_up is not None:
         orders.set_up()
-    _opened = Segmenter(orders.model, orders.settings, say=_log.info), orders
+    _opened = Segmenter(orders.model, orders.settings), orders
 
 
 def _stop_at_the_end_of(watched: Connection) -> None:

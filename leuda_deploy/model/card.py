@@ -43,7 +43,12 @@ class _Part(BaseModel):
 
 
 class Structure(_Part):
-    """One class of the model: its name, the value it has in label files, its display colour."""
+    """One class of the model.
+
+    name    of the structure
+    value   its class number, which it also has in the label files that are written
+    colour  red, green and blue in pictures
+    """
 
     name: Text
     value: Annotated[int, Field(ge=1, le=255)]
@@ -51,7 +56,19 @@ class Structure(_Part):
 
 
 class Provenance(_Part):
-    """Where the weights come from."""
+    """Where the weights come from.
+
+    method         what was trained on what
+    network        which of the networks of the run it is
+    cohort         name of the cohort
+    cohort_sha256  over what the cohort says and the bytes of its scans and labels
+    config         the resolved config of the run
+    seed           of the run
+    steps          training steps
+    created        date of the export
+    versions       of the packages that made it
+    test_dice      on the cohort's held-out scans, by structure; None: there were none
+    """
 
     method: Text
     network: Text
@@ -69,6 +86,7 @@ class GraphOptions(_Part):
     """What the graph does beyond (B, 1, *window) -> logits with a fixed window.
 
     dynamic_window    it takes any window whose sides are multiples of window_multiple
+    window_multiple   see dynamic_window; 1 if the window is fixed
     output            its scores: logits, or after a softmax over the classes
     """
 
@@ -80,6 +98,12 @@ class GraphOptions(_Part):
 class ModelCard(_Part):
     """What a model is, how scans are prepared for it, and what its outputs mean.
 
+    schema_version  of this table
+    name            of the model
+    modality        of the scans it is for
+    structures      the classes, in order; background is class 0 and has no entry
+    opset           of ONNX
+    licence         under which the weights may be used
     feed  what the graph is given is always the normalised target scan; this says what the network
           inside reads: the target itself, or the target through the generator `to_source`
     precision  what most of the network computes in; inputs and scores are always fp32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -14,7 +15,7 @@ from leuda_deploy.errors import LeudaError, MissingExtraError, ParityError
 from leuda_deploy.model.card import Precision
 from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.proof.layers import first_layer_that_differs
-from leuda_deploy.proof.parity import LIMITS, Parity, check_parity, class_names
+from leuda_deploy.proof.parity import TOLERANCES, Parity, check_parity, class_names
 from leuda_deploy.proof.probes import Probes
 
 # What counts as another layer when the fault is looked for: several times what rounding does.
@@ -50,7 +51,7 @@ def prove(model: ModelFile, reference: Reference) -> tuple[Parity, ...]:
     """
     card = model.card
     found: list[Parity] = []
-    for title, engine in _engines(model).items():
+    for title, engine in _engines(model):
         try:
             parity = check_parity(
                 reference.scores,
@@ -58,17 +59,19 @@ def prove(model: ModelFile, reference: Reference) -> tuple[Parity, ...]:
                 reference.probes,
                 stage=f"{reference.title} -> {title} {card.precision}",
                 classes=class_names(card),
-                limits=LIMITS[card.precision],
+                tolerances=TOLERANCES[card.precision],
             )
         except ParityError as error:
             if found:  # another engine computes the same graph rightly: no layer of it is at fault
                 raise ParityError(
-                    f"{error}; '{found[0].stage}' passed; nothing was kept"
+                    f"{error}; '{found[0].stage}' passed; nothing was kept",
+                    figure=error.figure,
+                    class_name=error.class_name,
                 ) from error
             where = _first_wrong_layer(model, reference, error.window)
             if where is None:
                 raise
-            raise ParityError(f"{error}; {where}; nothing was kept", error.window) from error
+            raise error.adding(f"{where}; nothing was kept") from error
         found.append(parity)
     return tuple(found)
 
@@ -82,21 +85,21 @@ def _first_wrong_layer(model: ModelFile, reference: Reference, window: int | Non
     return first_layer_that_differs(reference.graph, model.graph(), probe, limit=limit)
 
 
-def _engines(model: ModelFile) -> dict[str, Scorer]:
+def _engines(model: ModelFile) -> Iterator[tuple[str, Scorer]]:
     """ONNX Runtime where it runs this precision on the CPU, and OpenVINO where it is installed.
 
-    OpenVINO computes in the precision of the graph.
+    OpenVINO computes in the precision of the graph. It compiles for seconds, so each engine is
+    opened only when the one before has agreed.
     """
-    engines: dict[str, Scorer] = {}
     if runs_on_the_cpu(model.card.precision):
-        engines["ONNX Runtime CPU"] = OnnxEngine(model)
+        yield "ONNX Runtime CPU", OnnxEngine(model)
+    elif find_spec("openvino") is None:
+        raise MissingExtraError("proving a bf16 graph", "OpenVINO", "openvino")
     if find_spec("openvino") is not None:
-        engines["OpenVINO CPU"] = openvino = OpenVinoEngine(model, precision="fp32")
+        openvino = OpenVinoEngine(model, precision="fp32")
         if model.card.precision == "bf16" and not openvino.layers["bf16"]:
             raise LeudaError(
                 "this processor has no bf16, so a bf16 graph cannot be proven here; export it on "
                 "one that has (AVX512-BF16 or AMX), or choose --precision fp16"
             )
-    if not engines:
-        raise MissingExtraError("proving a bf16 graph", "OpenVINO", "openvino")
-    return engines
+        yield "OpenVINO CPU", openvino

@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
-import subprocess
-import sys
-import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
+import platformdirs
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from leuda_deploy.engines.engine import (
@@ -31,111 +31,112 @@ from leuda_deploy.engines.engine import (
     EngineName,
     EngineSettings,
     Float32,
-    PrecisionChoice,
     score_bytes,
 )
+from leuda_deploy.engines.engine_fit import fitting_engine
 from leuda_deploy.engines.onnx_runtime import runs_on_the_cpu
 from leuda_deploy.engines.open_engine import open_engine, reference_engine
 from leuda_deploy.errors import LeudaError, ParityError
 from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.machine.gpu import driver_version, find_gpu
+from leuda_deploy.machine.isolated import IsolatedProcessError, run_isolated
 from leuda_deploy.machine.memory import resident_bytes
 from leuda_deploy.model.card import Precision
 from leuda_deploy.model.model_file import ModelFile
-from leuda_deploy.proof.parity import LIMITS, Limits, check_parity, class_names, run_windows
+from leuda_deploy.proof.parity import TOLERANCES, Tolerances, check_parity, class_names, run_windows
 from leuda_deploy.proof.probes import FLAT, Probes
 
 BATCHES = (1, 2, 4, 8, 16)
 WORTH_IT = 0.95  # a larger batch has to bring at least this ratio in time
 LONG_SECONDS = 0.5  # a batch that takes this long gains nothing from being larger
 TRIAL_SECONDS = 900.0
-NOT_JUDGED = "not judged: every window of this scan is of one single value"
 RUNTIME_PACKAGES = (
     "leuda", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt_rtx",
 )  # fmt: skip
+# disagrees   not the scores of the reference
+# crashed     the process ended without a result
+# too long    it took longer than TRIAL_SECONDS
+# not opened  it said why, and that may pass
+# no memory   as above
+# not judged  every window of the scan is of one single value
+Failure = Literal["disagrees", "crashed", "too long", "not opened", "no memory", "not judged"]
+LASTS: tuple[Failure | None, ...] = (None, "disagrees", "crashed", "too long")
 
-_said_here: dict[str, Trial] = {}  # key -> what holds for this process alone
+_log = logging.getLogger(__name__)
+_tried_here: dict[str, Trial] = {}  # key -> what may pass, so holds for this process alone
 
 
 class Trial(BaseModel):
     """How an engine did on this machine.
 
-    failure       why it must not be chosen, in one line, or None
-    window_ms     batch -> milliseconds a window, the better of two runs
-    growth_bytes  batch -> memory held after running it, beyond the loaded engine
-    kept          for how long this holds: on disk, or for what may pass in this process alone, or
-                  not at all, where the scan could not tell
+    Attributes:
+        engine: Its name.
+        description: What really ran.
+        failure: Why it must not be chosen, or None.
+        detail: What it, or the operating system, said of the failure; may be empty.
+        disagreement: Share of the pixels that get another label than from the reference; None if
+            the two were not compared.
+        window_ms: Batch -> milliseconds a window, the better of two runs. Empty if it did not run.
+        growth_bytes: Batch -> memory held after running it, beyond the loaded engine.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     engine: EngineName
     description: str
-    failure: str | None
-    agreement: str
-    window_ms: dict[int, float]
-    growth_bytes: dict[int, int]
-    kept: Literal["on disk", "in this process", "not at all"] = "on disk"
+    failure: Failure | None = None
+    detail: str = ""
+    disagreement: float | None = None
+    window_ms: dict[int, float] = {}
+    growth_bytes: dict[int, int] = {}
 
     @property
     def batch(self) -> int:
         """The smallest batch that is as fast as any, give or take five per cent."""
-        best = min(self.window_ms.values())
+        best = self.best_ms
         return min(batch for batch, ms in self.window_ms.items() if ms * WORTH_IT <= best)
+
+    @property
+    def best_ms(self) -> float:
+        """Milliseconds a window, of the fastest batch."""
+        return min(self.window_ms.values())
 
 
 def try_engine(
-    name: EngineName, model: ModelFile, sha256: str, windows: Float32, settings: EngineSettings
+    model: ModelFile, name: EngineName, settings: EngineSettings, windows: Callable[[], Float32]
 ) -> Trial:
-    """The kept result for this machine, or a new trial on windows (N, 1, h, w) of a scan.
+    """The kept result for this machine, or a new trial, in a process of its own.
 
-    sha256  of the code that runs: the model file's, or that of the engine that was built from it
+    windows  gives the (N, 1, h, w) of a scan to try it on; only asked where nothing is kept
     """
-    key = _key(name, sha256, settings)
+    key = trial_key(model, name, settings)
     if (found := _found_before(key)) is not None:
         return found
-    trial = _in_a_process(name, model, windows, settings)
-    if trial.kept == "on disk":
+    _log.info("trying %s on this machine, once", name)
+    try:
+        trial = run_isolated(TRIAL_SECONDS, run_trial, model, name, settings, windows())
+    except IsolatedProcessError as error:
+        failure: Failure = "too long" if error.exit_code is None else "crashed"
+        trial = Trial(engine=name, description=name, failure=failure, detail=str(error))
+    if trial.failure in LASTS:
         with atomic_path(_file(key)) as temporary:
             temporary.write_text(trial.model_dump_json(indent=1))
-    elif trial.kept == "in this process":
-        _said_here[key] = trial
+    elif trial.failure != "not judged":
+        _tried_here[key] = trial
     return trial
 
 
-def kept_trial(name: EngineName, sha256: str, settings: EngineSettings) -> Trial | None:
+def kept_trial(model: ModelFile, name: EngineName, settings: EngineSettings) -> Trial | None:
     """What an earlier trial on this machine found, or None."""
-    return _found_before(_key(name, sha256, settings))
+    return _found_before(trial_key(model, name, settings))
 
 
 def _found_before(key: str) -> Trial | None:
-    return _said_here.get(key) or read_trial(_file(key))
+    return _tried_here.get(key) or read_trial(_file(key))
 
 
 def _file(key: str) -> Path:
     return cache_folder() / f"{key}.json"
-
-
-def _in_a_process(
-    name: EngineName, model: ModelFile, windows: Float32, settings: EngineSettings
-) -> Trial:
-    """`run_trial` in a process of its own; a crash and a timeout are failures."""
-    with tempfile.TemporaryDirectory(prefix="leuda-trial-") as folder:
-        np.save(Path(folder) / "windows.npy", windows)
-        order = [name, str(model.path), str(Path(folder) / "windows.npy")]
-        order += [settings.precision, str(settings.threads or 0)]
-        command = [sys.executable, "-m", "leuda_deploy.proof.trial", *order]
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=TRIAL_SECONDS, check=False
-            )
-            return Trial.model_validate_json(done.stdout)
-        except subprocess.TimeoutExpired:
-            reason = f"took longer than {TRIAL_SECONDS:.0f} s"
-        except ValidationError:
-            said = (done.stderr.strip().splitlines() or ["no message"])[-1][:200]
-            reason = f"the trial ended with code {done.returncode}: {said}"
-    return _failed(name, f"{reason} (this is kept; to try again, empty {cache_folder()})")
 
 
 def read_trial(path: Path) -> Trial | None:
@@ -150,27 +151,11 @@ def cache_folder() -> Path:
     """$LEUDA_CACHE, or `leuda` in the user's cache folder."""
     if given := os.environ.get("LEUDA_CACHE"):
         return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "leuda"
+    return platformdirs.user_cache_path("leuda", appauthor=False)
 
 
-def _failed(
-    name: EngineName, reason: str, kept: Literal["on disk", "in this process"] = "on disk"
-) -> Trial:
-    return Trial(
-        engine=name,
-        description=name,
-        failure=reason,
-        agreement="",
-        window_ms={},
-        growth_bytes={},
-        kept=kept,
-    )
-
-
-def _key(name: EngineName, sha256: str, settings: EngineSettings) -> str:
+def trial_key(model: ModelFile, name: EngineName, settings: EngineSettings) -> str:
     """What a result depends on, as one hash."""
-    # the others compute in what the model file holds
-    precision = settings.precision if name == "openvino" else "auto"
     versions = []
     for package in RUNTIME_PACKAGES:
         try:
@@ -181,48 +166,56 @@ def _key(name: EngineName, sha256: str, settings: EngineSettings) -> str:
     on_gpu = name == "ort-cuda" or name in TENSORRT
     gpu = find_gpu() if on_gpu else None
     device = (gpu.name, driver_version()) if gpu else None
-    facts = json.dumps([name, sha256, precision, settings.threads, versions, machine, device])
+    # the other engines compute in what the model file holds
+    precision = settings.precision if name == "openvino" else "auto"
+    code = _code_sha256(model, name)
+    facts = json.dumps([name, code, precision, settings.threads, versions, machine, device])
     return f"{name}-{hashlib.sha256(facts.encode()).hexdigest()[:24]}"
 
 
+def _code_sha256(model: ModelFile, name: EngineName) -> str:
+    """Of what runs: the model file, or the engine that was built from it."""
+    engine = fitting_engine(model, TENSORRT[name]) if name in TENSORRT else None
+    if engine is None or model.manifest is None:
+        return model.sha256
+    return model.manifest.engines[engine].sha256
+
+
 def run_trial(
-    name: EngineName, model: ModelFile, windows: Float32, settings: EngineSettings
+    model: ModelFile, name: EngineName, settings: EngineSettings, windows: Float32
 ) -> Trial:
-    """In this process: load, time and weigh by batch, then compare with ONNX Runtime fp32."""
-    agreement, failure = "the yardstick", None
+    """In this process: load, time and weigh by batch, then compare with the reference engine."""
+    if name != "openvino":
+        settings = replace(settings, precision="auto")
     try:
-        if name != "openvino":
-            settings = replace(settings, precision="auto")
         engine = open_engine(model, name, settings)
-        window_ms, growth = _sweep(engine, windows)
-        if not runs_on_the_cpu(model.card.precision):
-            agreement = "it was proven by its export"
-        elif name != "ort-cpu":
-            agreement, failure = agrees(
-                reference_engine(model, threads=settings.threads), engine, windows
-            )
-    except (LeudaError, MemoryError) as error:
-        return _failed(name, str(error) or "out of memory", kept="in this process")
-    return Trial(
-        engine=name,
-        description=engine.description,
-        failure=failure,
-        agreement=agreement,
-        window_ms=window_ms,
-        growth_bytes=growth,
-        kept="not at all" if failure == NOT_JUDGED else "on disk",
-    )
+        window_ms, growth_bytes = _sweep(engine, windows)
+        trial = Trial(
+            engine=name,
+            description=engine.description,
+            window_ms=window_ms,
+            growth_bytes=growth_bytes,
+        )
+        # ONNX Runtime on the CPU is the reference; where it does not run, the export was the proof
+        if name == "ort-cpu" or not runs_on_the_cpu(model.card.precision):
+            return trial
+        reference = reference_engine(model, threads=settings.threads)
+        return trial.model_copy(update=_compared(reference, engine, windows))
+    except MemoryError:
+        return Trial(engine=name, description=name, failure="no memory")
+    except LeudaError as error:
+        return Trial(engine=name, description=name, failure="not opened", detail=str(error))
 
 
-def agrees(reference: Engine, candidate: Engine, windows: Float32) -> tuple[str, str | None]:
-    """How well two engines agree on windows of a scan, and why that will not do, or None.
+def _compared(reference: Engine, candidate: Engine, windows: Float32) -> dict[str, object]:
+    """What comparing two engines on windows of a scan adds to the candidate's trial.
 
-    The limits are those of exports, by the precision in which the candidate's layers run. Windows
-    of one single value would compare rounding noise: with no other, it is NOT_JUDGED.
+    The tolerances are those of exports, by the precision in which the candidate's layers run.
+    Windows of one single value would compare rounding noise: with no other, nothing is judged.
     """
     order = np.flatnonzero(windows.reshape(len(windows), -1).std(axis=1) > FLAT)
     if not order.size:
-        return "", NOT_JUDGED
+        return {"failure": "not judged"}
     probes = Probes(
         windows=windows[order],
         names=tuple(f"window {k} of the scan" for k in order),
@@ -236,16 +229,16 @@ def agrees(reference: Engine, candidate: Engine, windows: Float32) -> tuple[str,
             probes,
             stage=candidate.description,
             classes=class_names(reference.card),
-            limits=limits_of(candidate.precision),
+            tolerances=tolerances_of(candidate.precision),
         )
     except ParityError as error:
-        return "", f"it does not agree with ONNX Runtime: {error}"
-    return f"{parity.disagreement:.3%} of pixels differ from ONNX Runtime", None
+        return {"failure": "disagrees", "detail": str(error)}
+    return {"disagreement": parity.disagreement}
 
 
-def limits_of(precision: Precision) -> Limits:
+def tolerances_of(precision: Precision) -> Tolerances:
     """What an engine is held to. bf16 keeps 8 bits, as int8 does, and is held to the labels."""
-    return LIMITS["int8" if precision == "bf16" else precision]
+    return TOLERANCES["int8" if precision == "bf16" else precision]
 
 
 def _sweep(engine: Engine, windows: Float32) -> tuple[dict[int, float], dict[int, int]]:
@@ -269,22 +262,3 @@ def _sweep(engine: Engine, windows: Float32) -> tuple[dict[int, float], dict[int
         if min(seconds) > LONG_SECONDS and batch >= engine.streams:
             break
     return window_ms, growth
-
-
-def _main(
-    asked: str, asked_model: str, file: str, asked_precision: str, asked_threads: str
-) -> Trial:
-    assert asked in get_args(EngineName)
-    assert asked_precision in get_args(PrecisionChoice)
-    name: EngineName = asked  # type: ignore[assignment]  # checked above
-    precision: PrecisionChoice = asked_precision  # type: ignore[assignment]
-    settings = EngineSettings(precision=precision, threads=int(asked_threads) or None)
-    try:
-        model = ModelFile.open(asked_model)
-    except LeudaError as error:
-        return _failed(name, str(error), kept="in this process")
-    return run_trial(name, model, np.load(file), settings)
-
-
-if __name__ == "__main__":
-    sys.stdout.write(_main(*sys.argv[1:]).model_dump_json())

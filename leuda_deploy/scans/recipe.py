@@ -50,6 +50,7 @@ class Recipe(BaseModel):
 class Depth(BaseModel):
     """What a 3D graph reads at once along the slice axis: windows are (slices, h, w).
 
+    slices      of a window
     spacing_mm  from slice to slice of the model grid, or "native": the scan's own slices
     """
 

@@ -24,6 +24,13 @@ class ObjectiveConfig(Part):
     """L = L_seg + λ_intra L_con^intra + λ_inter L_con^inter + λ_adv_* L_adv^* + λ_pseudo L_pseudo.
 
     supervised_on      the images L_seg is taken on; they share one label, so are all of one domain
+    lambda_intra, lambda_inter          weights of the consistency terms, after the ramp
+    lambda_adv_intra, lambda_adv_inter  weights of the adversarial terms, after the ramp
+    ema_decay          the most that a teacher keeps of itself in a step; less in the first steps
+    teacher_batchnorm  "own": a teacher normalises by, and remembers, its own domain; "ema": it
+                       averages the student's statistics like the weights
+    teacher_noise, teacher_noise_limit  standard deviation of the noise on the intra-domain
+                       teacher's images, and where it is clipped, in normalised intensities
     intra_on           the images that student and intra-domain teacher are compared on
     warmup_epochs      λ are 0 and the learning rate rises linearly
     ramp_epochs        λ rise as exp(-5 (1 - epoch/ramp_epochs)²)

@@ -12,7 +12,12 @@ from leuda_train.config.values import Count, Part, Positive, Probability, Rate, 
 
 
 class RecipeConfig(Part):
-    """The part of the recipe that is not the cohort's: see `leuda_deploy.scans.recipe.Recipe`."""
+    """How intensities and windows are prepared; slice axis and spacing are the cohort's.
+
+    window            (height, width) in pixels that the networks read at once
+    clip_percentiles  of a whole scan; intensities outside are clipped
+    normalisation     after clipping, over the whole scan: "zscore", or "minmax" to -1 to 1
+    """
 
     window: tuple[int, int]
     clip_percentiles: tuple[float, float]
@@ -20,10 +25,21 @@ class RecipeConfig(Part):
 
 
 class TranslationConfig(Part):
-    """Stage 1. width: channels of the generators' first layer; steps: iterations in all.
+    """Stage 1: images of one domain -> the other's appearance.
 
-    kind  "cyclegan", or "fourier": amplitude swap, which needs no training but cannot be part of an
-          exported graph, so that nothing can be tested on x^{t→s}; fourier_radius is its reach
+    kind                  "cyclegan", or "fourier": amplitude swap, which needs no training but
+                          cannot be part of an exported graph, so nothing is tested on x^{t→s}
+    fourier_radius        half the side of the swapped square, as a share of the spectrum's side
+    width                 channels of the generators' first layer
+    blocks                residual blocks of a generator
+    discriminator_width   channels of the patch discriminators' first layer
+    discriminator_layers  stride-2 convolutions of a patch discriminator
+    steps                 iterations in all
+    batch                 images of each domain in a step
+    learning_rate         of generators and discriminators; it falls to 0 in the second half
+    lambda_cycle          weight of the cycle loss
+    lambda_identity       weight of the identity loss, as a share of lambda_cycle
+    pool                  earlier translated images that the discriminators are shown again
     """
 
     kind: Literal["cyclegan", "fourier"] = "cyclegan"
@@ -46,7 +62,11 @@ class TranslationConfig(Part):
 
 
 class UNetConfig(Part):
-    """Channels and encoder dropout by level, finest first."""
+    """The segmentation network.
+
+    widths   channels by level, finest first
+    dropout  of the encoder, by level
+    """
 
     widths: Annotated[tuple[Positive, ...], Field(min_length=2)]
     dropout: tuple[Probability, ...]
@@ -59,7 +79,12 @@ class UNetConfig(Part):
 
 
 class AdversarialConfig(Part):
-    """Feature adaptation. levels count decoder feature maps from the output: 1 is the last."""
+    """Feature adaptation: the discriminators on decoder features.
+
+    levels         which feature maps, counted from the output: 1 is the last
+    width          channels of a discriminator's first layer
+    learning_rate  of the discriminators
+    """
 
     levels: Annotated[tuple[Positive, ...], Field(min_length=1)]
     width: Positive
@@ -67,9 +92,15 @@ class AdversarialConfig(Part):
 
 
 class ScheduleConfig(Part):
-    """How long and how much at a time. An epoch is steps_per_epoch iterations.
+    """How long stage 2 trains, and on how much at a time.
 
-    decay  of the learning rate after the warm-up: the paper's is constant
+    epochs              how many
+    steps_per_epoch     iterations of an epoch
+    batch_labelled      images a step of each stream of supervised_on, over all processes
+    batch_unlabelled    the same for each unlabelled stream
+    learning_rate       of the student, after the warm-up
+    decay               of the learning rate after the warm-up: the paper's is constant
+    checkpoint_seconds  time from one checkpoint to the next
     """
 
     epochs: Positive
@@ -82,7 +113,11 @@ class ScheduleConfig(Part):
 
 
 class AugmentConfig(Part):
-    """The random affine; drawn anew for each image family."""
+    """The random affine; drawn anew for each image family.
+
+    scale             smallest and largest factor
+    rotation_degrees  largest angle, to either side
+    """
 
     scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
     rotation_degrees: Annotated[float, Field(ge=0, le=180)]
@@ -109,10 +144,11 @@ class StyleConfig(Part):
 class TestConfig(Part):
     """Which network is the product of the run, and what it reads of a target scan.
 
-    network       "auto": the label-free score chooses among those in use
+    network       one of the three, or "auto": the label-free score chooses among those in use
     feed          of student and intra-domain teacher; the inter-domain one always reads x^t
     select        "last": as it is after the last epoch, as in the paper; "label-free": as at the
-                  epoch with the best label-free score, looked at every select_epochs
+                  epoch with the best label-free score
+    select_epochs  from one look at the label-free score to the next
     """
 
     network: Literal["student", "intra_teacher", "inter_teacher", "auto"]
@@ -126,7 +162,12 @@ class TestConfig(Part):
 
 
 class DistilConfig(Part):
-    """Stage 3. width: channels as a share of the U-Net's, 0.25 for an edge-sized network."""
+    """Stage 3: both teachers -> one network that reads the target.
+
+    width          channels as a share of the U-Net's, 0.25 for an edge-sized network
+    steps          iterations in all
+    learning_rate  of the network
+    """
 
     width: Annotated[float, Field(gt=0, le=1)]
     steps: Positive
@@ -140,7 +181,12 @@ class DistilConfig(Part):
 class TrainConfig(Part):
     """Everything about a run but the scans.
 
-    compile  torch.compile student and teachers: pays in long runs alone (benchmarks/training.py)
+    name       of the config; without it, the file's
+    method     name of the method; without it, the file's
+    seed       of everything random: weights, order of the data, augmentation, noise
+    device     "auto": a GPU where there is one
+    precision  of training; "auto": bf16 where the device has it, else fp16 on a GPU, fp32 on a CPU
+    compile    torch.compile student and teachers: pays in long runs alone (benchmarks/training.py)
     """
 
     name: str

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from leuda_deploy.machine.files import write_json
 from leuda_deploy.machine.progress import Progress, no_progress
 from leuda_deploy.scans.intensity import Intensity, fit_intensity
 from leuda_deploy.scans.label_map import read_label_map
@@ -111,7 +112,7 @@ def _write(
         np.save(folder / f"{domain}.npy", np.concatenate(images))
         if with_labels:
             np.save(folder / f"{domain}_labels.npy", np.concatenate(labels))
-    (folder / INDEX_FILE).write_text(json.dumps(index, indent=1))
+    write_json(folder / INDEX_FILE, index)
 
 
 def _target_intensities(index: Path, cohort: Cohort, recipe: Recipe) -> tuple[Intensity, ...]:

@@ -46,11 +46,10 @@ class HeldOut:
         for done, scan in enumerate(scans, start=1):
             assert scan.label is not None
             volume = read_volume(scan.image)
-            pixels = scan.pixel_spacing_mm
-            found = segment(volume, engine, self.recipe, pixel_spacing_mm=pixels).labels
+            stack = Stack(volume, self.recipe, pixel_spacing_mm=scan.pixel_spacing_mm)
+            found = segment(stack, engine).labels
             path = predictions / f"{scan.subject}_label.nii.gz"
             write_labels(path, found, volume, names)
-            stack = Stack(volume, self.recipe, pixel_spacing_mm=pixels)
             pairs[scan.subject] = (path, scan.label)
             spacing_mm[scan.subject] = stack.voxel_spacing_mm
             progress(done, len(scans), scan.subject)

@@ -16,7 +16,7 @@ from leuda_deploy.engines.engine import Scorer
 from leuda_deploy.errors import ParityError
 from leuda_deploy.export.lower_precision import lower_precision
 from leuda_deploy.export.to_onnx import OPSET, WithSoftmax, to_onnx
-from leuda_deploy.machine.files import atomic_folder
+from leuda_deploy.machine.files import atomic_folder, write_json
 from leuda_deploy.machine.progress import Progress, no_progress
 from leuda_deploy.model.card import (
     PALETTE,
@@ -55,13 +55,28 @@ def export_run(
     tiling: Tiling = DEFAULT_TILING,
     progress: Progress = no_progress,
 ) -> tuple[ModelFile, Parity]:
-    """Write model.onnx, card.json (the same card, to read), parity.json and manifest.json in `out`.
+    """Export a finished run: model.onnx, card.json (the same card, to read), parity.json, manifest.
 
-    The folder appears only when every stage agrees with the one before it on real slices, their
+    The folder appears only when each form agrees with the one before it on real slices, their
     borders, noise and extremes: PyTorch -> ONNX fp32 -> ONNX in the precision asked for.
     Both graphs are run by every engine for this CPU that is installed.
-    Raises ParityError otherwise, and TrainingError if the run is not finished.
-    Returns the model file and what the last stage found.
+
+    Args:
+        run: The run folder that `train` filled.
+        out: The export folder. Its name becomes the model's.
+        licence: Licence of the weights, for the card.
+        precision: What the graph computes in. Its inputs and scores are always fp32.
+        options: Other window sizes; probabilities instead of logits.
+        tiling: How windows overlap, and whether they may be mirrored.
+        progress: Told how far the lowering of the precision is.
+
+    Returns:
+        The model file, and what the last comparison found.
+
+    Raises:
+        ParityError: Two forms disagree; nothing is kept.
+        TrainingError: The run is not finished.
+        InputError: `out` holds something that is not an export.
     """
     check_replaceable(out)
     product, facts, families = load_product(run)
@@ -95,7 +110,7 @@ def export_run(
                 report["lifted_layers"] = found.lifted_layers
         report = {"stages": [parity.as_dict() for parity in parities], **report}
         (folder / CARD_FILE).write_text(model.card.model_dump_json(indent=1))
-        (folder / PARITY_FILE).write_text(json.dumps(report, indent=1, allow_nan=False))
+        write_json(folder / PARITY_FILE, report)
         write_manifest(folder, known={MODEL_FILE: model.sha256})
     return replace(model, path=out / MODEL_FILE), parities[-1]
 
@@ -128,7 +143,7 @@ def _prove_onnx(
             raise
         window = reference.probes.windows[error.window][None]
         where = first_layer_that_differs(module, model.graph(), window, limit=LAYER_LIMITS["fp32"])
-        raise ParityError(f"{error}; {where}; nothing was kept", error.window) from error
+        raise error.adding(f"{where}; nothing was kept") from error
 
 
 def make_card(

@@ -23,7 +23,7 @@ from leuda_deploy.scans.volume import read_volume
 from leuda_train.config.streams import SOURCE_STREAMS, TARGET_STREAMS
 from leuda_train.data.cohort import Cohort, Scan
 from leuda_train.loop.metrics_log import Row
-from leuda_train.stages.translate import TranslatedSets
+from leuda_train.stages.translated_sets import TranslatedSets
 
 TITLES = {
     "source": "source $x^s$",

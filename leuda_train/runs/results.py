@@ -17,7 +17,7 @@ from leuda_train.export.product_file import ProductFacts, save_product
 from leuda_train.runs.pictures import draw_predictions, draw_run
 from leuda_train.runs.run import Run
 from leuda_train.stages.adapt import Adapted
-from leuda_train.stages.translate import TranslatedSets
+from leuda_train.stages.translated_sets import TranslatedSets
 
 # The image families that look like what the product is fed, and how many slices of each are kept
 # to prove exports on.

@@ -47,7 +47,8 @@ from leuda_train.runs.run import (
 )
 from leuda_train.stages.adapt import adapt
 from leuda_train.stages.distil import distil
-from leuda_train.stages.translate import TranslatedSets, load_translation, untranslated
+from leuda_train.stages.translate import load_translation
+from leuda_train.stages.translated_sets import TranslatedSets, untranslated
 
 
 def train(

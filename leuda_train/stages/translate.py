@@ -6,10 +6,9 @@ kept under a key made of the slices and the settings, and reused by every run th
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from leuda_train.config.schema import TranslationConfig
-from leuda_train.config.streams import Stream
-from leuda_train.data.augment.fourier import swap_amplitude
 from leuda_train.data.batches import draw_rows, on_device, step_generator, take_rows
 from leuda_train.data.cache import content_key, made_once
 from leuda_train.data.slices import Slices
-from leuda_train.loop import checkpoint
 from leuda_train.loop.hardware import Hardware
 from leuda_train.loop.loop import StageRun, run_steps
 from leuda_train.loop.metrics_log import Row
@@ -40,29 +36,15 @@ from leuda_train.stages.cyclegan import (
     discriminator_losses,
     generator_losses,
 )
+from leuda_train.stages.translated_sets import (
+    TranslatedSets,
+    open_sets,
+    write_cyclegan_sets,
+    write_fourier_sets,
+)
 
 STAGE = "translation"
 log = logging.getLogger("leuda")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TranslatedSets:
-    """The image sets that there are, (N, h, w) float32 memory-mapped, and what made them.
-
-    images     six, or those of `untranslated`
-    to_source  the generator that made x^{t→s}; None where none was trained
-    history    its training
-    """
-
-    images: dict[Stream, NDArray[np.float32]]
-    to_source: Generator | None
-    history: list[Row]
-
-
-def untranslated(slices: Slices) -> TranslatedSets:
-    """The two sets of a method that needs no translation."""
-    images: dict[Stream, NDArray[np.float32]] = {"source": slices.source, "target": slices.target}
-    return TranslatedSets(images=images, to_source=None, history=[])
 
 
 def load_translation(
@@ -78,9 +60,10 @@ def load_translation(
 
     def make(folder: Path) -> None:
         if config.kind == "fourier":
-            _write_fourier_sets(slices, config, seed, folder)
+            write_fourier_sets(slices, config, seed, folder)
         else:
-            _write_cyclegan_sets(slices, config, seed, folder, training)
+            trainer, history = train_cyclegan(slices, config, seed, training)
+            write_cyclegan_sets(slices, trainer.nets, history, folder, training.hardware)
 
     def assist() -> None:
         if config.kind == "cyclegan" and training.hardware.ranks == ranks:
@@ -88,7 +71,7 @@ def load_translation(
 
     folder = made_once(run.folder / f"translation-{key}", make, ranks=ranks, assist=assist)
     shutil.rmtree(training.folder, ignore_errors=True)
-    translated = _open(folder, slices, config)
+    translated = open_sets(folder, slices, config)
     if run.watch.metrics is not None:  # a translation that was there already has rows, too
         run.watch.metrics.begin(STAGE, translated.history)
     return translated
@@ -114,67 +97,6 @@ def _training(config: TranslationConfig, run: StageRun) -> StageRun:
             ranks.size,
         )
     return replace(run, hardware=replace(run.hardware, ranks=ALONE))
-
-
-def fourier_sets(
-    slices: Slices, config: TranslationConfig, seed: int
-) -> dict[Stream, NDArray[np.float32]]:
-    """The four translated sets; every slice borrows from a slice of the other domain at random."""
-    rng = np.random.default_rng(seed)
-    source, target = np.asarray(slices.source), np.asarray(slices.target)
-
-    def there_and_back(
-        own: NDArray[np.float32], other: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        there = other[rng.integers(len(other), size=len(own))]
-        back = own[rng.integers(len(own), size=len(own))]
-        over = swap_amplitude(own, there, config.fourier_radius)
-        return over, swap_amplitude(over, back, config.fourier_radius)
-
-    source_as_target, source_cycled = there_and_back(source, target)
-    target_as_source, target_cycled = there_and_back(target, source)
-    return {
-        "source_as_target": source_as_target,
-        "source_cycled": source_cycled,
-        "target_as_source": target_as_source,
-        "target_cycled": target_cycled,
-    }
-
-
-def _write_fourier_sets(slices: Slices, config: TranslationConfig, seed: int, folder: Path) -> None:
-    for name, images in fourier_sets(slices, config, seed).items():
-        np.save(folder / f"{name}.npy", images)
-    (folder / "history.json").write_text("[]")
-
-
-def _write_cyclegan_sets(
-    slices: Slices, config: TranslationConfig, seed: int, folder: Path, run: StageRun
-) -> None:
-    trainer, history = train_cyclegan(slices, config, seed, run)
-    _write_sets(slices, trainer.nets, folder, run.hardware)
-    names = ("to_target", "to_source")
-    generators = {name: getattr(trainer.nets, name).state_dict() for name in names}
-    checkpoint.save(folder / "generators.pt", generators)
-    (folder / "history.json").write_text(json.dumps(history))
-
-
-def _open(folder: Path, slices: Slices, config: TranslationConfig) -> TranslatedSets:
-    to_source = None
-    if config.kind == "cyclegan":
-        to_source = Generator(config.width, config.blocks)
-        to_source.load_state_dict(checkpoint.load(folder / "generators.pt")["to_source"])
-    translated: tuple[Stream, ...] = (
-        "source_as_target",
-        "source_cycled",
-        "target_as_source",
-        "target_cycled",
-    )
-    sets = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in translated}
-    return TranslatedSets(
-        images={"source": slices.source, "target": slices.target, **sets},
-        to_source=to_source,
-        history=checkpoint.with_new_names(json.loads((folder / "history.json").read_text())),
-    )
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
@@ -284,28 +206,3 @@ def _initialised(net: nn.Module) -> nn.Module:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     return net
-
-
-@torch.no_grad()
-def _write_sets(slices: Slices, nets: CycleGAN, folder: Path, hardware: Hardware) -> None:
-    """Run both generators over every slice: x -> x^{a→b} -> x^{a→b→a}."""
-    for domain, other, there, back in (
-        ("source", "target", nets.to_target, nets.to_source),
-        ("target", "source", nets.to_source, nets.to_target),
-    ):
-        images = getattr(slices, domain)
-        translated, cycled = (
-            np.lib.format.open_memmap(
-                folder / f"{name}.npy", mode="w+", dtype=np.float32, shape=images.shape
-            )
-            for name in (f"{domain}_as_{other}", f"{domain}_cycled")
-        )
-        for start in range(0, len(images), 16):
-            rows = slice(start, start + 16)
-            with hardware.autocast():
-                over = there(hardware.put(torch.from_numpy(images[rows].copy())[:, None]))
-                again = back(over)
-            translated[rows] = over[:, 0].float().cpu().numpy()
-            cycled[rows] = again[:, 0].float().cpu().numpy()
-        translated.flush()
-        cycled.flush()

@@ -14,10 +14,10 @@ from leuda_deploy.model.passport import Passport
 HERE, VERSION = Gpu(name="NVIDIA RTX 4090", capability="8.9"), "10.13.0"
 
 
-def with_engine(folder: Path, **changes: Any) -> Path:
+def with_engine(folder: Path, *, code: bytes = b"code", **changes: Any) -> Path:
     """An export folder with a stand-in for an engine, of which only the passport is read."""
     name = "model.here.engine"
-    (folder / name).write_bytes(b"code")
+    (folder / name).write_bytes(code)
     passport: dict[str, Any] = {
         "onnx_sha256": file_sha256(folder / MODEL_FILE),
         "family": "tensorrt",
@@ -35,7 +35,7 @@ def with_engine(folder: Path, **changes: Any) -> Path:
         "engine_mb": 30.0,
         "memory_mb": 70.0,
         "proven": True,
-        "sha256": hashlib.sha256(b"code").hexdigest(),
+        "sha256": hashlib.sha256(code).hexdigest(),
     }
     write_manifest(folder, {name: Passport.model_validate(passport | changes)})
     return folder / MODEL_FILE

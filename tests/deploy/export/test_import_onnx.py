@@ -195,7 +195,7 @@ def test_all_ways_to_an_export_look_first_where_it_goes(
     tmp_path: Path, make_model: MakeModel
 ) -> None:
     pytest.importorskip("torch", reason="the train extra is not installed")
-    from leuda_train.export.export_run import export
+    from leuda_train.export.export_run import export_run
 
     model = make_model(tmp_path / "made")
     notes = tmp_path / "exports" / "notes.txt"
@@ -206,7 +206,7 @@ def test_all_ways_to_an_export_look_first_where_it_goes(
         lambda out: package_graph(
             tmp_path / "no.onnx", tmp_path / "no.json", out
         ),  # nothing is read before
-        lambda out: export(tmp_path / "no run", out),
+        lambda out: export_run(tmp_path / "no run", out),
     ]
     for way in ways:
         for out in (notes.parent, Path()):

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from leuda_deploy.inference.segment import segment
+from leuda_deploy.inference.slabs import Scoring
 from leuda_deploy.scans.nifti import write_labels
 from leuda_deploy.scans.recipe import Recipe
+from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import read_volume
 
 CLASSES = 5
@@ -96,7 +98,7 @@ def test_identity_network_gives_back_its_labels(
     expected = labels.astype(np.uint8)
     if volume.slope < 0:
         expected = CLASSES - 1 - expected
-    found = segment(volume, identity, recipe(axis), batch=3)
+    found = segment(Stack(volume, recipe(axis)), identity, Scoring(batch=3))
     np.testing.assert_array_equal(found.labels, expected)
     assert found.labels.flags.f_contiguous
     write_labels(tmp_path / "labels.nii.gz", found.labels, volume, {})
@@ -116,7 +118,7 @@ def test_all_48_orders_through_files(tmp_path: Path, axis: str) -> None:
         nib.save(turned, tmp_path / "a.nii.gz")
         volume = read_volume(tmp_path / "a.nii.gz")
         signs.add(bool(np.linalg.det(volume.affine) > 0))
-        found = segment(volume, identity, recipe(axis))
+        found = segment(Stack(volume, recipe(axis)), identity)
         np.testing.assert_array_equal(found.labels, np.asarray(turned.dataobj))
     assert signs == {True, False}
 
@@ -142,5 +144,5 @@ def test_voxels_that_are_not_finite_disturb_no_other(tmp_path: Path, hole: float
     labels[3, 4, 5] = hole
     expected[3, 4, 5] = CLASSES - 1 if hole == np.inf else 0
     nib.save(nib.Nifti1Image(labels, np.eye(4)), tmp_path / "a.nii.gz")
-    found = segment(read_volume(tmp_path / "a.nii.gz"), identity, recipe("superior"))
+    found = segment(Stack(read_volume(tmp_path / "a.nii.gz"), recipe("superior")), identity)
     np.testing.assert_array_equal(found.labels, expected)

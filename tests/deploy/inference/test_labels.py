@@ -1,4 +1,4 @@
-"""Labels are those of resampling every score; doubts are those of the softmax."""
+"""Labels are those of resampling every score; unsure are those of the softmax."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from support.makers import MakeVolume
 
-from leuda_deploy.inference.labels import Doubts, entropy, label_plane, winners
-from leuda_deploy.inference.pipelined import ahead
+from leuda_deploy.inference.labels import Uncertainty, entropy, label_plane, winners
+from leuda_deploy.inference.pipelined import prefetch
 from leuda_deploy.scans.recipe import Recipe
 from leuda_deploy.scans.resample import resize, taps
 from leuda_deploy.scans.stack import Stack
@@ -84,23 +84,23 @@ def test_entropy_is_that_of_the_softmax() -> None:
     assert entropy(np.array([80.0, -80.0, -80.0], np.float32)[:, None, None]) == pytest.approx(0)
 
 
-def test_doubts_count_structures_and_map_entropy(make_volume: MakeVolume) -> None:
+def test_uncertainty_counts_structures_and_maps_entropy(make_volume: MakeVolume) -> None:
     volume = make_volume(np.arange(8 * 8 * 3, dtype=np.int16).reshape(8, 8, 3))
     stack = Stack(volume, Recipe(slice_axis="array-2", spacing_mm="native", window=(8, 8)))
     scores = np.zeros((3, 2, 8, 8), np.float32)
     scores[0, 1], scores[1, 1], scores[2, 1] = 0.1, 5.0, -5.0  # unsure, sure, background
-    doubts = Doubts(stack, wanted=True)
-    doubts.add(0, scores[:2])
-    doubts.add(2, scores[2:])
-    assert doubts.low_share == 0.5
-    assert doubts.entropy is not None
+    unsure = Uncertainty(stack, wanted=True)
+    unsure.add(0, scores[:2])
+    unsure.add(2, scores[2:])
+    assert unsure.low_share == 0.5
+    assert unsure.entropy is not None
     np.testing.assert_array_equal(
-        doubts.entropy[0, 0], np.rint(255 * np.array([entropy(s)[0, 0] for s in scores]))
+        unsure.entropy[0, 0], np.rint(255 * np.array([entropy(s)[0, 0] for s in scores]))
     )
-    assert Doubts(stack, wanted=False).low_share == 0
+    assert Uncertainty(stack, wanted=False).low_share == 0
 
 
-def test_ahead_keeps_the_order_and_is_never_more_than_one_ahead() -> None:
+def test_prefetch_keeps_the_order_and_is_never_more_than_one_prefetch() -> None:
     made: list[int] = []
     where: set[int] = set()
 
@@ -110,22 +110,22 @@ def test_ahead_keeps_the_order_and_is_never_more_than_one_ahead() -> None:
             where.add(threading.get_ident())
             yield i
 
-    for i, item in enumerate(ahead(items())):
+    for i, item in enumerate(prefetch(items())):
         assert item == i
         time.sleep(0.001)
         assert len(made) <= i + 2
     assert threading.get_ident() not in where
 
 
-def test_ahead_raises_what_went_wrong_and_stops_when_left() -> None:
+def test_prefetch_raises_what_went_wrong_and_stops_when_left() -> None:
     def broken() -> Iterator[int]:
         yield 1
         raise ValueError("stop")
 
     with pytest.raises(ValueError, match="stop"):
-        list(ahead(ahead(broken())))
+        list(prefetch(prefetch(broken())))
     before = threading.active_count()
-    for _ in ahead(ahead(iter(range(1000)))):
+    for _ in prefetch(prefetch(iter(range(1000)))):
         break
     time.sleep(0.05)
     assert threading.active_count() <= before
@@ -141,7 +141,7 @@ def test_probabilities_are_as_doubtful_as_their_logits(make_volume: MakeVolume) 
     for probabilities, values in scores.items():
         recipe = Recipe(slice_axis="array-2", spacing_mm="native", window=(8, 8))
         stack = Stack(make_volume(raw), recipe)
-        found[probabilities] = Doubts(stack, wanted=True, probabilities=probabilities)
+        found[probabilities] = Uncertainty(stack, wanted=True, probabilities=probabilities)
         found[probabilities].add(0, values)
     assert 0 < found[False].low_share == found[True].low_share < 1
     one, other = found[False].entropy, found[True].entropy

@@ -19,10 +19,12 @@ from support.makers import MakeModel, MakeVolume, ThresholdLabels
 from leuda_deploy.engines.onnx_runtime import OnnxEngine
 from leuda_deploy.errors import LeudaError, ModelError
 from leuda_deploy.inference.segment import segment, volumes_ml
+from leuda_deploy.inference.slabs import Scoring
 from leuda_deploy.model.card import METADATA_KEY, ModelCard, Structure
 from leuda_deploy.model.model_file import ModelFile, content_sha256
 from leuda_deploy.scans.nifti import write_labels
 from leuda_deploy.scans.recipe import Recipe
+from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import read_volume
 
 ODD = Path(__file__).parents[4] / "shared" / "data" / "odd"
@@ -61,7 +63,7 @@ def test_labels_are_those_of_the_scans_own_voxels(
         turned = image.as_reoriented(turn)
         nib.save(turned, tmp_path / "turned.nii.gz")
         volume = read_volume(tmp_path / "turned.nii.gz")
-        found = segment(volume, engine, with_axis(engine.card.recipe, axis))
+        found = segment(Stack(volume, with_axis(engine.card.recipe, axis)), engine)
         write_labels(tmp_path / "l.nii.gz", found.labels, volume, engine.card.label_names)
         written = nib.load(tmp_path / "l.nii.gz")
         expected = orientations.apply_orientation(threshold_labels(values), turn)
@@ -77,7 +79,7 @@ def test_stored_type_and_scale_do_not_matter(
     raw = np.random.default_rng(0).integers(0, 251, (20, 21, 3)).astype(dtype)
     for slope, inter in ((1.0, 0.0), (0.5, -1024.0), (-3.0, 10.0)):
         volume = make_volume(raw, slope=slope, inter=inter)
-        found = segment(volume, engine, engine.card.recipe)
+        found = segment(Stack(volume, engine.card.recipe), engine)
         np.testing.assert_array_equal(
             found.labels, threshold_labels(raw.astype(float) * slope + inter)
         )
@@ -87,15 +89,15 @@ def test_slab_and_batch_do_not_matter_and_progress_is_told(
     make_volume: MakeVolume, engine: OnnxEngine
 ) -> None:
     raw = np.random.default_rng(0).integers(0, 251, (20, 35, 7)).astype(np.int16)
-    volume, recipe = make_volume(raw), engine.card.recipe
+    stack = Stack(make_volume(raw), engine.card.recipe)
     told: list[tuple[int, int, str]] = []
     once = segment(
-        volume, engine, recipe, slab=3, batch=2, progress=lambda *done: told.append(done)
+        stack, engine, Scoring(slab=3, batch=2), progress=lambda *step: told.append(step)
     )
     assert [step[:2] for step in told] == [(3, 7), (6, 7), (7, 7)]
     assert set(once.seconds) == {"normalise", "resample", "network", "labels", "doubts"}
     for slab, batch in ((1, 1), (100, 100)):
-        again = segment(volume, engine, recipe, slab=slab, batch=batch)
+        again = segment(stack, engine, Scoring(slab=slab, batch=batch))
         np.testing.assert_array_equal(again.labels, once.labels)
 
 
@@ -110,7 +112,7 @@ def test_outside_of_the_scan_is_as_dark_as_its_darkest_voxel(
         assert np.count_nonzero(windows == windows.min()) >= len(windows) * (16 * 16 - 9 * 9)
         return engine(windows)
 
-    segment(make_volume(raw), listening, engine.card.recipe)
+    segment(Stack(make_volume(raw), engine.card.recipe), listening)
     assert darkest == [pytest.approx(-1)]
 
 
@@ -121,7 +123,7 @@ def test_resampled_scan_is_labelled_on_its_own_grid(
     raw[10:30, 20:40] = 1000
     spacing = np.diag([1.0, 0.5, 3.0, 1.0])
     recipe = Recipe.model_validate(engine.card.recipe.model_dump() | {"spacing_mm": (1.7, 1.7)})
-    found = segment(make_volume(raw, spacing), engine, recipe).labels
+    found = segment(Stack(make_volume(raw, spacing), recipe), engine).labels
     assert found.shape == raw.shape
     bright = found == 2
     agree = np.count_nonzero(bright == (raw == 1000)) / raw.size
@@ -147,7 +149,7 @@ def test_odd_real_scan_gets_labels_on_exactly_its_grid(
     )
     scan = nib.load(path)
     volume = read_volume(path, frame=0)
-    found = segment(volume, engine, recipe)
+    found = segment(Stack(volume, recipe), engine)
     write_labels(tmp_path / "l.nii.gz", found.labels, volume, engine.card.label_names)
     written = nib.load(tmp_path / "l.nii.gz")
     assert written.shape[:3] == scan.shape[:3]

@@ -22,11 +22,11 @@ from leuda_deploy.engines.onnx_runtime import OnnxEngine
 from leuda_deploy.engines.open_engine import open_engine
 from leuda_deploy.errors import InputError, ModelError
 from leuda_deploy.export.import_onnx import package_graph
-from leuda_deploy.inference.memory_plan import make_plan
+from leuda_deploy.inference.memory_plan import Workload, make_plan
 from leuda_deploy.inference.segment import segment
 from leuda_deploy.inference.segmenter import Segmenter, sample_windows
 from leuda_deploy.inference.settings import Settings
-from leuda_deploy.inference.slabs import Blocks, ScanSlices
+from leuda_deploy.inference.slabs import BlockScorer, ScanSlices, Scoring
 from leuda_deploy.inference.sliding_window import blend_weights, window_starts
 from leuda_deploy.model.model_file import ModelFile, write_model
 from leuda_deploy.model.tiling import Tiling
@@ -58,7 +58,7 @@ def stack_of(
 
 def scored(engine: Scorer, stack: Stack, tiling: Tiling) -> Float32:
     """(D, K, h, w) of the whole stack, put together from what comes out slab by slab."""
-    blocks = Blocks(engine, stack, fill=-1.0, tiling=tiling, batch=3)
+    blocks = BlockScorer(engine, stack, Scoring(tiling=tiling, batch=3), fill=-1.0)
     found, at = [], 0
     for start, stop in pairwise([0, *blocks.cuts]):
         first, scores = blocks(stack.images(start, stop))
@@ -130,7 +130,7 @@ def test_blending_is_that_of_the_whole_volume_at_once(
 
 def test_a_slice_goes_out_as_soon_as_no_later_window_reads_it(make_volume: MakeVolume) -> None:
     stack = stack_of(make_volume, (20, *PLANE), Depth(slices=8))
-    blocks = Blocks(functions_of_the_voxel, stack, fill=-1, tiling=Tiling(), batch=1)
+    blocks = BlockScorer(functions_of_the_voxel, stack, Scoring(batch=1), fill=-1.0)
     assert blocks.cuts == [8, 12, 16, 20]
     out = [
         (first, len(scores))
@@ -195,7 +195,7 @@ def test_labels_are_those_of_the_scans_own_voxels_in_any_orientation(
         volume = read_volume(tmp_path / "turned.nii.gz")
         for axis in ("superior", "array-0"):
             recipe = Recipe.model_validate(engine.card.recipe.model_dump() | {"slice_axis": axis})
-            labels = segment(volume, engine, recipe, depth=engine.card.depth).labels
+            labels = segment(Stack(volume, recipe, window_depth=engine.card.depth), engine).labels
             expected = orientations.apply_orientation(threshold_labels(values), np.array(turn))
             np.testing.assert_array_equal(labels, expected)
 
@@ -212,7 +212,7 @@ def test_labels_and_doubts_lie_on_the_scans_slices_when_the_grid_has_others(
 
     for spacing_mm in (1.0, 2.0, 4.0):
         depth = Depth(slices=4, spacing_mm=spacing_mm)
-        found = segment(volume, engine, RECIPE, depth=depth, uncertainty=True)
+        found = segment(Stack(volume, RECIPE, window_depth=depth), engine, uncertainty=True)
         assert found.uncertainty is not None
         assert found.labels.shape == found.uncertainty.shape == (9, 10, 12)
         np.testing.assert_array_equal(found.labels, volume.raw > 500)
@@ -279,7 +279,7 @@ def test_memory_does_not_grow_with_the_scan(make_volume: MakeVolume) -> None:
         assert stack.intensity.high > 0  # fitted before
         tracemalloc.start()
         try:
-            segment(stack.volume, functions_of_the_voxel, RECIPE, depth=depth)
+            segment(stack, functions_of_the_voxel)
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
@@ -300,11 +300,11 @@ def test_plan_holds_what_is_used_and_keeps_to_the_budget(
     def engine(windows: Float32) -> Float32:
         return np.repeat(windows, classes, axis=1)
 
-    plan = make_plan(stack, classes=classes, loaded_bytes=0, growth_bytes={}, batch=4)
+    plan = make_plan(stack, Workload(classes=classes), batch=4)
     assert plan.slab == 8
     tracemalloc.start()
     try:
-        segment(stack.volume, engine, RECIPE, depth=depth, batch=4)
+        segment(stack, engine, Scoring(batch=4))
         used = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -312,7 +312,7 @@ def test_plan_holds_what_is_used_and_keeps_to_the_budget(
     assert used < plan.parts["slabs"] + plan.parts["labels"] + one_set
     assert used > 3 * one_set  # or there would be no need to plan
     with pytest.raises(InputError, match="the least that would do is --max-memory"):
-        make_plan(stack, classes=40, loaded_bytes=0, growth_bytes={}, batch=4, max_bytes=1 << 20)
+        make_plan(stack, Workload(classes=classes), batch=4, max_bytes=1 << 20)
 
 
 def test_a_graph_from_elsewhere_gets_its_card_and_is_run(

@@ -273,7 +273,7 @@ def test_scores_that_are_not_finite_are_refused(
         return write_model(graph, made.card, path)
 
     monkeypatch.setattr(export_module, "to_onnx", poison)
-    with pytest.raises(ParityError, match=r"not finite, the first in .* class one"):
+    with pytest.raises(ParityError, match="class one"):
         export_run(run, tmp_path / "exports" / "bad")
     assert list((tmp_path / "exports").iterdir()) == []
 

@@ -52,7 +52,7 @@ def test_fewer_labelled_scans_are_another_cohort(cohort):
     assert all(scan.label is None for scan in fewer.role("source unlabelled"))
     assert fewer.sha256 != whole.sha256
     assert whole.with_labelled(2) == whole
-    with pytest.raises(InputError, match="3 labelled scans asked for; the cohort has 2"):
+    with pytest.raises(InputError, match=r"\b3\b.*\b2\b"):
         whole.with_labelled(3)
 
 
@@ -92,27 +92,27 @@ def test_compare_runs_everything_once_and_writes_one_table(cohort, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("methods", "labelled", "missing", "message"),
+    ("methods", "labelled", "missing", "wrong"),
     [
-        (["source-only", "le-uds"], None, "", "no method named 'le-uds'"),
-        (["source-only"], 3, "", "3 labelled scans asked for; the cohort has 2"),
-        (["source-only"], None, "test =", r"has no \[target\] test scans"),
+        (["source-only", "le-uds"], None, "", "'le-uds'"),
+        (["source-only"], 3, "", r"\b3\b.*\b2\b"),
+        (["source-only"], None, "test =", r"\[target\] test"),
         (
             ["source-only", "supervised"],
             None,
             "upper_bound",
-            "upper_bound labels, which cohort tiny does not",
+            "upper_bound",
         ),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_anything_runs(
-    cohort, tmp_path, methods, labelled, missing, message
+    cohort, tmp_path, methods, labelled, missing, wrong
 ):
     lines = cohort.read_text().splitlines()
     asked = cohort.with_name(f"{tmp_path.name}.toml")  # beside the scans
     asked.write_text("\n".join(line for line in lines if not missing or missing not in line))
     wanted = Comparison(methods=methods, labelled=[None, labelled], seeds=1, config="demo")
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=wrong):
         compare(read_cohort(asked), tmp_path / "out", wanted)
     assert not (tmp_path / "out").exists()
 

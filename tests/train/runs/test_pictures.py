@@ -18,7 +18,7 @@ from leuda_train.data.cohort import read_cohort
 from leuda_train.data.slices import Slices
 from leuda_train.evaluation.label_files import evaluate_pairs
 from leuda_train.runs.pictures import draw_curves, draw_predictions, draw_run, rank_scans
-from leuda_train.stages.translate import TranslatedSets, untranslated
+from leuda_train.stages.translated_sets import TranslatedSets, untranslated
 
 RECIPE = Recipe(slice_axis="superior", spacing_mm="native", window=(16, 16))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from leuda_deploy.errors import InputError, ParityError, TrainingError
 from leuda_deploy.inference.segment import segment
 from leuda_deploy.machine.progress import show_nothing
 from leuda_deploy.model.model_file import ModelFile
+from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import read_volume
 from leuda_train.config.schema import TrainConfig
 from leuda_train.data.cohort import read_cohort
@@ -124,9 +126,9 @@ def test_a_finished_run_returns_its_evaluation_at_once(finished):
 @pytest.mark.slow
 def test_a_run_folder_refuses_another_config_or_cohort(finished, cohort):
     own = finished.parent / "cohort" / "cohort.toml"
-    with pytest.raises(InputError, match="holds a run of another config or cohort"):
+    with pytest.raises(InputError, match=re.escape(str(finished / "config.toml"))):
         do_train(own, finished, small_config(seed=1), show=fails)
-    with pytest.raises(InputError, match="holds a run of another config or cohort"):
+    with pytest.raises(InputError, match=re.escape(str(finished / "config.toml"))):
         do_train(cohort, finished, small_config(), show=fails)
 
 
@@ -164,7 +166,7 @@ def test_the_export_agrees_with_pytorch_and_segments(finished, tmp_path):
     engine = OnnxEngine(ModelFile.open(out), threads=1)
     assert engine.card == card
     scan = read_volume(finished.parent / "cohort" / "ct_test" / "ct_2501_image.nii.gz")
-    found = segment(scan, engine, engine.card.recipe).labels
+    found = segment(Stack(scan, engine.card.recipe), engine).labels
     expected = read_volume(finished / "predictions" / "ct_2501_label.nii.gz").raw
     assert found.shape == expected.shape
     assert (found == expected).mean() > 0.999
@@ -189,7 +191,7 @@ def test_an_export_with_swapped_classes_is_refused_and_nothing_is_kept(
     honest = export_module.to_onnx
     swapped = lambda module, card, path: honest(Swapped(module), card, path)
     monkeypatch.setattr(export_module, "to_onnx", swapped)
-    with pytest.raises(ParityError, match="PyTorch fp32 -> ONNX Runtime"):
+    with pytest.raises(ParityError, match="PyTorch fp32"):
         export_run(finished, tmp_path / "exports" / "bad")
     assert list((tmp_path / "exports").iterdir()) == []
 
@@ -243,13 +245,13 @@ def test_the_supervised_method_asks_for_labels_before_it_claims_the_folder(tmp_p
     text = cohort.read_text().splitlines()
     cohort.write_text("\n".join(line for line in text if not line.startswith("upper_bound")))
     config = small_config("supervised")
-    with pytest.raises(InputError, match=r"supervised needs .* upper_bound labels"):
+    with pytest.raises(InputError, match="upper_bound"):
         do_train(cohort, tmp_path / "out", config)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_without_a_finished_run_cannot_be_exported(tmp_path):
-    with pytest.raises(TrainingError, match="holds no finished run"):
+    with pytest.raises(TrainingError, match=r"model\.pt"):
         export_run(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -7,7 +7,7 @@ import torch
 
 from leuda_train.data.augment.fourier import swap_amplitude
 from leuda_train.data.augment.style import random_convolution, random_curve, randomise_style
-from leuda_train.stages.translate import fourier_sets
+from leuda_train.stages.translated_sets import fourier_sets
 
 
 def seeded(seed: int = 0) -> torch.Generator:

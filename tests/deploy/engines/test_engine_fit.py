@@ -5,7 +5,6 @@ The GPU and TensorRT itself are stood in for; running an engine needs both (mark
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,27 +13,26 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from support.engine_files import HERE, VERSION, with_engine
-from support.makers import MakeModel, MakeVolume
+from support.makers import MakeModel
 
 from leuda_deploy.engines import engine_fit
 from leuda_deploy.engines import tensorrt as tensorrt_engine
-from leuda_deploy.engines.engine import EngineSettings
+from leuda_deploy.engines.engine import EngineName, EngineSettings
+from leuda_deploy.engines.engine_fit import EngineRefusedError, fitting_engine
 from leuda_deploy.engines.onnx_runtime import OnnxEngine
 from leuda_deploy.engines.open_engine import open_engine
-from leuda_deploy.errors import InputError, LeudaError, ModelError, ParityError
+from leuda_deploy.errors import InputError, LeudaError, ParityError
 from leuda_deploy.export import add_engines as add_engines_module
 from leuda_deploy.export.add_engines import add_engines
 from leuda_deploy.export.to_tensorrt import EngineTarget, engine_targets
-from leuda_deploy.inference import segmenter as segmenter_module
-from leuda_deploy.inference.segmenter import Segmenter, installed_engines
+from leuda_deploy.inference.segmenter import Segmenter
 from leuda_deploy.inference.settings import Settings
-from leuda_deploy.machine.files import file_sha256
 from leuda_deploy.machine.gpu import find_gpu
 from leuda_deploy.model.default_model import default_model
 from leuda_deploy.model.export_folder import MODEL_FILE, read_manifest, write_manifest
 from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.proof.probes import make_probes
-from leuda_deploy.proof.trial import Trial
+from leuda_deploy.proof.trial import trial_key
 
 
 @pytest.fixture
@@ -63,77 +61,74 @@ def test_proven_engine_that_fits_is_opened_by_name(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "refusal", "reason"),
     [
-        ({"family": "tensorrt_rtx"}, r"has no tensorrt engine; build it: leuda export .* --trt"),
-        ({"capability": "8.6"}, r"compute capability: the engine is for 8\.6, here it is 8\.9"),
-        ({"gpu": "NVIDIA A100"}, "gpu: the engine is for NVIDIA A100"),
-        ({"version": "10.1"}, "tensorrt version: the engine is for 10.1"),
-        ({"onnx_sha256": "0" * 64}, "onnx_sha256"),
-        ({"proven": False}, "never compared with ONNX Runtime.*--prove"),
-        ({"sha256": "0" * 64}, "nothing was loaded"),
+        ({"family": "tensorrt_rtx"}, "missing", None),
+        ({"capability": "8.6"}, "misfit", "compute capability"),
+        ({"gpu": "NVIDIA A100"}, "misfit", "gpu"),
+        ({"version": "10.1"}, "misfit", "version"),
+        ({"onnx_sha256": "0" * 64}, "misfit", "model"),
+        ({"proven": False}, "unproven", None),
+        ({"sha256": "0" * 64}, "altered", None),
     ],
 )
-def test_engine_asked_for_by_name_is_one_line_where_it_cannot_run(
-    folder: Path, changes: dict[str, Any], message: str
+def test_engine_asked_for_by_name_is_refused_where_it_cannot_run(
+    folder: Path, changes: dict[str, Any], refusal: str, reason: str | None
 ) -> None:
-    model = with_engine(folder, **changes)
-    with pytest.raises(ModelError, match=message) as refused:
-        Segmenter(folder, Settings(engine="tensorrt"))
+    model = ModelFile.open(with_engine(folder, **changes))
+    with pytest.raises(EngineRefusedError) as refused:
+        open_engine(model, "tensorrt")
+    assert refused.value.refusal == refusal
+    assert [misfit.reason for misfit in refused.value.misfits] == ([reason] if reason else [])
     assert "\n" not in str(refused.value)
-    assert "tensorrt" not in installed_engines(ModelFile.open(model)) or "sha256" in changes
+    # by its passport alone it is taken: the code is hashed where it is loaded
+    assert (fitting_engine(model, "tensorrt") is not None) == ("sha256" in changes)
 
 
-def test_model_without_engines_is_one_line(folder: Path) -> None:
-    with pytest.raises(ModelError, match="has no manifest"):
-        open_engine(ModelFile.open(folder), "tensorrt")
+def test_a_misfit_says_what_is_wanted_and_what_is_here(folder: Path) -> None:
+    with_engine(folder, capability="8.6")
+    with pytest.raises(EngineRefusedError) as refused:
+        Segmenter(folder, Settings(engine="tensorrt"))
+    (misfit,) = refused.value.misfits
+    assert (misfit.wants, misfit.here) == ("8.6", HERE.capability)
+
+
+def test_model_without_engines_is_refused(folder: Path) -> None:
+    def refusal(path: Path, name: EngineName) -> str:
+        with pytest.raises(EngineRefusedError) as refused:
+            open_engine(ModelFile.open(path), name)
+        return refused.value.refusal
+
+    assert refusal(folder, "tensorrt") == "no export"
     write_manifest(folder)
-    with pytest.raises(ModelError, match="has no tensorrt_rtx engine"):
-        open_engine(ModelFile.open(folder), "tensorrt-rtx")
+    assert refusal(folder, "tensorrt-rtx") == "missing"
     shutil.copy(folder / MODEL_FILE, folder / "other.onnx")
-    with pytest.raises(ModelError, match="no export folder's model"):
-        open_engine(ModelFile.open(folder / "other.onnx"), "tensorrt")
-    with pytest.raises(InputError, match="bf16 is for openvino"):
-        open_engine(ModelFile.open(folder), "tensorrt", EngineSettings(precision="bf16"))
+    assert refusal(folder / "other.onnx", "tensorrt") == "no export"
 
 
 @pytest.mark.usefixtures("stand_in")
 def test_engine_that_takes_more_than_the_budget_is_refused_with_the_least(folder: Path) -> None:
     with_engine(folder)
-    with pytest.raises(InputError, match=r"takes 100 MB .* --max-gpu-memory 101M"):
+    with pytest.raises(InputError, match=r"--max-gpu-memory 101M"):
         Segmenter(folder, Settings(engine="tensorrt", max_gpu_bytes=50 * 10**6))
     Segmenter(folder, Settings(engine="tensorrt", max_gpu_bytes=101 * 10**6))
 
 
-@pytest.mark.usefixtures("stand_in")
-def test_auto_takes_it_where_it_is_fastest_and_tries_a_new_one_anew(
-    folder: Path, make_volume: MakeVolume, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tried: list[tuple[str, str]] = []
+def test_a_new_engine_is_tried_anew(folder: Path) -> None:
+    settings = EngineSettings(threads=1)
 
-    def trial(name: Any, model: ModelFile, code: str, *more: Any) -> Trial:
-        tried.append((name, code))
-        return Trial(
-            engine=name,
-            description=name,
-            failure=None if name in ("tensorrt", "ort-cpu") else "not here",
-            agreement="it agrees",
-            window_ms={1: 1.0 if name == "tensorrt" else 9.0},
-            growth_bytes={1: 0},
-        )
+    def key() -> str:
+        return trial_key(ModelFile.open(folder), "tensorrt", settings)
 
-    monkeypatch.setattr(segmenter_module, "try_engine", trial)
-    model = with_engine(folder)
-    said: list[str] = []
-    segmenter = Segmenter(folder, Settings(engine="auto"), say=said.append)
-    values = np.random.default_rng(0).integers(0, 1000, (20, 18, 3)).astype(np.int16)
-    segmenter.engine_for(segmenter.stack(make_volume(values)))
-    assert any("chose tensorrt" in line for line in said)
-    codes = dict(tried)
-    assert codes["ort-cpu"] == file_sha256(model)
-    assert codes["tensorrt"] == hashlib.sha256(b"code").hexdigest()
+    alone = key()
+    with_engine(folder)
+    first = key()
+    assert first == key() != alone
+    with_engine(folder, code=b"other code")
+    assert key() not in (first, alone)
     with_engine(folder, proven=False)
-    assert "tensorrt" not in installed_engines(ModelFile.open(model))
+    assert key() == alone  # as if there were none
+    assert trial_key(ModelFile.open(folder), "ort-cpu", settings) != alone
 
 
 class OnnxInPlace(OnnxEngine):
