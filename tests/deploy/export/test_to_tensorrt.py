@@ -167,16 +167,20 @@ def test_verify_says_what_the_engines_are_and_that_they_do_not_fit(export: Path)
 def test_what_to_do_about_an_engine_depends_on_what_is_wrong(export: Path) -> None:
     passport = read_manifest(export).engines["model.rtx-ampere.engine"]
     build = f"leuda export {export / MODEL_FILE} --trt"
-    stale = ["onnx_sha256: the engine is for a, here it is b", "compute capability: ..."]
-    assert (
-        remedy(export, passport, None, stale) == f"build it again: {build} --trt-target rtx-ampere"
-    )
+    of_another_gpu = misfits(passport, onnx_sha256=passport.onnx_sha256, gpu=None,
+                             version=passport.version)  # fmt: skip
+    stale = misfits(passport, onnx_sha256="0" * 64, gpu=None, version=passport.version)
+    assert [misfit.reason for misfit in of_another_gpu] == ["compute capability"]
+    assert [misfit.reason for misfit in stale] == ["model", "compute capability"]
+
+    assert remedy(export, passport, None, stale).endswith(f"{build} --trt-target rtx-ampere")
     here = Gpu(name="RTX 4090", capability="8.9")
-    said = remedy(export, passport, here, stale[1:])
-    assert said == f"build one for this machine's RTX 4090: {build}"
+    assert remedy(export, passport, here, of_another_gpu).endswith(f"RTX 4090: {build}")
     theirs = passport.model_copy(update={"gpu": "RTX 3080", "target": "this-machine"})
-    assert remedy(export, theirs, None, stale) == f"build it again beside its RTX 3080: {build}"
-    assert "it is for RTX 3080 (SM 8.6)" in remedy(export, theirs, None, stale[1:])
+    assert remedy(export, theirs, None, stale).endswith(f"RTX 3080: {build}")
+    elsewhere = remedy(export, theirs, None, of_another_gpu)
+    assert "RTX 3080 (SM 8.6)" in elsewhere
+    assert elsewhere.endswith(f"leuda verify {export} --prove SCAN")
 
 
 def flip(path: Path, place: int = 1000) -> None:
