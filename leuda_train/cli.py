@@ -1,6 +1,6 @@
 """the `leuda` command: the deployment half's commands and those that make models.
 
-Longer than other files: the options of seven commands, with their help, are most of it.
+Long because the options of seven commands, with their help, are most of it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""command line -> the module that does the work. Heavy imports are inside the commands."""
+"""command line -> the module that does the work. Heavy imports are inside the commands.
+
+Long because the options of three commands, with their help, are most of it.
+"""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from support import tiny
 
+from leuda_deploy.errors import InputError
 from leuda_deploy.scans.intensity import fit_intensity
 from leuda_deploy.scans.recipe import Recipe
 from leuda_deploy.scans.volume import read_volume
@@ -117,8 +118,9 @@ def test_target_labels_are_stored_only_when_asked_for(cohort_file, tmp_path):
 
 def test_a_failure_leaves_no_half_written_cache(cohort_file, tmp_path):
     cohort = read_cohort(cohort_file)
-    cohort.role("target unlabelled")[1].image.unlink()
-    with pytest.raises(ValueError, match="no such scan"):
+    gone = cohort.role("target unlabelled")[1].image
+    gone.unlink()
+    with pytest.raises(InputError, match=gone.name):
         load_slices(cohort, RECIPE, tmp_path / "cache")
     assert tiny.made(tmp_path / "cache") == []
 

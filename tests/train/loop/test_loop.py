@@ -94,33 +94,6 @@ def test_a_killed_and_resumed_run_is_bit_equal_to_an_uninterrupted_one(make, tmp
     assert_bit_equal(resumed.state(), straight.state())
 
 
-def with_old_names(state: object) -> object:
-    """As states were written when discriminators were called critics."""
-    if isinstance(state, dict):
-        return {
-            key.replace("discriminator", "critic") if isinstance(key, str) else key: (
-                with_old_names(value)
-            )
-            for key, value in state.items()
-        }
-    return [with_old_names(value) for value in state] if isinstance(state, list) else state
-
-
-@pytest.mark.parametrize("make", [adaptation, translation])
-def test_a_checkpoint_of_before_the_discriminators_had_their_name_resumes(make, tmp_path):
-    straight = make()
-    history = run(straight, tmp_path / "straight", seconds=60.0)
-    with pytest.raises(KilledError):
-        run(DiesAt(make(), 7), tmp_path / "killed")
-    last = tmp_path / "killed" / "last.pt"
-    old = with_old_names(torch.load(last, weights_only=True))
-    assert any("critic" in name for name in old["trainer"])
-    torch.save(old, last)
-    resumed = make()
-    assert run(resumed, tmp_path / "killed") == history
-    assert_bit_equal(resumed.state(), straight.state())
-
-
 @pytest.mark.parametrize("damage", ["truncated", "empty", "garbage"])
 def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(tmp_path, caplog, damage):
     straight = adaptation()

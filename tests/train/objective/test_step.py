@@ -268,7 +268,7 @@ def test_compiling_is_for_student_and_teachers_alone(monkeypatch):
 
 def test_compiling_without_a_compiler_or_in_several_processes_is_one_clear_error(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(InputError, match="compiler, but there is no no-such-compiler"):
+    with pytest.raises(InputError, match="no-such-compiler"):
         check_compiler(tiny.CPU)
-    with pytest.raises(InputError, match="compile = true is for one process"):
+    with pytest.raises(InputError, match="compile"):
         check_compiler(replace(tiny.CPU, ranks=Ranks(0, 2)))
