@@ -76,7 +76,7 @@ def overlay(shown: Shown) -> Image.Image:
     """The picture."""
     window = choose_window(shown.volume, shown.labels, shown.modality)
     own = plane_of_slices(shown.volume, shown.slice_axis)
-    tiles = _Tiles(shown.structures, window, shown.volume, TILE)
+    tiles = Tiles(shown.structures, window, shown.volume, TILE)
     rows: list[list[Image.Image]] = []
     main = cut(shown.volume, shown.labels, own)
     chosen = _chosen(main, shown, COLUMNS)
@@ -148,7 +148,7 @@ def _legend(shown: Shown) -> list[tuple[Structure, str, str]]:
     ]
 
 
-class _Tiles:
+class Tiles:
     """Slices of one scan, drawn in one window; a plane's slices all in one scale."""
 
     def __init__(
@@ -241,6 +241,11 @@ def _scale_bar(draw: Draw, size: tuple[int, int], scale: float) -> None:
     _outlined(draw, (right, y - 4), f"{length} mm", WHITE, 12, "rb")
 
 
+def draw_line(canvas: Image.Image, at: tuple[int, int], text: str) -> None:
+    """Write a line of text over a picture."""
+    ImageDraw.Draw(canvas).text(at, text, fill=WHITE, font=_font(14))
+
+
 def _mark(draw: Draw, at: tuple[int, int], structure: Structure) -> None:
     """A square in the structure's colour, with its number in it."""
     x, y = at
@@ -284,7 +289,7 @@ def write_movie(path: Path | str, shown: Shown) -> None:
     """
     window = choose_window(shown.volume, shown.labels, shown.modality)
     plane = cut(shown.volume, shown.labels, plane_of_slices(shown.volume, shown.slice_axis))
-    tiles = _Tiles(shown.structures, window, shown.volume, FRAME_TILE)
+    tiles = Tiles(shown.structures, window, shown.volume, FRAME_TILE)
     found = np.flatnonzero([slice_.any() for slice_ in plane.labels])
     last = len(plane.labels) - 1
     first, last = (max(0, found[0] - 2), min(last, found[-1] + 2)) if len(found) else (0, last)

@@ -44,6 +44,7 @@ from leuda_train.runs.run import (
     check_shares,
     check_upper_bound,
     write_config,
+    write_scans,
 )
 from leuda_train.stages.adapt import adapt
 from leuda_train.stages.distil import distil
@@ -105,6 +106,7 @@ def train(
             check_compiler(hardware)
         if ranks.first:
             write_config(folder, config, cohort)
+            write_scans(folder, config, cohort, recipe)
         run = Run(
             cohort=cohort,
             config=config,
