@@ -237,14 +237,14 @@ def _phase(phase: str, row: Row) -> str:
     return f"{seconds:.2f}{times}"
 
 
-def read_earlier(path: Path) -> Result:
+def read_earlier(path: Path) -> dict[str, Any]:
     """A result file of `leuda bench`.
 
     Raises:
         InputError: The file is no result.
     """
     try:
-        earlier: Result = json.loads(path.read_bytes())
+        earlier: dict[str, Any] = json.loads(path.read_bytes())
         _ = earlier["shape"], [row["engine"] for row in earlier["engines"]]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is no result of `leuda bench`: {one_line(error)}") from error
