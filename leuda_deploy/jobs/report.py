@@ -17,7 +17,7 @@ from leuda_deploy.jobs.dicom_seg import NOTHING_FOUND
 from leuda_deploy.jobs.find_jobs import Job, picture_path
 from leuda_deploy.jobs.flags import Flag, flags_of
 from leuda_deploy.jobs.outputs import JobWriter
-from leuda_deploy.jobs.overlay import Shown, draw_overlay
+from leuda_deploy.jobs.picture.overlay import Shown, draw_overlay
 from leuda_deploy.machine.clock import Clock
 from leuda_deploy.machine.memory import peak_bytes
 from leuda_deploy.machine.tracebacks import keep_traceback
