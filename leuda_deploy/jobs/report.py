@@ -12,7 +12,8 @@ from leuda_deploy.engines.engine import Engine
 from leuda_deploy.inference.memory_plan import MemoryPlan
 from leuda_deploy.inference.segment import Segmentation, volumes_ml
 from leuda_deploy.jobs.find_jobs import Job, picture_path, report_path
-from leuda_deploy.jobs.overlay import draw_overlay
+from leuda_deploy.jobs.flags import Flag, flags_of
+from leuda_deploy.jobs.overlay import Shown, draw_overlay
 from leuda_deploy.machine.clock import Clock
 from leuda_deploy.machine.files import write_json
 from leuda_deploy.machine.memory import peak_bytes
@@ -35,6 +36,7 @@ class Report:
     asked           frame, engine, precision and mirror as they were asked for
     low_confidence  share of the structures' voxels whose class has a probability below 0.7
     intensity       clip limits, shift, scale and quartiles of this scan
+    flags           what is odd about a structure's labels, e.g. that the scan's border cuts it
     domain          whether it looks like the target scans of training; None if the card does not
                     describe them
     """
@@ -56,6 +58,7 @@ class Report:
     asked: Mapping[str, object]
     low_confidence: float
     intensity: dict[str, float | tuple[float, ...]]
+    flags: tuple[Flag, ...]
     domain: dict[str, bool | float | str] | None
     total_seconds: float
     predicted_peak_mb: float
@@ -120,10 +123,23 @@ def write_results(result: Result, *, overlay: bool) -> Report:
             write_map(job.uncertainty, found.uncertainty, volume)
     if picture is not None:
         with clock("overlay"):
-            draw_overlay(picture, volume, found.labels, card)
+            draw_overlay(picture, _shown(result))
     report = _report(result, picture)
     write_json(report_path(job.output), report.as_dict())
     return report
+
+
+def _shown(result: Result) -> Shown:
+    found, card = result.found, result.engine.card
+    return Shown(
+        volume=result.scan.stack.volume,
+        labels=found.labels,
+        structures=card.structures,
+        modality=card.modality,
+        slice_axis=card.recipe.slice_axis,
+        likeness=None if card.domain is None else likeness(found.intensity, card.domain),
+        flags=flags_of(found.labels, card.structures),
+    )
 
 
 def _report(result: Result, picture: Path | None) -> Report:
@@ -147,6 +163,7 @@ def _report(result: Result, picture: Path | None) -> Report:
         volumes_ml={name: round(volume_ml, 3) for name, volume_ml in millilitres.items()},
         low_confidence=round(found.low_confidence, 4),
         intensity=_rounded(found.intensity),
+        flags=tuple(flags_of(found.labels, card.structures)),
         domain=None if card.domain is None else asdict(likeness(found.intensity, card.domain)),
         seconds={name: round(s, 4) for name, s in {**found.seconds, **scan.clock.seconds}.items()},
         total_seconds=round(time.perf_counter() - scan.began, 4),
