@@ -20,6 +20,9 @@ def report(
     bench: Annotated[
         Path | None, typer.Option(help="Of an export: what `leuda bench --save` wrote of it.")
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a file that is no page of leuda.")
+    ] = False,
 ) -> None:
     """Write a page about a run, comparison or export.  [dim]Needs: leuda\\[train].[/dim]"""
     from importlib.util import find_spec
@@ -27,11 +30,13 @@ def report(
     for module, package in (("jinja2", "Jinja"), ("matplotlib", "matplotlib")):
         if find_spec(module) is None:
             raise MissingExtraError("leuda report", package, "train")
+    from leuda_deploy.machine.outputs import Output, plan_outputs
     from leuda_train.pages.find import write_report
+    from leuda_train.pages.page import is_page
 
     if not folder.exists():
         raise InputError(f"no such folder: {folder}")
-    if output.suffix.lower() not in (".html", ".htm"):
-        raise InputError(f"-o ends in .html, not {output.name!r}")
+    page = Output(path=output, what="page", endings=(".html", ".htm"), is_ours=is_page)
+    plan_outputs([page], inputs=[bench] if bench else [], force=force)
     write_report(folder, output, bench)
     typer.echo(str(output))

@@ -8,9 +8,9 @@ from typing import Any
 
 from PIL import Image
 
-from leuda_deploy.jobs.grey_window import choose_window
-from leuda_deploy.jobs.overlay import COLUMNS, DARK, GAP, LINE, TILE, Tiles, draw_line
-from leuda_deploy.jobs.planes import choose_slices, cut, plane_of_slices
+from leuda_deploy.jobs.picture.grey_window import choose_window
+from leuda_deploy.jobs.picture.overlay import COLUMNS, DARK, GAP, LINE, TILE, Tiles, draw_line
+from leuda_deploy.jobs.picture.planes import choose_slices, cut, plane_of_slices
 from leuda_deploy.model.card import PALETTE, Structure
 from leuda_deploy.scans.label_map import read_label_map
 from leuda_deploy.scans.volume import read_volume

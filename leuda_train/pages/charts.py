@@ -100,8 +100,8 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 def _svg(figure: Figure, title: str) -> Markup:
     """The figure as an element for a page; the same figure gives the same text."""
     for legend in (axis.get_legend() for axis in figure.axes):
-        for text in legend.get_texts() if legend else ():
-            text.set_color(INK)
+        for entry in legend.get_texts() if legend else ():
+            entry.set_color(INK)
     out = io.StringIO()
     salt = sha256(title.encode()).hexdigest()[:8]  # clip paths of two charts are two
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):

@@ -16,6 +16,7 @@ from leuda_deploy.machine.files import atomic_path
 
 WEBP_QUALITY = 82
 MISSING = "–"
+MARK, HEAD_BYTES = b'<meta name="generator" content="leuda report">', 2048
 
 
 def write_page(path: Path, template: str, facts: Mapping[str, Any]) -> None:
@@ -31,6 +32,12 @@ def write_page(path: Path, template: str, facts: Mapping[str, Any]) -> None:
     text = environment.get_template(template).render(**facts)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is a page that was written here."""
+    with path.open("rb") as file:
+        return MARK in file.read(HEAD_BYTES)
 
 
 def number(value: float | None, digits: int = 3) -> str:

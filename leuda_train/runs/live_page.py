@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from leuda_deploy.machine.progress import Progress, ShowProgress
 from leuda_train.loop.metrics_log import read_metrics
@@ -15,7 +15,8 @@ from leuda_train.pages.run_page import write_run_page
 from leuda_train.runs.pictures import draw_run
 from leuda_train.stages.translated_sets import TranslatedSets
 
-EVERY_SECONDS = 150.0
+FIRST_SECONDS, EVERY_SECONDS = 20.0, 150.0
+BESIDES = ("stage", "images_per_s")  # in a row of metrics, beside the terms
 MOST_SHARE = 0.02  # of the time of a run that its page may take
 _log = logging.getLogger(__name__)
 
@@ -27,25 +28,28 @@ class LivePage:
     folder: RunFolder
     method: str
     translated: TranslatedSets | None = None
-    next_at: float = 0.0
+    next_at: float = field(default_factory=lambda: time.monotonic() + FIRST_SECONDS)
 
     def write(self) -> None:
-        """Draw what there is. A page that cannot be written is said, and stops no training."""
+        """Draw what there is, in passing."""
         began = time.monotonic()
-        try:
-            if self.translated is not None:
-                rows = read_metrics(self.folder.metrics)
-                own = [
-                    {name: value for name, value in row.items() if name != "stage"}
-                    for row in rows
-                    if row["stage"] == self.method
-                ]
-                draw_run(self.folder.run_picture, self.translated, own)
-            write_run_page(self.folder.path, self.folder.page)
-        except (OSError, ValueError, KeyError) as error:
-            _log.warning("cannot write %s: %s", self.folder.page, error)
+        if self.translated is not None:
+            own = [
+                {name: value for name, value in row.items() if name not in BESIDES}
+                for row in read_metrics(self.folder.metrics)
+                if row["stage"] == self.method
+            ]
+            draw_run(self.folder.run_picture, self.translated, own)
+        self.finish()
         took = time.monotonic() - began
         self.next_at = time.monotonic() + max(EVERY_SECONDS, took / MOST_SHARE)
+
+    def finish(self) -> None:
+        """Write the page alone. One that cannot be written is said, and stops no training."""
+        try:
+            write_run_page(self.folder.path, self.folder.page)
+        except (OSError, ValueError) as error:
+            _log.warning("cannot write %s: %s", self.folder.page, error)
 
     def watching(self, show: ShowProgress) -> ShowProgress:
         """The same progress; now and then the page is written in passing."""

@@ -100,9 +100,7 @@ def _is_same(path: Path, config: TrainConfig, cohort: Cohort) -> bool:
         return False
 
 
-def write_scans(
-    folder: RunFolder, config: TrainConfig, cohort: Cohort, recipe: Recipe
-) -> None:
+def write_scans(folder: RunFolder, config: TrainConfig, cohort: Cohort, recipe: Recipe) -> None:
     """Write which scans there are, for the page of the run: headers alone are read."""
     spec = cohort.spec
     scans = []
