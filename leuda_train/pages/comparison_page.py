@@ -102,11 +102,7 @@ def _part(labelled: str, methods: Sequence[str], runs: Sequence[_Run]) -> dict[s
         method: [run.summary["mean"]["dice"] or 0.0 for run in own]
         for method, own in by_method.items()
     }
-    labels = (
-        "all labelled scans"
-        if labelled == "all"
-        else f"{labelled} labelled scan" + ("s" if labelled != "1" else "")
-    )
+    labels = f"{labelled} labelled scan{'' if labelled == '1' else 's'}"
     title = f"Mean Dice of each method with {labels}; each seed a point, their mean a bar"
     structures = list(next(iter(by_method.values()))[0].evaluation["structures"])
     return {

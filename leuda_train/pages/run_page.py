@@ -159,8 +159,9 @@ def _scores(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
         for variant in ("as_predicted", "largest_component"):
             summary = evaluation["summary"][variant]
             own = summary["mean"] if name == "mean" else summary["structures"][name]
+            several = own.get("n_scored", 0) > 1
             row[variant] = {
-                "dice": (own["dice"], own.get("dice_std")),
+                "dice": (own["dice"], own["dice_std"] if several else None),
                 "assd_mm": own["assd_mm"],
                 "hd95_mm": own["hd95_mm"],
                 "missing": own["n_missing_distance"],
