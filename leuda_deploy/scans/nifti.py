@@ -20,6 +20,12 @@ from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.scans import gzip_array
 from leuda_deploy.scans.volume import Volume, load_image
 
+# All that is taken from a scan's header: numbers that say where its voxels lie.
+GEOMETRY = (
+    *("pixdim", "xyzt_units", "qform_code", "sform_code"),
+    *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+    *("srow_x", "srow_y", "srow_z"),
+)
 COMMENT_EXTENSION = 6  # NIfTI-1 extension code "comment", where the label names are kept
 
 
@@ -87,12 +93,12 @@ def _on_grid(values: NDArray[np.uint8], scan: Volume) -> Any:
         image.header.set_xyzt_units("mm")
     else:
         single = nib.Nifti2Image if isinstance(scan.header, nib.Nifti2Header) else nib.Nifti1Image
-        header = single.header_class.from_header(scan.header, check=False)
-        header.extensions.clear()  # a scan's extensions and free text may name the patient
-        header["descrip"], header["aux_file"] = b"", b""
+        # made anew: free text, unused bytes and extensions of a scan's header may name the patient
+        header = single.header_class(endianness=scan.header.endianness)
         header.set_data_dtype(np.uint8)
         header.set_data_shape(data.shape)
-        header["pixdim"] = scan.header["pixdim"]  # set_data_shape loses those beyond the shape
+        for field in GEOMETRY:
+            header[field] = scan.header[field]
         # affine=None: nibabel then leaves sform and qform exactly as they stand in the header
         image = single(data, None, header)
     image.header["scl_slope"], image.header["scl_inter"] = 1, 0
