@@ -52,6 +52,14 @@ def read_bytes(path: Path | str, *, most: int = UNSTATED, failed: Failure = Inpu
     return content
 
 
+def read_text(path: Path | str, *, most: int = UNSTATED, failed: Failure = InputError) -> str:
+    """The text of a UTF-8 file. Raises as `read_bytes` does, also where it is none."""
+    try:
+        return _text(read_bytes(path, most=most, failed=failed))
+    except UnicodeDecodeError as error:
+        raise failed(f"{printable(str(path))} is not UTF-8 text: {one_line(error)}") from error
+
+
 def read_json(path: Path | str, *, most: int = UNSTATED, failed: Failure = InputError) -> Any:
     """The value of a JSON file. Raises as `read_bytes` and `parse_json` do."""
     return parse_json(read_bytes(path, most=most, failed=failed), str(path), failed=failed)

@@ -147,10 +147,9 @@ def load_image(path: Path) -> Any:
     """The nibabel image of a file, its header read and its voxels not. Raises ScanError."""
     if not path.is_file():
         raise ScanError("missing", f"no such scan: {path}")
-    try:
+    with reading(lambda what: ScanError("damaged", f"cannot read {path} as a scan: {what}")):
+        check_header_size(path)
         return nib.load(path)
-    except UNREADABLE as error:
-        raise ScanError("damaged", f"cannot read {path} as a scan: {one_line(error)}") from error
 
 
 def _volume(
