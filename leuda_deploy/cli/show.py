@@ -44,6 +44,7 @@ def show_report(report: Report, console: Console) -> None:
     if report.domain is not None:
         looks = "like" if report.domain["fits"] else "NOT like"
         lines.append(f"domain   {looks} the scans of training (z = {report.domain['z']})")
+    lines += [f"flag     {flag.structure}: {flag.flag}" for flag in report.flags]
     if report.overlay:
         lines.append(f"look at  {report.overlay}")
     # markup off: rich would read "[x]" in a path or a name as its own
@@ -64,7 +65,9 @@ def show_outcomes(outcomes: Sequence[Outcome], console: Console) -> None:
         report = outcome.report
         if report is None:
             kind = "was done" if outcome.skipped else "failed"
-            table.add_row(Text(_shown(outcome.job.scan.name)), kind, "", Text(_shown(outcome.error or "")))
+            table.add_row(
+                Text(_shown(outcome.job.scan.name)), kind, "", Text(_shown(outcome.error or ""))
+            )
             continue
         volumes = ", ".join(f"{name} {ml:.1f}" for name, ml in report.volumes_ml.items())
         seconds = f"{report.total_seconds:.1f}"

@@ -143,8 +143,8 @@ def check_engine(model: ModelFile, name: str, *, unproven: bool = False) -> Chec
     found = hashlib.sha256(content).hexdigest()
     if not found == manifest.files.get(name) == passport.sha256:
         raise EngineRefusedError(
-            f"{path} is not the engine of the manifest beside it (sha256 {found[:SHOWN_DIGITS]}, the "
-            f"manifest says {passport.sha256[:SHOWN_DIGITS]}); nothing was loaded. "
+            f"{path} is not the engine of the manifest beside it (sha256 {found[:SHOWN_DIGITS]}, "
+            f"the manifest says {passport.sha256[:SHOWN_DIGITS]}); nothing was loaded. "
             f"{build_again(folder, passport, gpu)}",
             "altered",
         )

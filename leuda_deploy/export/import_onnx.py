@@ -33,7 +33,7 @@ from leuda_deploy.model.export_folder import (
     check_replaceable,
     write_manifest,
 )
-from leuda_deploy.model.model_file import ModelFile, write_model
+from leuda_deploy.model.model_file import ModelFile, keeps_weights_elsewhere, write_model
 
 PROBED = 2  # windows of noise that a graph from elsewhere is run on
 QUANTISED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"} | {
@@ -74,9 +74,7 @@ def package_graph(source: Path, card_file: Path, output: Path) -> ModelFile:
     """
     check_replaceable(output)
     graph = _read_graph(source)
-    card = parse_card(
-        read_text(card_file, most=MAX_CARD_BYTES, failed=ModelError), str(card_file)
-    )
+    card = parse_card(read_text(card_file, most=MAX_CARD_BYTES, failed=ModelError), str(card_file))
     computes = precision_of(graph)
     if computes != card.precision:
         raise ModelError(
@@ -130,6 +128,8 @@ def _read_graph(source: Path) -> onnx.ModelProto:
         raise ModelError(
             f"{source} keeps weights in other files, which cannot be read: {one_line(error)}"
         ) from error
+    if keeps_weights_elsewhere(model):
+        raise ModelError(f"{source} keeps values of a branch or function in other files")
     for value in (*model.graph.input, *model.graph.output):
         kind = value.type.tensor_type.elem_type
         if kind != TensorProto.FLOAT:

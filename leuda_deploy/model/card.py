@@ -22,7 +22,6 @@ MAX_CARD_BYTES = 1 << 20
 AGAIN = "export it again: leuda export RUN -o exports/NAME"
 
 
-
 def _printable(text: str) -> str:
     if not text.isprintable():
         raise ValueError("must be one line of printable text")
@@ -161,20 +160,20 @@ class ModelCard(_Part):
 
 def parse_card(text: str, origin: str) -> ModelCard:
     """Validate a card from a model file. Raises ModelError in one line; origin names the file."""
-    size = len(text)
+    size = len(text.encode("utf-8", "surrogatepass"))
     if size > MAX_CARD_BYTES:
         raise ModelError(
-            f"the model card of {origin} has {size:,} characters; at most {MAX_CARD_BYTES:,} are "
-            "read"
+            f"the model card of {origin} has {size:,} bytes; at most {MAX_CARD_BYTES:,} are read"
         )
     content = parse_json(text, f"the model card of {origin}", failed=ModelError)
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
         newer = isinstance(version, int) and version > SCHEMA_VERSION
         fix = "update leuda" if newer else AGAIN
+        shown = printable(str(version), 20)
         raise ModelError(
-            f"the model card of {origin} has schema version {printable(str(version), 20)!r}, this leuda "
-            f"reads version {SCHEMA_VERSION}: {fix}"
+            f"the model card of {origin} has schema version {shown!r}, this leuda reads "
+            f"version {SCHEMA_VERSION}: {fix}"
         )
     try:
         card = ModelCard.model_validate(content)

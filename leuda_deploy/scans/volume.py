@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
+from nibabel import orientations, spatialimages
 from numpy.typing import NDArray
 
-from leuda_deploy.errors import ScanError, one_line
+from leuda_deploy.errors import ScanError, reading
 from leuda_deploy.scans import gzip_array
 
 MAX_SHEAR_DEGREES = 1.0
-# What nibabel raises for a file that is damaged, foreign, or says it is larger than memory.
-UNREADABLE = (
-    ImageFileError,
-    HeaderDataError,
-    OSError,
-    EOFError,
-    ValueError,
-    OverflowError,
-    MemoryError,
-    zlib.error,
-    gzip_array.DecodeError,
-)
+MAX_VOXELS = 1 << 40  # more than any disk of scans holds: a header states such numbers in error
+# gzipped or plain; what else nibabel unpacks (.bz2, .zst), it reads itself
+READ_HERE = (".nii", ".nii.gz", ".img", ".img.gz", ".mgz", ".mgh", ".gz")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +33,7 @@ class Volume:
         affine: (4, 4) float64, voxel index -> RAS+ world in mm.
         header: The NIfTI header as it was read; None for other formats.
         shape: The shape on disk: (X, Y, Z), and trailing axes of length 1 if there are any.
+        padding: (lowest, highest) stored value that stands for no tissue; None: not said.
     """
 
     name: str
@@ -52,6 +43,7 @@ class Volume:
     affine: NDArray[np.float64]
     header: Any
     shape: tuple[int, ...]
+    padding: tuple[float, float] | None = None
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -68,9 +60,13 @@ class Volume:
         """The same voxels under another name and scale."""
         return replace(self, name=name, slope=slope, inter=inter)
 
+    def with_padding(self, lowest: float, highest: float) -> Volume:
+        """The same voxels, of which those with such stored values are no tissue."""
+        return replace(self, padding=(lowest, highest))
+
     def with_values(self, values: NDArray[Any]) -> Volume:
         """Other values (X, Y, Z) on this scan's grid, e.g. its labels."""
-        return replace(self, raw=values, slope=1.0, inter=0.0)
+        return replace(self, raw=values, slope=1.0, inter=0.0, padding=None)
 
 
 def read_volume(path: Path | str, *, frame: int | None = None, voxels: bool = True) -> Volume:
@@ -91,14 +87,14 @@ def read_volume(path: Path | str, *, frame: int | None = None, voxels: bool = Tr
     """
     path = Path(path)
     image = load_image(path)
-    if not isinstance(image, nib.spatialimages.SpatialImage):
+    if not isinstance(image, spatialimages.SpatialImage):
         raise ScanError("no volume", f"{path} is a {type(image).__name__}, not a volume")
     return _volume(path.name, path, image, frame, voxels=voxels)
 
 
 def count_frames(path: Path | str) -> int:
     """How many 3D scans a file holds. Raises ScanError if it cannot be read."""
-    return int(np.prod(load_image(Path(path)).shape[3:]))
+    return prod(int(n) for n in load_image(Path(path)).shape[3:])
 
 
 def volume_of(
@@ -118,7 +114,7 @@ def volume_of(
         if affine is None or np.shape(affine) != (4, 4):
             raise ScanError("no volume", "an array needs the affine (4, 4) that says where it lies")
         image: Any = _ArrayImage(scan, np.asarray(affine, dtype=np.float64))
-    elif isinstance(scan, nib.spatialimages.SpatialImage):
+    elif isinstance(scan, spatialimages.SpatialImage):
         image = scan
     else:
         raise ScanError(
@@ -148,7 +144,7 @@ def load_image(path: Path) -> Any:
     if not path.is_file():
         raise ScanError("missing", f"no such scan: {path}")
     with reading(lambda what: ScanError("damaged", f"cannot read {path} as a scan: {what}")):
-        check_header_size(path)
+        gzip_array.check_header(path)
         return nib.load(path)
 
 
@@ -167,7 +163,9 @@ def _volume(
         raise ScanError(
             "axes", f"{path} has shape {shape}; a scan has three axes of at least one voxel"
         )
-    frames = int(np.prod(shape[3:]))
+    if prod(shape) > MAX_VOXELS:
+        raise ScanError("axes", f"{path} states {' x '.join(map(str, shape))} voxels")
+    frames = prod(shape[3:])
     if frames > 1 and frame is None:
         raise ScanError(
             "frames", f"{path} is 4D with {frames} frames; choose one with --frame 0..{frames - 1}"
@@ -202,28 +200,24 @@ def _check_units(header: Any, path: Path | str) -> None:
 def _stored_values(image: Any, path: Path | str, frame: int) -> tuple[NDArray[Any], float, float]:
     """One frame (X, Y, Z) as it lies on disk and its scale: int16 is never blown up to float64."""
     proxy, shape = image.dataobj, (*image.shape[:3], -1)
-    try:
+    with reading(
+        lambda what: ScanError(
+            "damaged", f"cannot read the voxels of {path} (truncated or damaged?): {what}"
+        )
+    ):
         # exactly this class: its children (AFNI) scale in other ways, which only they know
         if type(proxy) is not nib.arrayproxy.ArrayProxy:
             return np.asanyarray(proxy).reshape(shape, order="F")[..., frame], 1.0, 0.0
         slope, inter = float(proxy.slope), float(proxy.inter)
+        if isinstance(proxy.file_like, str) and proxy.file_like.lower().endswith(READ_HERE):
+            return _frame_of_file(proxy, frame), slope, inter
         with np.errstate(over="ignore"):  # the size that a damaged header states
-            if isinstance(proxy.file_like, str) and gzip_array.is_gzip(Path(proxy.file_like)):
-                return _unpacked_frame(proxy, frame), slope, inter
-            return (
-                np.asanyarray(proxy.get_unscaled()).reshape(shape, order="F")[..., frame],
-                slope,
-                inter,
-            )
-    except UNREADABLE as error:
-        raise ScanError(
-            "damaged",
-            f"cannot read the voxels of {path} (truncated or damaged?): {one_line(error)}",
-        ) from error
+            unscaled = np.asanyarray(proxy.get_unscaled())
+        return unscaled.reshape(shape, order="F")[..., frame], slope, inter
 
 
-def _unpacked_frame(proxy: Any, frame: int) -> NDArray[Any]:
-    """One frame of a gzipped scan; the other frames are passed over and never held."""
+def _frame_of_file(proxy: Any, frame: int) -> NDArray[Any]:
+    """One frame; the others are passed over and never held."""
     plane, frames = tuple(proxy.shape[:3]), int(np.prod(proxy.shape[3:]))
     frame_bytes = int(np.prod(plane, dtype=object)) * proxy.dtype.itemsize
     return gzip_array.read_array(
@@ -243,6 +237,10 @@ def _check_affine(affine: NDArray[np.float64], path: Path | str) -> None:
     if not np.isfinite(affine).all() or (lengths < 1e-6).any():
         raise ScanError(
             "degenerate", f"{path} has a degenerate affine (voxel sizes {lengths.tolist()} mm)"
+        )
+    if np.isnan(orientations.io_orientation(affine)).any():
+        raise ScanError(
+            "degenerate", f"{path} has voxels of {lengths.tolist()} mm, flat beside their length"
         )
     cosines = (axes / lengths).T @ (axes / lengths)
     shear = float(
