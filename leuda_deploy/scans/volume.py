@@ -16,7 +16,7 @@ from leuda_deploy.errors import ScanError, reading
 from leuda_deploy.scans import gzip_array
 
 MAX_SHEAR_DEGREES = 1.0
-MAX_VOXELS = 1 << 40  # more than any disk of scans holds: a header states such numbers in error
+MAX_VOXELS = 1 << 58  # what an array can be at all
 # gzipped or plain; what else nibabel unpacks (.bz2, .zst), it reads itself
 READ_HERE = (".nii", ".nii.gz", ".img", ".img.gz", ".mgz", ".mgh", ".gz")
 
@@ -163,8 +163,6 @@ def _volume(
         raise ScanError(
             "axes", f"{path} has shape {shape}; a scan has three axes of at least one voxel"
         )
-    if prod(shape) > MAX_VOXELS:
-        raise ScanError("axes", f"{path} states {' x '.join(map(str, shape))} voxels")
     frames = prod(shape[3:])
     if frames > 1 and frame is None:
         raise ScanError(
@@ -174,6 +172,8 @@ def _volume(
         raise ScanError(
             "frames", f"{path} has {frames} frame(s); --frame {frame} is not in 0..{frames - 1}"
         )
+    if prod(shape[:3]) > MAX_VOXELS:
+        raise ScanError("damaged", f"{path} states {' x '.join(map(str, shape))} voxels")
     _check_units(image.header, path)
     raw, slope, inter = np.broadcast_to(image.get_data_dtype().type(0), shape[:3]), 1.0, 0.0
     if voxels:
@@ -238,10 +238,6 @@ def _check_affine(affine: NDArray[np.float64], path: Path | str) -> None:
         raise ScanError(
             "degenerate", f"{path} has a degenerate affine (voxel sizes {lengths.tolist()} mm)"
         )
-    if np.isnan(orientations.io_orientation(affine)).any():
-        raise ScanError(
-            "degenerate", f"{path} has voxels of {lengths.tolist()} mm, flat beside their length"
-        )
     cosines = (axes / lengths).T @ (axes / lengths)
     shear = float(
         np.degrees(np.arcsin(np.clip(np.abs(cosines[~np.eye(3, dtype=bool)]).max(), 0, 1)))
@@ -251,4 +247,8 @@ def _check_affine(affine: NDArray[np.float64], path: Path | str) -> None:
             "sheared",
             f"{path} is sheared by {shear:.1f} degrees (gantry tilt?); "
             "resample it to an orthogonal grid",
+        )
+    if np.isnan(orientations.io_orientation(affine)).any():
+        raise ScanError(
+            "degenerate", f"{path} has voxels of {lengths.tolist()} mm, flat beside their length"
         )
