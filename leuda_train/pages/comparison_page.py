@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from leuda_deploy.errors import InputError
-from leuda_train.loop.run_folder import RunFolder
+from leuda_deploy.machine.outside import read_json
+from leuda_train.loop.run_folder import MAX_EVALUATION_BYTES, RunFolder
 from leuda_train.pages.charts import points
 from leuda_train.pages.page import write_page
 
@@ -46,7 +46,11 @@ class _Run:
 
 def write_comparison_page(folder: Path, out: Path) -> None:
     """Write the page. Raises InputError if no run of the folder is finished."""
-    head = json.loads((folder / COMPARISON).read_text()) if (folder / COMPARISON).is_file() else {}
+    head = (
+        read_json(folder / COMPARISON, most=MAX_EVALUATION_BYTES)
+        if (folder / COMPARISON).is_file()
+        else {}
+    )
     runs = _runs(folder)
     if not runs:
         raise InputError(f"no run in {folder} is finished; wait for the first, then ask again")
@@ -78,7 +82,7 @@ def _runs(folder: Path) -> list[_Run]:
         named, evaluation = RUN.fullmatch(path.name), RunFolder(path).evaluation
         if named is None or not evaluation.is_file():
             continue
-        content = json.loads(evaluation.read_text())
+        content = read_json(evaluation, most=MAX_EVALUATION_BYTES)
         if "summary" in content:
             found.append(
                 _Run(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from leuda_deploy.errors import InputError
+from leuda_deploy.machine.outside import read_json
 from leuda_deploy.model.export_folder import PARITY_FILE, read_manifest
 from leuda_deploy.model.model_file import ModelFile
 from leuda_train.pages.page import write_page
 
+MAX_PARITY_BYTES = 64 << 20
 # figure of a stage -> its heading; each has a limit of the same name
 FIGURES = {
     "max_abs": "largest difference",
@@ -37,7 +38,7 @@ def write_export_page(export: Path, out: Path, bench: Path | None = None) -> Non
     card, folder = model.card, model.folder
     manifest = read_manifest(folder)
     parity = folder / PARITY_FILE
-    proof: dict[str, Any] = json.loads(parity.read_text()) if parity.is_file() else {}
+    proof: dict[str, Any] = read_json(parity, most=MAX_PARITY_BYTES) if parity.is_file() else {}
     facts = {
         "card": card,
         "structures": [
@@ -81,7 +82,7 @@ def _stage(stage: Mapping[str, Any]) -> dict[str, Any]:
 
 def _bench(path: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content: dict[str, Any] = read_json(path)
         rows = [
             {
                 "engine": row["engine"],
@@ -100,5 +101,5 @@ def _bench(path: Path) -> dict[str, Any]:
             "rounds": content["rounds"],
             "machine": content["machine"],
         }
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise InputError(f"{path} is no result of `leuda bench --save`: {error}") from error

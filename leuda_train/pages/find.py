@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from leuda_deploy.errors import InputError
+from jinja2 import UndefinedError
+
+from leuda_deploy.errors import InputError, one_line
 from leuda_deploy.model.export_folder import MANIFEST_FILE
 from leuda_train.loop.run_folder import RunFolder
 from leuda_train.pages.comparison_page import COMPARISON, RUN, write_comparison_page
@@ -21,17 +23,23 @@ def write_report(folder: Path, out: Path, bench: Path | None = None) -> None:
     is_export = folder.suffix == ".onnx" or (folder / MANIFEST_FILE).is_file()
     if bench is not None and not is_export:
         raise InputError(f"--bench is for an export; {folder} is not one")
-    if is_export:
-        write_export_page(folder, out, bench)
-    elif (folder / COMPARISON).is_file() or _holds_runs(folder):
-        write_comparison_page(folder, out)
-    elif RunFolder(folder).config.is_file():
-        write_run_page(folder, out)
-    else:
+    try:
+        if is_export:
+            write_export_page(folder, out, bench)
+        elif (folder / COMPARISON).is_file() or _holds_runs(folder):
+            write_comparison_page(folder, out)
+        elif RunFolder(folder).config.is_file():
+            write_run_page(folder, out)
+        else:
+            raise InputError(
+                f"{folder} is no run, comparison or export: it holds neither config.toml, "
+                f"{COMPARISON} nor {MANIFEST_FILE}"
+            )
+    except (KeyError, TypeError, AttributeError, UndefinedError) as error:
         raise InputError(
-            f"{folder} is no run, comparison or export: it holds neither config.toml, "
-            f"{COMPARISON} nor {MANIFEST_FILE}"
-        )
+            f"{folder} cannot be shown: a file in it is damaged, or of another leuda "
+            f"({type(error).__name__}: {one_line(error)})"
+        ) from error
 
 
 def _holds_runs(folder: Path) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +11,9 @@ from typing import Any
 from markupsafe import Markup
 
 from leuda_deploy.errors import LeudaError
+from leuda_deploy.machine.outside import read_json, read_toml
 from leuda_train.loop.metrics_log import read_metrics
-from leuda_train.loop.run_folder import RunFolder
+from leuda_train.loop.run_folder import MAX_EVALUATION_BYTES, RunFolder
 from leuda_train.pages.cases import draw_case
 from leuda_train.pages.charts import Curve, curves, points
 from leuda_train.pages.page import embedded, write_page
@@ -41,9 +40,9 @@ class _Found:
 
 
 def write_run_page(run: Path, out: Path) -> None:
-    """Write the page of a run. Raises OSError or ValueError if a file of it is damaged."""
+    """Write the page of a run. Raises InputError if a file of it is damaged."""
     folder = RunFolder(run)
-    config = tomllib.loads(folder.config.read_text())
+    config = read_toml(folder.config)
     found = _Found(
         folder=folder,
         config=config,
@@ -56,7 +55,8 @@ def write_run_page(run: Path, out: Path) -> None:
 
 
 def _json(path: Path) -> dict[str, Any] | None:
-    content: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
+    there = path.is_file()
+    content: dict[str, Any] | None = read_json(path, most=MAX_EVALUATION_BYTES) if there else None
     return content
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from leuda_deploy.errors import LeudaError
 from leuda_deploy.machine.progress import Progress, ShowProgress
 from leuda_train.loop.metrics_log import read_metrics
 from leuda_train.loop.run_folder import RunFolder
@@ -48,7 +49,7 @@ class LivePage:
         """Write the page alone. One that cannot be written is said, and stops no training."""
         try:
             write_run_page(self.folder.path, self.folder.page)
-        except (OSError, ValueError) as error:
+        except (LeudaError, OSError) as error:
             _log.warning("cannot write %s: %s", self.folder.page, error)
 
     def watching(self, show: ShowProgress) -> ShowProgress:

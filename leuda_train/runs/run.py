@@ -11,12 +11,8 @@ from typing import Any
 import tomli_w
 
 from leuda_deploy.errors import InputError
-<<<<<<< HEAD
 from leuda_deploy.machine.files import atomic_path, write_json
-=======
-from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.machine.outside import read_toml
->>>>>>> main
 from leuda_deploy.machine.progress import ShowProgress
 from leuda_deploy.scans.recipe import Recipe
 from leuda_deploy.scans.stack import Stack

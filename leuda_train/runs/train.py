@@ -38,12 +38,8 @@ from leuda_train.data.slices import Slices, load_slices
 from leuda_train.loop.hardware import check_compiler, choose_hardware
 from leuda_train.loop.metrics_log import Metrics
 from leuda_train.loop.ranks import process_group
-<<<<<<< HEAD
-from leuda_train.loop.run_folder import RunFolder
-from leuda_train.runs.live_page import LivePage
-=======
 from leuda_train.loop.run_folder import MAX_EVALUATION_BYTES, RunFolder
->>>>>>> main
+from leuda_train.runs.live_page import LivePage
 from leuda_train.runs.results import Trained, evaluate_run, save_result
 from leuda_train.runs.run import (
     Run,

@@ -123,7 +123,7 @@ def test_the_page_of_a_finished_run(cohort: Cohort, tmp_path: Path) -> None:
     read = check_page(tmp_path / "r.html")
     assert len(read.all("img")) == 2  # the image sets, and the one test scan
     table = read.text.split("ASSD, largest")[1].split("Every test scan")[0]
-    assert table.count("1.000") == 6  # two structures and their mean, both variants
+    assert table.count("1.000") == 8  # two structures and mean, twice; two in the chart
     assert "±" not in table  # of one scan
     for said in ("a CPU", "student", "intra", "target, kept for the test", "16 × 18", "2.00"):
         assert said in read.text, said
