@@ -12,7 +12,7 @@ from support import tiny
 
 from leuda_deploy.errors import GridMismatchError, InputError, UndeclaredLabelError
 from leuda_train.data import cohort as cohort_module
-from leuda_train.data.cohort import CohortSpec, read_cohort, read_spec, subject_of
+from leuda_train.data.cohort import CohortSpec, read_cohort, read_spec, subjects_of
 
 
 @pytest.fixture
@@ -254,7 +254,7 @@ def test_voxels_that_are_cut_off_are_found_where_nobody_would_read_them_soon(coh
     ],
 )
 def test_the_subject_is_found_in_the_file_name(name, pattern, subject):
-    assert subject_of(Path(name), pattern) == subject
+    assert subjects_of([name], pattern) == [subject]
 
 
 def test_a_subject_pattern_pairs_files_that_are_named_differently(cohort):
