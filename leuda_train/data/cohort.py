@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -130,7 +131,8 @@ def read_cohort(path: Path | str, *, cache: Path | None = None) -> Cohort:
         _check_voxels(scan, spec)
     sha256 = _sha256(spec, scans)
     if note is not None:
-        write_json(note, {"cohort": spec.name, "sha256": sha256})
+        with suppress(OSError):  # without it, the scans are read again
+            write_json(note, {"cohort": spec.name, "sha256": sha256})
     return Cohort(spec=spec, scans=tuple(scans), sha256=sha256)
 
 
