@@ -1,0 +1,70 @@
+"""what a reader said of each scan -> a CSV file that is whole at any time."""
+
+from __future__ import annotations
+
+import csv
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+
+from leuda_deploy.errors import InputError
+from leuda_deploy.machine.files import atomic_path, check_writable
+from leuda_deploy.view.scene import Scene
+
+FIELDS = ("scan", "labels", "frame", "mark", "marked")
+MARKS = ("ok", "look again")
+
+
+class Marks:
+    """The marks in a CSV file with the columns scan, labels, frame, mark and marked (UTC).
+
+    Rows of other scans in it are kept.
+
+    Raises:
+        InputError: The file is there and is no such table, or cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._rows: dict[tuple[str, ...], dict[str, str]] = {}
+        check_writable(path)
+        if path.exists():
+            with path.open(newline="") as file:
+                rows = csv.DictReader(file)
+                if rows.fieldnames is None or tuple(rows.fieldnames) != FIELDS:
+                    raise InputError(
+                        f"{path} is no list of marks (its columns are not {', '.join(FIELDS)}); "
+                        "choose another file with --marks"
+                    )
+                self._rows = {_key_of_row(row): row for row in rows}
+
+    def of(self, scene: Scene) -> str | None:
+        """ok, look again, or None."""
+        row = self._rows.get(_key(scene))
+        return row["mark"] if row and row["mark"] in MARKS else None
+
+    def set(self, scene: Scene, mark: str | None) -> None:
+        """Keep a mark, or take it back with None; written at once. Raises ValueError, OSError."""
+        if mark is not None and mark not in MARKS:
+            raise ValueError(f"a mark is one of {', '.join(MARKS)}, not {mark!r}")
+        key = _key(scene)
+        with self._lock:
+            rows = {k: row for k, row in self._rows.items() if k != key}
+            if mark is not None:
+                now = datetime.now(UTC).isoformat(timespec="seconds")
+                rows[key] = dict(zip(FIELDS, (*key, mark, now), strict=True))
+            with atomic_path(self.path) as temporary, temporary.open("w", newline="") as file:
+                table = csv.DictWriter(file, FIELDS)
+                table.writeheader()
+                table.writerows(rows[k] for k in sorted(rows))
+            self._rows = rows
+
+
+def _key(scene: Scene) -> tuple[str, ...]:
+    labels = str(scene.labels[0]) if scene.labels else ""
+    return (str(scene.scan), labels, "" if scene.frame is None else str(scene.frame))
+
+
+def _key_of_row(row: dict[str, str]) -> tuple[str, ...]:
+    return tuple(row[name] or "" for name in FIELDS[:3])
