@@ -42,7 +42,7 @@ VIOLATIONS = {  # what is wrong -> (contract, lines to append to each file, modu
     ),
     "leuda_train in leuda_deploy": (
         "deploy-without-torch",
-        {"leuda_deploy/cli/commands.py": "def late():\n    from leuda_train.runs import run"},
+        {"leuda_deploy/cli/infer.py": "def late():\n    from leuda_train.runs import run"},
         "leuda_train.runs.run",
     ),
 }

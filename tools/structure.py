@@ -18,7 +18,7 @@ import grimp
 
 PACKAGES = ("leuda_deploy", "leuda_train")
 # how one enters a package: not counted among the entries of its folder
-ENTRANCES = ("__init__.py", "__main__.py", "cli.py", "cli")
+ENTRANCES = ("__init__", "__main__", "cli")
 
 Arrows = dict[str, set[str]]  # importer -> imported
 
@@ -59,7 +59,7 @@ def measure(root: Path, package: str) -> Structure:
     folders = entries_by_folder(root / package)
     lines = lines_by_file(root / package)
     return Structure(
-        rooms=len({file.split(".")[1] for file in files} - {"__main__", "cli"}),
+        rooms=len({file.split(".")[1] for file in files} - {*ENTRANCES}),
         room_arrows=sum(map(len, rooms.values())),
         room_floors=floors(rooms),
         files=len(files),
@@ -100,7 +100,7 @@ def entries_by_folder(folder: Path) -> dict[Path, int]:
     inside = {folder, *(path for path in folder.rglob("*") if path in holds_python)}
     return {
         path: sum(
-            entry in holds_python or (entry.suffix == ".py" and entry.name not in ENTRANCES)
+            entry.stem not in ENTRANCES and (entry in holds_python or entry.suffix == ".py")
             for entry in path.iterdir()
         )
         for path in inside

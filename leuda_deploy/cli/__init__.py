@@ -1,8 +1,19 @@
 """the `leuda` command, deployment half. May import everything in leuda_deploy.
 
-commands.py parses and delegates, show.py prints what was found, log.py shows what is logged.
+A module a command parses and delegates; show.py prints what was found, log.py what is logged.
 """
 
-from leuda_deploy.cli.commands import JsonOption, app, main, run
+# Each module registers its command, in the order in which `leuda --help` lists them.
+# isort: off
+from leuda_deploy.cli.app import JsonOption, app, run, say
+from leuda_deploy.cli import infer
+from leuda_deploy.cli import bench
+from leuda_deploy.cli import verify
+# isort: on
 
-__all__ = ["JsonOption", "app", "main", "run"]
+__all__ = ["JsonOption", "app", "bench", "infer", "main", "run", "say", "verify"]
+
+
+def main() -> None:
+    """`python -m leuda_deploy`: the runtime alone."""
+    run(app)

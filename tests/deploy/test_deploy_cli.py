@@ -17,7 +17,7 @@ from rich.console import Console
 from support.command import Done, leuda, leuda_here
 from support.makers import MakeModel
 
-from leuda_deploy.cli import commands
+from leuda_deploy.cli.infer import infer
 from leuda_deploy.cli.log import log_to_stderr
 from leuda_deploy.cli.show import show_report
 from leuda_deploy.engines.engine import EngineName, PrecisionChoice
@@ -51,7 +51,7 @@ def test_help_lists_the_commands_without_heavy_imports() -> None:
 
 
 def test_options_are_the_engines_and_precisions_that_there_are() -> None:
-    options = get_type_hints(commands.infer)
+    options = get_type_hints(infer)
     assert set(get_args(options["engine"])) == {"auto", *get_args(EngineName)}
     assert set(get_args(options["precision"])) == set(get_args(PrecisionChoice))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,22 +89,24 @@ def only_seven(model: onnx.ModelProto) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "fact"),
     [
-        (fix_batch, r"fixed batch \(1 in, 1 out\); export it with an open one"),
-        (half_ends, "has float16 'windows'; input and scores have to be float32"),
-        (poison, r"scores of 1,536 that are not finite on noise"),
-        (only_seven, r"fixed batch \(batch in, 7 out\)"),
+        (fix_batch, "1 in, 1 out"),
+        (half_ends, "float16 'windows'"),
+        (poison, "1,536"),
+        (only_seven, "batch in, 7 out"),
         (lambda model: model.ClearField("graph"), "net.onnx"),
     ],
 )
 def test_a_graph_that_does_not_fit_is_one_line_about_the_file_given(
-    packaged: Callable[..., Path], tmp_path: Path, change: Change, message: str
+    packaged: Callable[..., Path], tmp_path: Path, change: Change, fact: str
 ) -> None:
     model = network()
     change(model)
-    with pytest.raises(ModelError, match=message) as refused:
+    with pytest.raises(ModelError) as refused:
         packaged(model)
+    assert fact in str(refused.value)
+    assert "net.onnx" in str(refused.value)
     assert ".tmp" not in str(refused.value)
     assert "\n" not in str(refused.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["card.json", "net.onnx"]
@@ -113,8 +116,9 @@ def test_windows_that_a_graph_cannot_run_are_one_line(
     make_model: MakeModel, tmp_path: Path
 ) -> None:
     engine = OnnxEngine(ModelFile.open(make_model(tmp_path)))
-    with pytest.raises(LeudaError, match=r"cannot run .* on windows \(1, 2, 16, 16\)") as refused:
+    with pytest.raises(LeudaError) as refused:
         engine(np.zeros((1, 2, 16, 16), np.float32))
+    assert "(1, 2, 16, 16)" in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
@@ -130,8 +134,9 @@ def test_weights_in_another_file_are_taken_in_or_missed_in_one_line(
     assert np.abs(OnnxEngine(ModelFile.open(folder))(windows)).max() > 0
     (tmp_path / "w").unlink()
     done = leuda_here("export", source, "--card", card, "-o", tmp_path / "other")
-    assert done.returncode == 2
-    assert "keeps weights in other files" in done.stderr
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert str(source) in done.stderr
+    assert not (tmp_path / "other").exists()
 
 
 def lower(precision: str) -> onnx.ModelProto:
@@ -149,10 +154,9 @@ def test_the_cards_precision_is_the_graphs(
     model = lower(computes)
     assert precision_of(model) == computes
     if says != computes:
-        with pytest.raises(
-            ModelError, match=f"net.onnx computes in {computes}, its card says {says}"
-        ):
+        with pytest.raises(ModelError) as refused:
             packaged(model, precision=says)
+        assert {computes, says} <= set(re.findall(r"\w+", str(refused.value)))
         assert not (tmp_path / "out").exists()
         return
     if computes == "bf16":
@@ -169,21 +173,21 @@ def test_an_export_replaces_nothing_but_an_export(tmp_path: Path) -> None:
     thesis.parent.mkdir()
     check_replaceable(thesis.parent)
     thesis.write_text("years of work")
-    with pytest.raises(InputError, match=r"\(thesis\.txt"):
+    with pytest.raises(InputError, match=r"thesis\.txt"):
         check_replaceable(thesis.parent)
-    with pytest.raises(InputError, match="is a file"):
+    with pytest.raises(InputError):
         check_replaceable(thesis)
     old = tmp_path / "exports" / "old"
     old.mkdir(parents=True)
     (old / "manifest.json").touch()
     check_replaceable(old)
-    with pytest.raises(InputError, match=r"exports holds other things than an export \(old"):
+    with pytest.raises(InputError, match="old"):
         check_replaceable(old.parent)
     (old / "rtx.engine").touch()
-    with pytest.raises(InputError, match=r"holds engines \(rtx.engine\)"):
+    with pytest.raises(InputError, match=r"rtx\.engine"):
         check_replaceable(old)
     for nameless in (".", "..", "/"):
-        with pytest.raises(InputError, match="give it a name: -o exports/NAME"):
+        with pytest.raises(InputError, match="-o exports/NAME"):
             check_replaceable(Path(nameless))
 
 
@@ -208,7 +212,7 @@ def test_all_ways_to_an_export_look_first_where_it_goes(
         for out in (notes.parent, Path()):
             with pytest.raises(LeudaError, match="-o"):
                 way(out)
-        with pytest.raises(InputError, match=r"other things than an export \(notes\.txt"):
+        with pytest.raises(InputError, match=r"notes\.txt"):
             way(notes.parent)
     assert notes.read_text() == "keep"
     assert [path.name for path in notes.parent.iterdir()] == ["notes.txt"]

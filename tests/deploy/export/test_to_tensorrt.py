@@ -144,7 +144,7 @@ def test_an_engine_that_lost_its_precision_is_refused(tmp_path: Path) -> None:
     lying = honest.card.model_copy(update={"precision": "fp16"})
     write_model(honest.graph(), lying, tmp_path / MODEL_FILE)
     (target,) = engine_targets(["rtx-ada"])
-    with pytest.raises(ModelError, match="says fp16, but no convolution of the parsed network"):
+    with pytest.raises(ModelError, match="fp16"):
         to_tensorrt(ModelFile.open(tmp_path / MODEL_FILE), target, tmp_path / "e.engine")
     assert not (tmp_path / "e.engine").exists()
 
@@ -167,16 +167,20 @@ def test_verify_says_what_the_engines_are_and_that_they_do_not_fit(export: Path)
 def test_what_to_do_about_an_engine_depends_on_what_is_wrong(export: Path) -> None:
     passport = read_manifest(export).engines["model.rtx-ampere.engine"]
     build = f"leuda export {export / MODEL_FILE} --trt"
-    stale = ["onnx_sha256: the engine is for a, here it is b", "compute capability: ..."]
-    assert (
-        remedy(export, passport, None, stale) == f"build it again: {build} --trt-target rtx-ampere"
-    )
+    of_another_gpu = misfits(passport, onnx_sha256=passport.onnx_sha256, gpu=None,
+                             version=passport.version)  # fmt: skip
+    stale = misfits(passport, onnx_sha256="0" * 64, gpu=None, version=passport.version)
+    assert [misfit.reason for misfit in of_another_gpu] == ["compute capability"]
+    assert [misfit.reason for misfit in stale] == ["model", "compute capability"]
+
+    assert remedy(export, passport, None, stale).endswith(f"{build} --trt-target rtx-ampere")
     here = Gpu(name="RTX 4090", capability="8.9")
-    said = remedy(export, passport, here, stale[1:])
-    assert said == f"build one for this machine's RTX 4090: {build}"
+    assert remedy(export, passport, here, of_another_gpu).endswith(f"RTX 4090: {build}")
     theirs = passport.model_copy(update={"gpu": "RTX 3080", "target": "this-machine"})
-    assert remedy(export, theirs, None, stale) == f"build it again beside its RTX 3080: {build}"
-    assert "it is for RTX 3080 (SM 8.6)" in remedy(export, theirs, None, stale[1:])
+    assert remedy(export, theirs, None, stale).endswith(f"RTX 3080: {build}")
+    elsewhere = remedy(export, theirs, None, of_another_gpu)
+    assert "RTX 3080 (SM 8.6)" in elsewhere
+    assert elsewhere.endswith(f"leuda verify {export} --prove SCAN")
 
 
 def flip(path: Path, place: int = 1000) -> None:
@@ -187,24 +191,24 @@ def flip(path: Path, place: int = 1000) -> None:
 
 @needs_rtx
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    ("damage", "fact"),
     [
-        (lambda f: flip(f / "model.rtx-ada.engine"), "damaged or was altered"),
-        (lambda f: (f / "model.rtx-ada.engine").write_bytes(b"x"), "damaged or was altered"),
-        (lambda f: (f / "model.rtx-ada.engine").unlink(), "is missing"),
-        (lambda f: (f / "model.x.engine").write_bytes(b"code"), "foreign engine"),
-        (lambda f: (f / "manifest.json").unlink(), "has no manifest.json"),
-        (lambda f: (f / "manifest.json").write_text("{"), "is not valid"),
-        (lambda f: (f / "manifest.json").write_text(" " * (9 << 20)), "bytes; at most"),
-        (lambda f: flip(f / "model.onnx", 500_000), "does not match its own checksum"),
-        (lambda f: flip(f / "parity.json", 5), "damaged or was altered"),
+        (lambda f: flip(f / "model.rtx-ada.engine"), "model.rtx-ada.engine"),
+        (lambda f: (f / "model.rtx-ada.engine").write_bytes(b"x"), "model.rtx-ada.engine"),
+        (lambda f: (f / "model.rtx-ada.engine").unlink(), "model.rtx-ada.engine"),
+        (lambda f: (f / "model.x.engine").write_bytes(b"code"), "model.x.engine"),
+        (lambda f: (f / "manifest.json").unlink(), "manifest.json"),
+        (lambda f: (f / "manifest.json").write_text("{"), "manifest.json"),
+        (lambda f: (f / "manifest.json").write_text(" " * (9 << 20)), "9,437,184 bytes"),
+        (lambda f: flip(f / "model.onnx", 500_000), "model.onnx"),
+        (lambda f: flip(f / "parity.json", 5), "parity.json"),
     ],
 )
-def test_a_damaged_export_is_one_line(export: Path, damage, message: str) -> None:
+def test_a_damaged_export_is_one_line(export: Path, damage, fact: str) -> None:
     damage(export)
     with pytest.raises(ModelError) as refused:
         verify(export)
-    assert message in str(refused.value)
+    assert fact in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
@@ -219,20 +223,20 @@ def test_an_engine_is_not_read_unless_manifest_passport_and_machine_agree(
     monkeypatch.setattr(engine_fit, "find_gpu", lambda: here)
     path, passport, _ = check_engine(ModelFile.open(export), name, unproven=True)
     assert (path.name, passport.target, passport.precision) == (name, "rtx-ada", "fp16")
-    with pytest.raises(ModelError, match="never compared with ONNX Runtime"):
+    with pytest.raises(ModelError, match="--prove"):
         TensorRTEngine(ModelFile.open(export), name)
 
     monkeypatch.setattr(engine_fit, "find_gpu", lambda: replace(here, capability="8.6"))
-    with pytest.raises(ModelError, match=r"is for 8\.9, here it is 8\.6.*leuda export .*--trt"):
+    with pytest.raises(ModelError, match=r"8\.9.*8\.6.*leuda export .*--trt"):
         check_engine(ModelFile.open(export), name)
     monkeypatch.setattr(engine_fit, "find_gpu", lambda: here)
     monkeypatch.setattr(engine_fit, "installed_version", lambda family: "1.6.0")
-    with pytest.raises(ModelError, match=r"tensorrt_rtx version: .* here it is 1\.6\.0"):
+    with pytest.raises(ModelError, match=r"tensorrt_rtx.*1\.6\.0"):
         check_engine(ModelFile.open(export), name)
     flip(export / name)
-    with pytest.raises(ModelError, match="nothing was loaded"):
+    with pytest.raises(ModelError, match=name):
         check_engine(ModelFile.open(export), name)
-    with pytest.raises(ModelError, match="has no engine"):
+    with pytest.raises(ModelError, match=r"model\.other\.engine"):
         check_engine(ModelFile.open(export), "model.other.engine")
 
 
@@ -257,16 +261,18 @@ def test_every_field_of_a_passport_is_compared(exports: dict[str, Path]) -> None
 
 
 def test_targets_are_checked_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="unknown --trt-target 'orin'; known are this-machine"):
+    with pytest.raises(InputError, match=r"'orin'.*this-machine"):
         engine_targets(["orin"])
     monkeypatch.setattr(module, "find_gpu", lambda: None)
-    with pytest.raises(InputError, match="no NVIDIA GPU to build an engine for"):
+    with pytest.raises(InputError, match="--trt-target"):
         engine_targets([])
     monkeypatch.setattr(module, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"leuda\[rtx\]"):
+    with pytest.raises(MissingExtraError) as missing:
         engine_targets(["rtx-ada"])
-    with pytest.raises(MissingExtraError, match=r"leuda\[trt\]"):
+    assert missing.value.extra == "rtx"
+    with pytest.raises(MissingExtraError) as missing:
         engine_targets([], gpu=Gpu(name="GPU", capability="8.7"))
+    assert missing.value.extra == "trt"
 
 
 def test_one_spelling_serves_both_families(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,8 +61,8 @@ def test_writing_again_replaces_and_foreign_folders_stay(
     to_triton(ModelFile.open(tmp_path / "export"), tmp_path / "repository")
     folder = to_triton(ModelFile.open(tmp_path / "export"), tmp_path / "repository")
     (folder / "1" / "model.onnx").unlink()
-    with pytest.raises(InputError, match="was not written by leuda"):
+    with pytest.raises(InputError, match="thresholds"):
         to_triton(ModelFile.open(tmp_path / "export"), tmp_path / "repository")
     make_model(tmp_path / "nasty", name="../up")
-    with pytest.raises(InputError, match="cannot name a served model"):
+    with pytest.raises(InputError, match=r"'\.\./up'"):
         to_triton(ModelFile.open(tmp_path / "nasty"), tmp_path / "repository")

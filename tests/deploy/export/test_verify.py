@@ -77,29 +77,23 @@ def foreign(export: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    ("damage", "fact"),
     [
-        (truncate, "is not an ONNX model (truncated or damaged?)"),
-        (flip, "does not match its own checksum"),
-        (foreign, "carries no leuda model card"),
-        (with_card(lambda card: card.update(schema_version=2)), "reads version 1: update leuda"),
-        (
-            with_card(lambda card: card.update(schema_version=0)),
-            "version 1: export it again: leuda export RUN -o exports/NAME",
-        ),
-        (
-            with_card(lambda card: card.update(old=1)),
-            "if another version of leuda wrote it, export it again: leuda export RUN -o",
-        ),
-        (with_card(lambda card: None, padding=50_000_000), "at most 1,048,576 are read"),
-        (with_card(lambda card: card.update(licence="mine")), "does not match its own checksum"),
-        (lambda export: (export / "card.json").write_text("{}"), "damaged or was altered"),
-        (lambda export: (export / "model.onnx").unlink(), "no model at"),
-        (lambda export: (export / "manifest.json").write_text("[]"), "manifest.json is not valid"),
+        (truncate, "model.onnx"),
+        (flip, "sha256"),
+        (foreign, "model.onnx"),
+        (with_card(lambda card: card.update(schema_version=2)), "update leuda"),
+        (with_card(lambda card: card.update(schema_version=0)), "leuda export RUN -o exports/NAME"),
+        (with_card(lambda card: card.update(old=1)), "'old'"),
+        (with_card(lambda card: None, padding=50_000_000), "1,048,576"),
+        (with_card(lambda card: card.update(licence="mine")), "sha256"),
+        (lambda export: (export / "card.json").write_text("{}"), "card.json"),
+        (lambda export: (export / "model.onnx").unlink(), "model.onnx"),
+        (lambda export: (export / "manifest.json").write_text("[]"), "manifest.json"),
     ],
 )
 def test_a_bad_export_is_one_line_and_exit_code_2(
-    export: Path, damage: Callable[[Path], None], message: str
+    export: Path, damage: Callable[[Path], None], fact: str
 ) -> None:
     damage(export)
     done = leuda_without_torch("verify", export)
@@ -107,7 +101,7 @@ def test_a_bad_export_is_one_line_and_exit_code_2(
     assert done.stdout == ""
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
-    assert message in done.stderr
+    assert fact in done.stderr
 
 
 def test_a_model_file_is_exported_on_without_torch(export: Path, tmp_path: Path) -> None:
@@ -125,21 +119,21 @@ def test_a_model_file_is_exported_on_without_torch(export: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "fact"),
     [
-        (["--precision", "fp16"], "need a run"),
-        (["--trt", "--trt-target", "orin"], "unknown --trt-target 'orin'"),
-        (["--dynamic-window"], "need a run"),
+        (["--precision", "fp16"], "--precision"),
+        (["--trt", "--trt-target", "orin"], "'orin'"),
+        (["--dynamic-window"], "--dynamic-window"),
     ],
 )
 def test_what_a_model_file_cannot_become_is_one_line(
-    export: Path, arguments: list[str], message: str
+    export: Path, arguments: list[str], fact: str
 ) -> None:
     before = sorted(path.name for path in export.iterdir())
     done = leuda_without_torch("export", export / "model.onnx", *arguments)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert message in done.stderr
+    assert fact in done.stderr
     assert sorted(path.name for path in export.iterdir()) == before
 
 
@@ -161,4 +155,4 @@ def test_proving_needs_an_engine_that_fits(export: Path, tmp_path: Path) -> None
     done = leuda_without_torch("verify", export, "--prove", tmp_path / "scan.nii.gz")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert "has no engine that fits this machine" in done.stderr
+    assert str(export) in done.stderr

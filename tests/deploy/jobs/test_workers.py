@@ -154,7 +154,7 @@ def test_interrupted_all_processes_stop_and_nothing_is_half_written(
             running.send_signal(signal.SIGINT)
         else:
             os.killpg(running.pid, signal.SIGINT)
-        _, said = running.communicate(timeout=10)  # ends when no process holds stderr any more
+        _, said = running.communicate(timeout=120)  # ends when no process holds stderr any more
     finally:
         with suppress(ProcessLookupError):
             os.killpg(running.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""command line -> the module that does the work. Heavy imports are inside the commands."""
+"""`leuda infer`: command line -> label files. Heavy imports are inside the command."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from leuda_deploy.cli.app import JsonOption, app, say
 from leuda_deploy.cli.log import log_to_stderr
-from leuda_deploy.errors import LeudaError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,31 +19,8 @@ if TYPE_CHECKING:
     from leuda_deploy.jobs.report import Report
     from leuda_deploy.jobs.run_jobs import Outcome
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    help="Label-efficient unsupervised domain adaptation for segmentation, from scans to the edge.",
-)
-
 # the panels of `leuda infer --help`
 ENGINE, RESULTS, MANY = "Engine and memory", "Results", "Many scans"
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")
-]
-
-
-@app.callback(invoke_without_command=True)
-def _leuda(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-) -> None:
-    # a callback keeps the commands' names where there are few: `python -m leuda_deploy infer`
-    if version:
-        from importlib.metadata import version as installed
-
-        typer.echo(f"leuda {installed('leuda')}")
-        raise typer.Exit
 
 
 @app.command()
@@ -176,7 +153,7 @@ def infer(
         from leuda_deploy.model.default_model import default_model
 
         model = default_model()
-        _say(f"no --model given: using {model}, trained on phantoms, not for patients")
+        say(f"no --model given: using {model}, trained on phantoms, not for patients")
     opened = ModelFile.open(model)
     if scan.is_dir() and not holds_dicom(scan):
         todo = find_jobs(scan, output or Path(), shard=shard, uncertainty=uncertainty, frames=frame)
@@ -228,7 +205,7 @@ def _print_outcomes(coming: Iterable[Outcome], as_json: bool) -> bool:
     for outcome in coming:
         outcomes.append(outcome)
         if outcome.error is not None:
-            _say(f"error: {outcome.error}")
+            say(f"error: {outcome.error}")
     if as_json:
         typer.echo(json.dumps([outcome.as_dict() for outcome in outcomes], indent=1))
     else:
@@ -238,102 +215,3 @@ def _print_outcomes(coming: Iterable[Outcome], as_json: bool) -> bool:
 
         show_outcomes(outcomes, Console())
     return all(outcome.error is None for outcome in outcomes)
-
-
-@app.command()
-def bench(
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            help="Export folder or *.onnx file. Default: the phantom model that comes with leuda."
-        ),
-    ] = None,
-    engine: Annotated[
-        str, typer.Option(help="all, or names separated by commas: ort-cpu,openvino.")
-    ] = "all",
-    shape: Annotated[str, typer.Option(help="Voxels of the made-up scan.")] = "512x512x100",
-    rounds: Annotated[int, typer.Option(help="Timed rounds, after a first one.", min=1)] = 5,
-    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: all.", min=1)] = None,
-    save: Annotated[
-        Path | None,
-        typer.Option(help="Write the results to this JSON file, and a chart (PNG) beside it."),
-    ] = None,
-    against: Annotated[
-        Path | None, typer.Option(help="Earlier results (JSON) to compare with.")
-    ] = None,
-    limit: Annotated[
-        float, typer.Option(help="Allowed ratio of time and memory to the earlier ones.", min=1.0)
-    ] = 1.2,
-    as_json: JsonOption = False,
-) -> None:
-    """Time and memory by engine and stage, on this machine.  [dim]Needs: nothing more.[/dim]"""
-    from leuda_deploy.bench.bench import bench as run_bench
-    from leuda_deploy.bench.bench import parse_shape, regressions, show_bench
-    from leuda_deploy.model.default_model import default_model
-
-    voxels = parse_shape(shape)
-    result = run_bench(model or default_model(), engine, voxels, rounds=rounds, threads=threads)
-    slower = regressions(result, against, limit) if against else []
-    if save:
-        from leuda_deploy.bench.chart import draw_bench
-        from leuda_deploy.machine.files import write_json
-
-        write_json(save, result)
-        draw_bench(save.with_suffix(".png"), result)
-    if as_json:
-        typer.echo(json.dumps(result, indent=1))
-    else:
-        from rich.console import Console
-
-        show_bench(result, Console())
-    for line in slower:
-        _say(f"error: {line}")
-    if slower:
-        sys.exit(1)
-
-
-@app.command()
-def verify(
-    export: Annotated[Path, typer.Argument(help="Export folder or *.onnx file.")],
-    prove: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="Scan on which to compare each engine that fits this GPU with ONNX Runtime; those "
-            "that agree may run from then on."
-        ),
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Check an export: whole, what it is, does it fit here.  [dim]Needs: nothing more.[/dim]"""
-    from leuda_deploy.cli.show import verified_lines
-    from leuda_deploy.export.add_engines import prove_fitting_engines
-    from leuda_deploy.export.verify import verify as verify_export
-
-    found = verify_export(export)
-    if prove:
-        prove_fitting_engines(found, prove)
-        found = verify_export(export)
-    if as_json:
-        typer.echo(json.dumps(found.as_dict(), indent=1))
-    else:
-        typer.echo("\n".join(verified_lines(found, export)))
-
-
-def _say(line: str) -> None:
-    typer.echo(line, err=True)
-
-
-def run(command: typer.Typer) -> None:
-    """Run a command line; what the user can mend is one line on stderr and exit code 2."""
-    log_to_stderr()
-    try:
-        command()
-    # OSError: e.g. no room, or no right to write there
-    except (LeudaError, OSError, MemoryError) as error:
-        _say(f"error: {' '.join(str(error).split()) or type(error).__name__}")
-        sys.exit(2)
-
-
-def main() -> None:
-    """`python -m leuda_deploy`: the runtime alone."""
-    run(app)
