@@ -9,9 +9,10 @@ from leuda_deploy.cli.app import JsonOption, app, run, say
 from leuda_deploy.cli import infer
 from leuda_deploy.cli import bench
 from leuda_deploy.cli import verify
+from leuda_deploy.cli import view
 # isort: on
 
-__all__ = ["JsonOption", "app", "bench", "infer", "main", "run", "say", "verify"]
+__all__ = ["JsonOption", "app", "bench", "infer", "main", "run", "say", "verify", "view"]
 
 
 def main() -> None:

@@ -103,9 +103,10 @@ class Content:
         scene = self.scenes[index]
         if which == "scan" and every == FULL and served_as_it_lies(scene):
             return scene.scan
-        return as_nifti(coarser(self._volume(index, which), every))
+        return as_nifti(coarser(self.volume(index, which), every))
 
-    def _volume(self, index: int, which: str) -> Volume:
+    def volume(self, index: int, which: str) -> Volume:
+        """A file of a scene with its voxels. Raises as `file` does."""
         scene = self.scenes[index]
         if which == "scan":
             return read_scan(scene)
@@ -195,7 +196,7 @@ def as_nifti(volume: Volume, *, level: int = 1) -> bytes:
 
 def _narrowed(raw: NDArray[Any]) -> NDArray[Any]:
     """64-bit values as int32 if they are whole and fit, else as float32."""
-    if raw.dtype.kind in "iu" and -(2**31) <= raw.min() and raw.max() < 2**31:
+    if raw.dtype.kind in "iu" and raw.min() >= -(2**31) and raw.max() < 2**31:
         return raw.astype(np.int32)
     return raw.astype(np.float32)
 

@@ -7,11 +7,15 @@ const SAMPLES = 300000; // voxels that are looked at for windows and centres
 const HOUNSFIELD = { "Soft tissue": [-160, 240], Liver: [-20, 180], Lung: [-1350, 150], Bone: [-500, 1300], Brain: [0, 80] };
 const state = { list: [], marks: null, index: 0, turn: 0, facts: null, images: {}, windows: {}, every: [1, 1, 1], hidden: new Set(), chosen: false };
 
+function inOneFile() {
+  return document.querySelector("script[data-path]") !== null;
+}
+
 /** Bytes from this very file if they are in it, else from the server. */
 async function get(path) {
   const own = document.querySelector(`script[data-path="${path}"]`);
   if (own) return Uint8Array.from(atob(own.textContent.trim()), (letter) => letter.charCodeAt(0)).buffer;
-  if (location.protocol === "file:") throw new Error("this is not in the file");
+  if (inOneFile()) throw new Error(`${path} is not in this file`);
   const answer = await fetch(path);
   if (!answer.ok) throw new Error(await answer.text());
   return answer.arrayBuffer();

@@ -26,7 +26,7 @@ function tellPlace(there) {
   const value = (image) => image && there.values.find((one) => one.id === image.id);
   const scan = value(state.images.scan), parts = [`${of(x, "R", "L")}  ${of(y, "A", "P")}  ${of(z, "S", "I")} mm`];
   if (!scan) return;
-  parts.push(`voxel ${scan.vox.map((n, k) => Math.round(n) * state.every[k]).join(", ")}`, `value ${Number(scan.value.toPrecision(5))}`);
+  parts.push(`voxel ${scan.vox.map(inScan).join(", ")}`, `value ${Number(scan.value.toPrecision(5))}`);
   const names = new Map(state.facts.structures.map((s) => [s.value, s.name]));
   state.facts.labels.forEach((file, k) => {
     const image = state.images[`labels-${k}`];
@@ -34,6 +34,12 @@ function tellPlace(there) {
     parts.push((k ? "second: " : "") + (names.get(Math.round(label)) || "background"));
   });
   $("place").textContent = parts.join("  ·  ");
+}
+
+/** An index of what is drawn -> the voxel of the scan: some are left out, and a file may hold a part. */
+function inScan(n, k) {
+  const { every = state.every, first_voxel: first = [0, 0, 0] } = state.facts;
+  return first[k] + Math.round(n) * every[k];
 }
 
 function tellConvention() {
@@ -109,7 +115,7 @@ function tellList() {
 function makeList() {
   document.querySelector("#list ol").replaceChildren(...state.list.map((one, k) => {
     const picture = make("img"), button = make("button", "", picture, make("span", "", make("strong", one.name), make("small")));
-    Object.assign(picture, { src: `thumbnail/${k}`, alt: "", loading: "lazy" });
+    if (state.list.length > 1) Object.assign(picture, { src: `thumbnail/${k}`, alt: "", loading: "lazy" });
     Object.assign(button, { type: "button", onclick: () => openScene(k) });
     return make("li", "", button);
   }));
@@ -133,7 +139,7 @@ async function openScene(index, full = false) {
     const facts = await getJson(`facts/${index}`), images = {};
     if (turn !== state.turn) return; // another scan was chosen meanwhile
     if (!views.length) await view($("first"));
-    state.every = full ? [1, 1, 1] : thinned(facts.shape, facts.spacing_mm, MOST_VOXELS[drawnBy()]);
+    state.every = full || inOneFile() ? [1, 1, 1] : thinned(facts.shape, facts.spacing_mm, MOST_VOXELS[drawnBy()]);
     const fetched = getImage(index, "scan", "gray", 1);
     fetched.catch(() => {}); // told below; not while the table is waited for
     const { structures, note: fault } = await getJson(`structures/${index}`);
@@ -144,7 +150,7 @@ async function openScene(index, full = false) {
       facts.uncertainty && getImage(index, "uncertainty", "inferno", 0).then((image) => { images.uncertainty = image; }),
     ]);
     if (turn !== state.turn) return;
-    Object.assign(facts, { structures, notes: fault ? [fault] : [] });
+    Object.assign(facts, { structures, notes: [fault, facts.note].filter(Boolean) });
     Object.assign(state, { facts, images, windows: {}, hidden: new Set() });
     state.windows = windowsOf(images.scan, images["labels-0"]);
     tellScene();
