@@ -4,7 +4,7 @@ What `benchmarks/training.py` compares the training step with, written as resear
 is, the released MT-UDA code among it:
 
 - a forward a stream: one for each labelled stream and for each unlabelled one that the objective
-  asks of a network (for LE-UDA five of the student, two and three of the teachers); the batch of a
+  asks of a network (for LE-UDA five of the student, three of each teacher); the batch of a
   stream is the config's, and features are taken from these passes, as ours are
 - augmentation an image at a time in NumPy and SciPy, then torch.from_numpy
 - contiguous NCHW, float32, torch's default Adam and allocator
@@ -26,7 +26,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from leuda_train.config.schema import TrainConfig
-from leuda_train.config.streams import SOURCE_LIKE, SOURCE_STREAMS, TARGET_STREAMS, Stream
+from leuda_train.config.streams import SOURCE_STREAMS, TARGET_STREAMS, Stream
 from leuda_train.data.augment.affine import random_affine
 from leuda_train.data.batches import AlignedSets, draw_rows, step_generator
 from leuda_train.networks.discriminators import FeatureDiscriminator
@@ -34,7 +34,6 @@ from leuda_train.networks.unet import UNet
 from leuda_train.objective import losses
 from leuda_train.objective.ema import ema_decay
 from leuda_train.objective.schedules import lambdas, learning_rate
-from leuda_train.objective.step import INTER
 
 
 class PlainLoop:
@@ -81,22 +80,20 @@ class PlainLoop:
         noise = step_generator(config.seed, "teacher noise", step)
         with torch.no_grad():
             for stream in objective.intra_streams:
-                added = torch.randn(x[stream].shape, generator=noise) * objective.teacher_noise
-                limit = objective.teacher_noise_limit
-                noisy = x[stream] + added.clamp(-limit, limit).to(self.device)
+                noisy = self._noisy(x[stream], noise)
                 q_intra[stream], g_intra[stream] = self.intra_teacher(noisy)
             for stream in objective.inter_streams:
-                q_inter[stream], g_inter[stream] = self.inter_teacher(x[stream])
+                noisy = self._noisy(x[stream], noise)
+                q_inter[stream], g_inter[stream] = self.inter_teacher(noisy)
 
         # --- the objective
-        l_seg = sum(losses.segmentation_loss(logits, labels) for logits in p_labelled)
+        l_seg = sum(map(losses.segmentation_loss, p_labelled, labels))
         l_intra = sum(losses.intra_consistency(p[s], q_intra[s]) for s in objective.intra_on)
-        l_intra = l_intra / len(objective.intra_on)
-        l_inter = sum(losses.inter_consistency(p[s], q_inter[t]) for s, t in INTER)
-        l_adv_intra = self._adversarial(
-            self.intra_discriminator, [f[s] for s in objective.intra_on]
-        )
-        l_adv_inter = self._adversarial(self.inter_discriminator, [f[s] for s in SOURCE_LIKE])
+        q = {**q_intra, **q_inter}
+        l_inter = sum(losses.inter_consistency(p[s], q[t]) for s, t in objective.inter_pairs)
+        intra_fakes, inter_fakes = objective.adv_intra_student, objective.adv_inter_student
+        l_adv_intra = self._adversarial(self.intra_discriminator, [f[s] for s in intra_fakes])
+        l_adv_inter = self._adversarial(self.inter_discriminator, [f[s] for s in inter_fakes])
         total = l_seg + λ.intra * l_intra + λ.inter * l_inter
         total = total + λ.adv_intra * l_adv_intra + λ.adv_inter * l_adv_inter
         self.optimizer.zero_grad()
@@ -105,8 +102,10 @@ class PlainLoop:
 
         # --- discriminators
         self.discriminator_optimizer.zero_grad()
-        l_d = self._of_discriminator(self.intra_discriminator, g_intra, f, objective.intra_on)
-        l_d = l_d + self._of_discriminator(self.inter_discriminator, g_inter, f, SOURCE_LIKE)
+        real = {s: g_intra[s] for s in objective.adv_intra_teacher}
+        l_d = self._of_discriminator(self.intra_discriminator, real, f, intra_fakes)
+        real = {s: g_inter[s] for s in objective.adv_inter_teacher}
+        l_d = l_d + self._of_discriminator(self.inter_discriminator, real, f, inter_fakes)
         l_d.backward()
         self.discriminator_optimizer.step()
 
@@ -118,6 +117,11 @@ class PlainLoop:
         terms = {"L": total, "L_seg": l_seg, "L_con_intra": l_intra, "L_con_inter": l_inter}
         terms |= {"L_adv_intra": l_adv_intra, "L_adv_inter": l_adv_inter, "L_D": l_d}
         return {name: term.item() for name, term in terms.items()}
+
+    def _noisy(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        noise = torch.randn(images.shape, generator=generator) * self.config.objective.teacher_noise
+        limit = self.config.objective.teacher_noise_limit
+        return images + noise.clamp(-limit, limit).to(self.device)
 
     def _adversarial(
         self, discriminator: FeatureDiscriminator, streams: list[list[Tensor]]
@@ -139,17 +143,17 @@ class PlainLoop:
         ]
         return total + sum(0.5 * score.square().mean() for score in made) / len(made)
 
-    def _batch(self, step: int) -> tuple[list[Tensor], Tensor, dict[Stream, Tensor]]:
+    def _batch(self, step: int) -> tuple[list[Tensor], list[Tensor], dict[Stream, Tensor]]:
         config, sets = self.config, self.sets
         count = config.schedule.batch_labelled
-        rows = draw_rows(sets.labelled_rows, count, step, config.seed, "labelled")
-        affine = self._affine(len(rows), "labelled", step)
-        labelled = [
-            self._tensor(_warped(sets.images[stream], rows, affine, 1))
-            for stream in config.objective.supervised_on
-        ]
-        planes = _warped(sets.labels, rows, affine, 0).astype(np.int64)
-        labels = torch.from_numpy(planes).to(self.device)
+        labelled, labels = [], []
+        for number, stream in enumerate(config.objective.supervised_on):
+            purpose = f"labelled {number}" if number else "labelled"
+            rows = draw_rows(sets.labelled_rows, count, step, config.seed, purpose)
+            affine = self._affine(len(rows), purpose, step)
+            labelled.append(self._tensor(_warped(sets.images[stream], rows, affine, 1)))
+            planes = _warped(sets.labels, rows, affine, 0).astype(np.int64)
+            labels.append(torch.from_numpy(planes).to(self.device))
         x: dict[Stream, Tensor] = {}
         for family in (SOURCE_STREAMS, TARGET_STREAMS):
             every = np.arange(len(sets.images[family[0]]))

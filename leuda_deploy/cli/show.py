@@ -42,6 +42,7 @@ def show_report(report: Report, console: Console) -> None:
     if report.domain is not None:
         looks = "like" if report.domain["fits"] else "NOT like"
         lines.append(f"domain   {looks} the scans of training (z = {report.domain['z']})")
+    lines += [f"flag     {flag.structure}: {flag.flag}" for flag in report.flags]
     if report.overlay:
         lines.append(f"look at  {report.overlay}")
     # markup off: rich would read "[x]" in a path or a name as its own

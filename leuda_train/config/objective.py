@@ -11,27 +11,40 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from leuda_train.config.streams import (
+    PAPER_PAIRS,
     SOURCE_LIKE,
     SOURCE_STREAMS,
     TARGET_LIKE,
     TARGET_STREAMS,
+    Pair,
     Stream,
+    in_order,
+    is_aligned,
 )
 from leuda_train.config.values import Count, Part, Positive, Probability, Weight
+
+Streams = Annotated[tuple[Stream, ...], Field(min_length=1)]
 
 
 class ObjectiveConfig(Part):
     """L = L_seg + λ_intra L_con^intra + λ_inter L_con^inter + λ_adv_* L_adv^* + λ_pseudo L_pseudo.
 
-    supervised_on      the images L_seg is taken on; they share one label, so are all of one domain
+    supervised_on      the images L_seg is taken on, all of one domain; schedule.batch_labelled of
+                       each are drawn, independently. Named twice, twice as many are drawn
     lambda_intra, lambda_inter          weights of the consistency terms, after the ramp
     lambda_adv_intra, lambda_adv_inter  weights of the adversarial terms, after the ramp
     ema_decay          the most that a teacher keeps of itself in a step; less in the first steps
     teacher_batchnorm  "own": a teacher normalises by, and remembers, its own domain; "ema": it
                        averages the student's statistics like the weights
-    teacher_noise, teacher_noise_limit  standard deviation of the noise on the intra-domain
-                       teacher's images, and where it is clipped, in normalised intensities
-    intra_on           the images that student and intra-domain teacher are compared on
+    teacher_noise, teacher_noise_limit  standard deviation of the noise on the images of both
+                       teachers, and where it is clipped, in normalised intensities
+    intra_on           the images that L_con^intra compares student and intra-domain teacher on
+    inter_pairs        the pairs of L_con^inter: the student's image, and its partner in the other
+                       appearance. The teacher of the partner's appearance reads that: the
+                       inter-domain one if it is target-like, the intra-domain one if source-like
+    adv_intra_student, adv_intra_teacher  what D_intra sees: features of the student on these
+                       images, and of the intra-domain teacher on those
+    adv_inter_student, adv_inter_teacher  the same of D_inter and the inter-domain teacher
     warmup_epochs      λ are 0 and the learning rate rises linearly
     ramp_epochs        λ rise as exp(-5 (1 - epoch/ramp_epochs)²)
     lambda_pseudo      self-training on the target; not in the paper, 0 switches it off
@@ -43,7 +56,7 @@ class ObjectiveConfig(Part):
                        released MT-UDA code, which reads them one after another
     """
 
-    supervised_on: Annotated[tuple[Stream, ...], Field(min_length=1)]
+    supervised_on: Streams
     lambda_intra: Weight
     lambda_inter: Weight
     lambda_adv_intra: Weight
@@ -54,42 +67,66 @@ class ObjectiveConfig(Part):
     teacher_batchnorm: Literal["ema", "own"]
     teacher_noise: Weight
     teacher_noise_limit: Weight
-    intra_on: Annotated[tuple[Stream, ...], Field(min_length=1)] = ("source", "target_as_source")
+    intra_on: Streams = ("source", "target_as_source")
+    inter_pairs: Annotated[tuple[Pair, ...], Field(min_length=1)] = PAPER_PAIRS
+    adv_intra_student: Streams = ("source",)
+    adv_intra_teacher: Streams = ("source_cycled", "target_as_source")
+    adv_inter_student: Streams = ("source",)
+    adv_inter_teacher: Streams = TARGET_LIKE
     lambda_pseudo: Weight = 0.0
     pseudo_from: tuple[Literal["intra_teacher", "inter_teacher"], ...] = ("inter_teacher",)
     pseudo_confidence: Probability = 0.8
     batchnorm_over: Literal["batch", "stream"] = "batch"
 
     @property
-    def compares_intra(self) -> bool:
-        """Whether student and intra-domain teacher are compared."""
-        return self.lambda_intra > 0 or self.lambda_adv_intra > 0
-
-    @property
-    def compares_inter(self) -> bool:
-        """Whether student and inter-domain teacher are compared."""
-        return self.lambda_inter > 0 or self.lambda_adv_inter > 0
-
-    @property
     def student_streams(self) -> tuple[Stream, ...]:
         """The unlabelled images that the student reads as they are."""
-        read = {*(self.intra_on if self.compares_intra else ())}
-        read |= {*(SOURCE_LIKE if self.compares_inter else ())}
-        return tuple(stream for stream in (*SOURCE_LIKE, *TARGET_LIKE) if stream in read)
+        return in_order(
+            (
+                *(self.intra_on if self.lambda_intra > 0 else ()),
+                *((student for student, _ in self.inter_pairs) if self.lambda_inter > 0 else ()),
+                *(self.adv_intra_student if self.lambda_adv_intra > 0 else ()),
+                *(self.adv_inter_student if self.lambda_adv_inter > 0 else ()),
+            )
+        )
+
+    @property
+    def intra_compared(self) -> tuple[Stream, ...]:
+        """What the intra-domain teacher reads, noisy, to be compared with the student."""
+        return in_order(
+            (
+                *(self.intra_on if self.lambda_intra > 0 else ()),
+                *self._partners(SOURCE_LIKE),
+                *(self.adv_intra_teacher if self.lambda_adv_intra > 0 else ()),
+            )
+        )
+
+    @property
+    def inter_compared(self) -> tuple[Stream, ...]:
+        """What the inter-domain teacher reads, noisy, to be compared with the student."""
+        return in_order(
+            (
+                *self._partners(TARGET_LIKE),
+                *(self.adv_inter_teacher if self.lambda_adv_inter > 0 else ()),
+            )
+        )
+
+    def _partners(self, like: tuple[Stream, ...]) -> list[Stream]:
+        """The teachers' images in L_con^inter that look like that."""
+        on = self.lambda_inter > 0
+        return [teacher for _, teacher in self.inter_pairs if on and teacher in like]
 
     @property
     def intra_streams(self) -> tuple[Stream, ...]:
         """What the intra-domain teacher reads; nothing if no term of L asks it."""
         asked = self.lambda_pseudo > 0 and "intra_teacher" in self.pseudo_from
-        return self.intra_on if self.compares_intra or asked else ()
+        return in_order((*self.intra_compared, *(("target_as_source",) if asked else ())))
 
     @property
     def inter_streams(self) -> tuple[Stream, ...]:
         """What the inter-domain teacher reads; nothing if no term of L asks it."""
-        if self.compares_inter:
-            return TARGET_LIKE
         asked = self.lambda_pseudo > 0 and "inter_teacher" in self.pseudo_from
-        return ("target",) if asked else ()
+        return in_order((*self.inter_compared, *(("target",) if asked else ())))
 
     @property
     def unlabelled_streams(self) -> tuple[Stream, ...]:
@@ -109,12 +146,17 @@ class ObjectiveConfig(Part):
 
     @model_validator(mode="after")
     def _pseudo_labels_have_an_author(self) -> Self:
-        missing = "intra_teacher" in self.pseudo_from and "target_as_source" not in self.intra_on
-        if self.lambda_pseudo > 0 and (missing or not self.pseudo_from):
-            raise ValueError(
-                f"pseudo_from = {self.pseudo_from}: name a teacher; the intra-domain one needs "
-                "target_as_source in intra_on"
-            )
+        if self.lambda_pseudo > 0 and not self.pseudo_from:
+            raise ValueError("pseudo_from is empty, but lambda_pseudo > 0: name a teacher")
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_are_aligned(self) -> Self:
+        for student, teacher in self.inter_pairs:
+            if not is_aligned(student, teacher) or student == teacher:
+                raise ValueError(
+                    f"inter_pairs: {student} and {teacher} are not two appearances of one slice"
+                )
         return self
 
     @model_validator(mode="after")

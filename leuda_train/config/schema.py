@@ -101,6 +101,8 @@ class ScheduleConfig(Part):
     learning_rate       of the student, after the warm-up
     decay               of the learning rate after the warm-up: the paper's is constant
     checkpoint_seconds  time from one checkpoint to the next
+    shares_every        steps from one look at the gradient of each term by itself to the next: a
+                        backward pass a term; 0 for never
     """
 
     epochs: Positive
@@ -110,6 +112,7 @@ class ScheduleConfig(Part):
     learning_rate: Rate
     decay: Literal["constant", "cosine"] = "constant"
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 30.0
+    shares_every: Count = 100
 
 
 class AugmentConfig(Part):

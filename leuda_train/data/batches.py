@@ -53,7 +53,7 @@ class Draw:
     """What a step's batch is made of: which streams, how many images of each, how they are varied.
 
     seed                of every random choice, together with the step's number
-    supervised          the streams with labels; they show the same slices, so share one label
+    supervised          the streams with labels, each drawn independently of the others
     labelled_count      images of each of them
     unlabelled          the streams without labels; those of one family show the same slices
     unlabelled_count    images of each of them
@@ -81,13 +81,14 @@ class Draw:
 class Batch:
     """What one iteration sees; every image is (B, 1, H, W), channels last, on the device.
 
-    labelled    the supervised images, one tensor a stream, all with the same `labels` (B, H, W)
+    labelled    the supervised images, one tensor a stream
+    labels      (B, H, W) int64, one tensor for each of `labelled`
     unlabelled  those of the six streams that the method reads
     strong      x^t restyled, pixel for pixel on unlabelled["target"]; for methods that self-train
     """
 
     labelled: list[Tensor]
-    labels: Tensor
+    labels: list[Tensor]
     unlabelled: dict[Stream, Tensor] = field(default_factory=dict)
     strong: Tensor | None = None
 
@@ -147,18 +148,24 @@ def _order(size: int, seed: int, purpose: str, turn: int) -> NDArray[np.int64]:
 
 
 def make_batch(sets: AlignedSets, draw: Draw, hardware: Hardware, step: int) -> Batch:
-    """Draw and augment the batch of a step. Each family (and its label) shares one warp.
+    """Draw and augment the batch of a step.
 
-    B is this process's share of the draw's counts.
+    An image and its label share one warp, and so do the unlabelled images of a family. B is this
+    process's share of the draw's counts.
     """
     ranks = hardware.ranks
-    rows = draw_rows(sets.labelled_rows, draw.labelled_count, step, draw.seed, "labelled")
-    images = _take_family(sets, draw.supervised, rows, hardware)
-    labels = take_rows(sets.labels, ranks.share(rows), hardware).long()
-    affine = _draw_affine(draw, images[0], len(rows), step, "labelled")
-    images, labels = warp_labelled(images, labels, ranks.share(affine))
     restyle = step_generator(draw.seed, "style", step)
-    labelled = [_restyled(hardware.put(image), draw.style, restyle, ranks) for image in images]
+    labelled: list[Tensor] = []
+    labels: list[Tensor] = []
+    for number, stream in enumerate(draw.supervised):
+        purpose = f"labelled {number}" if number else "labelled"
+        rows = draw_rows(sets.labelled_rows, draw.labelled_count, step, draw.seed, purpose)
+        images = _take_family(sets, (stream,), rows, hardware)
+        label = take_rows(sets.labels, ranks.share(rows), hardware).long()
+        affine = _draw_affine(draw, images[0], len(rows), step, purpose)
+        images, label = warp_labelled(images, label, ranks.share(affine))
+        labelled.append(_restyled(hardware.put(images[0]), draw.style, restyle, ranks))
+        labels.append(label)
 
     unlabelled: dict[Stream, Tensor] = {}
     for family in (SOURCE_STREAMS, TARGET_STREAMS):

@@ -88,6 +88,8 @@ def compile_networks(nets: Iterable[torch.nn.Module]) -> None:
 
     Dropout draws other masks than in networks that are not compiled, as reproducibly.
     """
+    # a graph is walked back several times where the terms' gradients are looked at one by one
+    torch._functorch.config.donated_buffer = False
     for net in nets:
         net.compile()
 

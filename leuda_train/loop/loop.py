@@ -33,7 +33,7 @@ class Trainer(Protocol):
     images_per_step: int  # that all processes together draw
 
     def step(self, step: int) -> dict[str, Tensor]:
-        """Do iteration `step`; the loss terms, still on the device."""
+        """Do iteration `step`; the loss terms, still on the device. Some may come now and then."""
 
     def state(self) -> dict[str, Any]:
         """Everything that must survive a kill: tensors and primitives."""
@@ -90,8 +90,8 @@ def run_steps(
 ) -> list[Row]:
     """Run to the last step, from the newest checkpoint in the run's folder if there is one.
 
-    Returns the history: a row every log_every steps, each term averaged over them. Raises
-    TrainingError if a term is not finite; the last checkpoint from before stays.
+    Returns the history: a row every log_every steps, each term averaged over those of them that it
+    came in. Raises TrainingError if a term is not finite; the last checkpoint from before stays.
     """
     watch, ranks = run.watch, run.hardware.ranks
     begin: int = 0
@@ -105,24 +105,24 @@ def run_steps(
         watch.metrics.begin(name, history)
     saved_at = time.monotonic()
     pace = _Pace(images_per_step=trainer.images_per_step, step=begin)
-    sums: dict[str, Tensor] = {}
+    seen: dict[str, list[Tensor]] = {}
     with timed(watch.profiles is not None) as clock:
         for step in range(begin, steps):
             with phase("step"):
                 terms = trainer.step(step)
             for term, value in terms.items():
-                sums[term] = sums[term] + value if term in sums else value
+                seen.setdefault(term, []).append(value)
             note = ""
             if (step + 1) % log_every == 0 or step + 1 == steps:
                 # the one place where the host waits for the device
-                row = _average(sums, (step % log_every) + 1, name, step, ranks)
+                row = _average(seen, name, step, ranks)
                 history.append(row)
                 rate = pace.lap(step + 1)
                 if watch.metrics is not None:
                     watch.metrics.add(name, row, rate)
                 note = " ".join(f"{term} {row[term]:.3f}" for term in list(row)[1:3])
                 note += f", {rate:.{0 if rate >= 10 else 1}f} images/s"
-                sums = {}
+                seen = {}
                 # only here, where every term so far is known to be finite
                 if ranks.first and time.monotonic() - saved_at >= run.checkpoint_seconds:
                     state = {"step": step + 1, "history": history, "trainer": trainer.state()}
@@ -141,17 +141,17 @@ def _save(folder: Path, state: dict[str, Any], name: str) -> None:
     checkpoint.save_latest(folder, state)
 
 
-def _average(sums: dict[str, Tensor], count: int, name: str, step: int, ranks: Ranks) -> Row:
-    terms = torch.stack([value.float() for value in sums.values()])
+def _average(seen: dict[str, list[Tensor]], name: str, step: int, ranks: Ranks) -> Row:
+    terms = torch.stack([torch.stack(values).float().mean() for values in seen.values()])
     ranks.average_([terms])
     row: Row = {"step": step + 1}
-    for term, value in zip(sums, terms.tolist(), strict=True):
+    for term, value in zip(seen, terms.tolist(), strict=True):
         if not math.isfinite(value):
             raise TrainingError(
                 f"{name}: {term} is {value} at or just before step {step + 1}; the last checkpoint "
                 "is from before. Lower the learning rate, or set precision = fp32"
             )
-        row[term] = value / count
+        row[term] = value
     return row
 
 

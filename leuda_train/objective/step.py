@@ -23,14 +23,15 @@ those of the joint batch where several processes train, and this is one process'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from leuda_train.config.objective import ObjectiveConfig
-from leuda_train.config.streams import SOURCE_LIKE, Stream
+from leuda_train.config.streams import SOURCE_LIKE
 from leuda_train.data.batches import Batch
 from leuda_train.loop.hardware import Hardware
 from leuda_train.loop.optimizer_step import optimizer_step
@@ -38,6 +39,7 @@ from leuda_train.loop.profile import phase
 from leuda_train.networks.batchnorm import normalised_by
 from leuda_train.networks.discriminators import FeatureDiscriminator
 from leuda_train.objective.ema import ema_decay, update_teacher
+from leuda_train.objective.gradient_shares import gradient_shares
 from leuda_train.objective.losses import (
     adversarial_loss,
     discriminator_loss,
@@ -50,16 +52,10 @@ from leuda_train.objective.losses import (
 from leuda_train.objective.schedules import Lambdas
 from leuda_train.objective.teacher_noise import teacher_noise
 
-# (student's image, inter-domain teacher's image): the same slice in the two appearances
-INTER: tuple[tuple[Stream, Stream], ...] = (
-    ("source", "source_as_target"),
-    ("source_cycled", "source_as_target"),
-    ("target_as_source", "target"),
-    ("target_as_source", "target_cycled"),
-)
-Images = dict[str, Tensor]  # by stream
-Logits = dict[str, Tensor]  # by stream
-Features = dict[str, list[Tensor]]  # by stream, then level
+Value = TypeVar("Value")
+Images = Mapping[str, Tensor]  # by stream
+Logits = Mapping[str, Tensor]  # by stream
+Features = Mapping[str, list[Tensor]]  # by stream, then level
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +80,7 @@ def le_uda_step(
     hardware: Hardware,
     update: int,
     generator: torch.Generator,
+    shares: bool = False,
 ) -> dict[str, Tensor]:
     """Train student and discriminators on one batch, then move the teachers.
 
@@ -97,51 +94,59 @@ def le_uda_step(
         hardware: Precision, and the other processes.
         update: Counts EMA updates from 0.
         generator: Of the teachers' noise.
+        shares: Also take each term's gradient by itself: a backward pass a term.
 
     Returns:
-        The terms of L, unweighted, L itself and the discriminators' L_D; scalars on the device.
+        Scalars on the device: the terms of L, unweighted, L itself and the discriminators' L_D;
+        each discriminator's mean score by what it sees (`D_intra/student/source`, ...: 1 is what it
+        takes for a teacher's features, 0 for the student's); if asked, `gradient_shares`.
     """
-    x, y, ranks = batch.unlabelled, batch.labels, hardware.ranks
+    x, ranks = batch.unlabelled, hardware.ranks
     zero = torch.zeros((), device=hardware.device)
     L_con_intra = L_con_inter = L_adv_intra = L_adv_inter = L_pseudo = L_D = zero
+    q_intra: Logits = {}
+    q_inter: Logits = {}
+    scores: dict[str, Tensor] = {}
 
     with hardware.autocast():
         # --- student: all its images in one pass, the unlabelled ones clean
         labelled: Images = {f"labelled {n}": images for n, images in enumerate(batch.labelled)}
+        y = dict(zip(labelled, batch.labels, strict=True))
         clean: Images = {stream: x[stream] for stream in objective.student_streams}
         strong: Images = {"strong": batch.strong} if batch.strong is not None else {}
         p, f = _read(nets.student, {**labelled, **clean, **strong}, objective)
 
-        # --- teachers: their own view of the same slices; no gradient reaches them
+        # --- teachers: their own view of the same slices, under noise; no gradient reaches them
         with torch.no_grad():
             if objective.intra_streams:
-                shown = [x[stream] for stream in objective.intra_streams]
-                noise = teacher_noise(
-                    shown, objective.teacher_noise, objective.teacher_noise_limit, generator, ranks
-                )
-                noisy = [images + n for images, n in zip(shown, noise, strict=True)]
-                images_intra: Images = dict(zip(objective.intra_streams, noisy, strict=True))
-                q_intra, g_intra = _read(nets.intra_teacher, images_intra, objective)
+                noisy = teacher_noise(x, objective.intra_compared, objective, generator, ranks)
+                shown = _pick({**x, **noisy}, objective.intra_streams)
+                q_intra, g_intra = _read(nets.intra_teacher, shown, objective)
             if objective.inter_streams:
-                images_inter: Images = {stream: x[stream] for stream in objective.inter_streams}
-                q_inter, g_inter = _read(nets.inter_teacher, images_inter, objective)
+                noisy = teacher_noise(x, objective.inter_compared, objective, generator, ranks)
+                shown = _pick({**x, **noisy}, objective.inter_streams)
+                q_inter, g_inter = _read(nets.inter_teacher, shown, objective)
 
         # --- feature adaptation: the student's features are to look like the teachers'
         if objective.lambda_adv_intra > 0:
-            f_intra = _by_level(f, objective.intra_on)
+            f_intra = _by_level(f, objective.adv_intra_student)
             L_adv_intra = _adversarial(nets.intra_discriminator, f_intra)
         if objective.lambda_adv_inter > 0:
-            f_inter = _by_level(f, SOURCE_LIKE)
+            f_inter = _by_level(f, objective.adv_inter_student)
             L_adv_inter = _adversarial(nets.inter_discriminator, f_inter)
 
     # --- the objective
-    L_seg = sum((segmentation_loss(p[stream], y, ranks) for stream in labelled), zero)
+    L_seg = sum((segmentation_loss(p[stream], y[stream], ranks) for stream in labelled), zero)
     if objective.lambda_intra > 0:
-        L_con_intra = torch.stack(
-            [intra_consistency(p[s], q_intra[s]) for s in objective.intra_on]
-        ).mean()
+        L_con_intra = sum((intra_consistency(p[s], q_intra[s]) for s in objective.intra_on), zero)
     if objective.lambda_inter > 0:
-        L_con_inter = torch.stack([inter_consistency(p[s], q_inter[t]) for s, t in INTER]).sum()
+        L_con_inter = sum(
+            (
+                inter_consistency(p[s], q_intra[t] if t in SOURCE_LIKE else q_inter[t])
+                for s, t in objective.inter_pairs
+            ),
+            zero,
+        )
     if objective.lambda_pseudo > 0:  # beyond the paper: self-training on the target
         votes = [q_intra["target_as_source"]] if "intra_teacher" in objective.pseudo_from else []
         votes += [q_inter["target"]] if "inter_teacher" in objective.pseudo_from else []
@@ -156,17 +161,33 @@ def le_uda_step(
         + λ.adv_inter * L_adv_inter
         + λ.pseudo * L_pseudo
     )
+    found: dict[str, Tensor] = {}
+    if shares:
+        asked = {
+            "L_con_intra": (objective.lambda_intra, λ.intra, L_con_intra),
+            "L_con_inter": (objective.lambda_inter, λ.inter, L_con_inter),
+            "L_adv_intra": (objective.lambda_adv_intra, λ.adv_intra, L_adv_intra),
+            "L_adv_inter": (objective.lambda_adv_inter, λ.adv_inter, L_adv_inter),
+            "L_pseudo": (objective.lambda_pseudo, λ.pseudo, L_pseudo),
+        }
+        on = {name: (now, term) for name, (weight, now, term) in asked.items() if weight > 0}
+        with phase("gradient shares"):
+            found = gradient_shares(L_seg, on, nets.student.parameters(), nets.scaler, ranks)
     optimizer_step(nets.student_optimizer, L, nets.scaler, ranks)
 
     # --- discriminators, on detached features
     if objective.lambda_adv_intra > 0 or objective.lambda_adv_inter > 0:
         with hardware.autocast():
             if objective.lambda_adv_intra > 0:
-                real = _by_level(g_intra, objective.intra_streams)
-                L_D = L_D + _discriminator(nets.intra_discriminator, real, f_intra)
+                real = _pick(g_intra, objective.adv_intra_teacher)
+                fake = _pick(f, objective.adv_intra_student)
+                L_D_intra, seen = _discriminator(nets.intra_discriminator, real, fake)
+                L_D, scores = L_D + L_D_intra, {f"D_intra/{n}": s for n, s in seen.items()}
             if objective.lambda_adv_inter > 0:
-                real = _by_level(g_inter, objective.inter_streams)
-                L_D = L_D + _discriminator(nets.inter_discriminator, real, f_inter)
+                real = _pick(g_inter, objective.adv_inter_teacher)
+                fake = _pick(f, objective.adv_inter_student)
+                L_D_inter, seen = _discriminator(nets.inter_discriminator, real, fake)
+                L_D, scores = L_D + L_D_inter, scores | {f"D_inter/{n}": s for n, s in seen.items()}
         optimizer_step(nets.discriminator_optimizer, L_D, nets.scaler, ranks)
     nets.scaler.update()
 
@@ -178,7 +199,7 @@ def le_uda_step(
 
     terms = {"L": L, "L_seg": L_seg, "L_con_intra": L_con_intra, "L_con_inter": L_con_inter}
     terms |= {"L_adv_intra": L_adv_intra, "L_adv_inter": L_adv_inter}
-    terms |= {"L_pseudo": L_pseudo, "L_D": L_D}
+    terms |= {"L_pseudo": L_pseudo, "L_D": L_D, **scores, **found}
     return {name: term.detach() for name, term in terms.items()}
 
 
@@ -196,6 +217,11 @@ def _read(net: nn.Module, streams: Images, objective: ObjectiveConfig) -> tuple[
     )
 
 
+def _pick(of: Mapping[Any, Value], streams: Sequence[str]) -> dict[str, Value]:
+    """Those of some streams, in their order."""
+    return {stream: of[stream] for stream in streams}
+
+
 def _by_level(features: Features, streams: Sequence[str]) -> list[Tensor]:
     """The features of some streams, joined: one (n * B, C_l, H_l, W_l) a level."""
     levels = zip(*(features[stream] for stream in streams), strict=True)
@@ -211,8 +237,25 @@ def _adversarial(discriminator: FeatureDiscriminator, features: Sequence[Tensor]
 
 
 def _discriminator(
-    discriminator: FeatureDiscriminator, real: Sequence[Tensor], fake: Sequence[Tensor]
-) -> Tensor:
-    """A discriminator's own loss, the mean over the levels; no gradient reaches the networks."""
-    scores = zip(discriminator(real), discriminator([f.detach() for f in fake]), strict=True)
-    return torch.stack([discriminator_loss(r, f) for r, f in scores]).mean()
+    discriminator: FeatureDiscriminator, real: Features, fake: Features
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """A discriminator's own loss, and its mean score by what it sees; both means over the levels.
+
+    No gradient reaches the networks.
+    """
+    real_scores = discriminator(_by_level(real, list(real)))
+    fake_scores = discriminator([level.detach() for level in _by_level(fake, list(fake))])
+    pairs = zip(real_scores, fake_scores, strict=True)
+    loss = torch.stack([discriminator_loss(r, f) for r, f in pairs]).mean()
+    seen = {f"teacher/{name}": mean for name, mean in _means(real_scores, real).items()}
+    seen |= {f"student/{name}": mean for name, mean in _means(fake_scores, fake).items()}
+    return loss, seen
+
+
+def _means(scores: Sequence[Tensor], streams: Features) -> dict[str, Tensor]:
+    """Score maps of joined streams, one a level -> their mean by stream."""
+    by_level = [
+        torch.stack([part.float().mean() for part in level.detach().chunk(len(streams))])
+        for level in scores
+    ]
+    return dict(zip(streams, torch.stack(by_level).mean(dim=0).unbind(), strict=True))

@@ -36,6 +36,7 @@ TITLES = {
 
 SHOWN_SLICES = 5
 RUN_ROWS, RUN_COLUMNS = 4, 6  # of slices in run.png
+SHARE = "share/"  # what the terms' shares of the gradient are called, see `gradient_shares`
 
 
 def draw_run(path: Path, translated: TranslatedSets, history: list[Row]) -> None:
@@ -61,9 +62,12 @@ def draw_run(path: Path, translated: TranslatedSets, history: list[Row]) -> None
         "stage 2: adaptation": history,
     }
     trained = {title: rows for title, rows in histories.items() if rows}
-    panels = below.subplots(1, len(trained), squeeze=False)[0]
-    for axis, (title, rows) in zip(panels, trained.items(), strict=True):
+    shares = [row for row in history if any(term.startswith(SHARE) for term in row)]
+    panels = below.subplots(1, len(trained) + bool(shares), squeeze=False)[0]
+    for axis, (title, rows) in zip(panels, trained.items(), strict=False):
         draw_curves(axis, title, rows)
+    if shares:
+        draw_curves(panels[-1], "gradient as a share of $L_{seg}$'s", shares, SHARE)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=80, format="png")
 
@@ -73,19 +77,24 @@ def _parts(figure: FigureBase, rows: int, columns: int, **layout: Any) -> list[S
     return [*np.ravel(figure.subfigures(rows, columns, squeeze=False, **layout))]
 
 
-def draw_curves(axis: Axes, title: str, history: list[Row]) -> None:
-    """A line for each term that is not zero throughout; the objective L lies broad beneath them."""
+def draw_curves(axis: Axes, title: str, history: list[Row], kind: str = "") -> None:
+    """A line for each term that is not zero throughout; the objective L lies broad beneath them.
+
+    kind  what the terms' names begin with, up to a "/"; terms of other kinds are left out
+    """
     axis.set_title(title)
     axis.set_xlabel("step")
     steps = [row["step"] for row in history]
     for term in history[0]:
-        values = np.array([row[term] for row in history])
-        if term == "step" or not values.any():
+        if term == "step" or term.rpartition("/")[0] != kind.rstrip("/"):
+            continue
+        values = np.array([row.get(term, np.nan) for row in history])
+        if not values.any():
             continue
         if term == "L":  # without other terms it is L_seg, and would be hidden by it
             axis.plot(steps, values, label=term, color="black", alpha=0.25, linewidth=6, zorder=1)
         else:
-            axis.plot(steps, values, label=term)
+            axis.plot(steps, values, label=term.removeprefix(kind), marker="." if kind else None)
     axis.set_yscale("log")
     axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 

@@ -160,6 +160,7 @@ class Adaptation:
         with phase("data"):
             batch = make_batch(self.sets, self.draw, self.hardware, step)
         seed_dropout(config.seed, "dropout", step, self.hardware)
+        every = config.schedule.shares_every
         terms = le_uda_step(
             self.nets,
             batch,
@@ -168,6 +169,7 @@ class Adaptation:
             self.hardware,
             update=step,
             generator=step_generator(config.seed, "teacher noise", step),
+            shares=every > 0 and (step + 1) % every == 0,
         )
         with phase("selection"):
             self._select(step + 1)

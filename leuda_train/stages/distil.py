@@ -92,15 +92,16 @@ class Distillation:
         with phase("data"):
             batch = make_batch(self.sets, self.draw, self.hardware, step)
         assert batch.strong is not None
+        (labels,) = batch.labels
         with self.hardware.autocast():
             with torch.no_grad():
                 votes = [teacher(batch.unlabelled["target"]) for teacher in self.teachers]
             logits, _ = self.network(torch.cat([*batch.labelled, batch.strong]))
-        labelled, target = logits.split([len(batch.labels), len(batch.strong)])
+        labelled, target = logits.split([len(labels), len(batch.strong)])
         q_mean = torch.stack([vote.float().softmax(dim=1) for vote in votes]).mean(dim=0)
         ranks = self.hardware.ranks
         terms = {
-            "L_seg": segmentation_loss(labelled, batch.labels, ranks),
+            "L_seg": segmentation_loss(labelled, labels, ranks),
             "L_pseudo": pseudo_loss(target, *pseudo_labels(q_mean, self.confidence, ranks), ranks),
         }
         optimizer_step(self.optimizer, terms["L_seg"] + terms["L_pseudo"], self.scaler, ranks)

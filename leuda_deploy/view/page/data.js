@@ -68,12 +68,13 @@ function between(sorted, low, high) {
 
 /** Name -> [low, high]: of the modality, of this scan, of its structures. */
 function windowsOf(scan, labels) {
-  const all = sample(scan), made = { "This scan": between(all, 0.01, 0.99) };
+  const all = sample(scan), made = {};
   const inside = labels ? sample(scan, (i) => labels.img[i] > 0) : [];
   if (inside.length > 50) {
     const [low, high] = between(inside, 0.02, 0.98), room = 0.6 * (high - low);
     made["The structures"] = [low - room, high + room];
   }
+  made["This scan"] = between(all, 0.01, 0.99);
   if (all[0] <= -500 && state.facts.modality !== "MR") Object.assign(made, HOUNSFIELD); // air is there
   made["All values"] = between(all, 0, 1);
   return Object.fromEntries(Object.entries(made).filter(([, [low, high]]) => high > low));

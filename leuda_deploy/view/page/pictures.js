@@ -8,7 +8,7 @@ const LAYOUTS = {
 const AXIS_OF_TILE = { 0: 2, 1: 1, 2: 0 }; // NiiVue's axial, coronal, sagittal -> axis that runs through the slices
 const OPTIONS = {
   isRadiologicalConvention: true, showAllOrientationMarkers: true, backColor: [0, 0, 0, 1],
-  crosshairColor: [1, 1, 1, 0.7], fontColor: [1, 1, 1, 1], dragAndDropEnabled: false,
+  crosshairColor: [1, 1, 1, 0.7], crosshairGap: 8, crosshairWidth: 0.5, fontColor: [1, 1, 1, 1], dragAndDropEnabled: false,
   clipPlaneHotKey: "", viewModeHotKey: "", cycleClipPlaneHotKey: "", logLevel: "error",
   multiplanarPadPixels: 4, multiplanarLayout: MULTIPLANAR_TYPE.GRID, isColorbar: false, loadingText: "", scrollRequiresFocus: false };
 const views = [];
@@ -94,7 +94,7 @@ function drawn() {
 function chooseLayout() {
   if (state.chosen || drawnBy() === "card") return;
   $("layout").value = "planes";
-  note("There is no graphics card to draw in 3D at once. Press 1 or 6 to see it all the same.");
+  note("3D is left out: it is slow without a graphics card. Press 1 or 6 to see it.");
 }
 
 function layOut() {

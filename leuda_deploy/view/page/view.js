@@ -89,7 +89,7 @@ function tellReport() {
   if (said.domain) lines.push(["looks like training", said.domain.fits ? "yes" : `NO (z = ${said.domain.z})`]);
   if (said.domain && !said.domain.fits) note("This scan does not look like the scans of training. Do not trust the labels unseen.");
   for (const flag of Array.isArray(said.flags) ? said.flags : []) {
-    note(typeof flag === "object" && flag ? Object.values(flag).filter((part) => typeof part !== "object").join(": ") : String(flag));
+    note(`${flag.structure}: ${flag.flag}`);
   }
   if (said.engine) lines.push(["engine", said.engine]);
   if (said.total_seconds !== undefined) lines.push(["time", `${said.total_seconds.toFixed(2)} s in all`]);
@@ -114,7 +114,7 @@ function tellList() {
 
 function makeList() {
   document.querySelector("#list ol").replaceChildren(...state.list.map((one, k) => {
-    const picture = make("img"), button = make("button", "", picture, make("span", "", make("strong", one.name), make("small")));
+    const picture = make("img"), button = make("button", "", picture, make("span", "", make("strong", one.name.replace(/\.nii(\.gz)?$/, "")), make("small")));
     if (state.list.length > 1) Object.assign(picture, { src: `thumbnail/${k}`, alt: "", loading: "lazy" });
     Object.assign(button, { type: "button", onclick: () => openScene(k) });
     return make("li", "", button);

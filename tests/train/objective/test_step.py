@@ -37,7 +37,9 @@ def make_trainer(**sections: object) -> Adaptation:
     return Adaptation(tiny.aligned_sets(), 3, tiny.config(**sections), tiny.CPU, tiny.generator())
 
 
-def one_step(trainer: Adaptation, λ: Lambdas = ALL_ON, update: int = 0) -> dict[str, float]:
+def one_step(
+    trainer: Adaptation, λ: Lambdas = ALL_ON, update: int = 0, shares: bool = False
+) -> dict[str, float]:
     torch.manual_seed(0)
     terms = le_uda_step(
         trainer.nets,
@@ -47,6 +49,7 @@ def one_step(trainer: Adaptation, λ: Lambdas = ALL_ON, update: int = 0) -> dict
         tiny.CPU,
         update=update,
         generator=step_generator(0, "noise", 0),
+        shares=shares,
     )
     return {name: term.item() for name, term in terms.items()}
 
@@ -137,9 +140,12 @@ def test_L_is_the_visible_sum_of_its_terms():
 
 @pytest.mark.parametrize("key", TERMS)
 def test_a_term_with_weight_zero_is_gone_and_no_other_changes(key):
-    every = one_step(make_trainer())
+    # no noise, dropout or statistics over streams: nothing else depends on what is read together
+    alone = {"teacher_noise": 0.0, "batchnorm_over": "stream"}
+    unet = {"dropout": [0.0, 0.0]}
+    every = one_step(make_trainer(objective=alone, unet=unet))
     λ = Lambdas(**{**vars(ALL_ON), key.removeprefix("lambda_"): 0.0})
-    fewer = one_step(make_trainer(objective={key: 0.0}), λ)
+    fewer = one_step(make_trainer(objective={**alone, key: 0.0}, unet=unet), λ)
     gone = TERMS[key]
     assert fewer[gone] == 0.0
     for name in {*TERMS.values(), "L_seg"} - {gone}:
@@ -148,12 +154,113 @@ def test_a_term_with_weight_zero_is_gone_and_no_other_changes(key):
     assert fewer["L"] == pytest.approx(every["L"] - weight * every[gone], rel=1e-5)
 
 
-def test_the_intra_teacher_sees_noise_and_the_student_does_not():
+def test_both_teachers_see_noise_and_the_student_does_not():
     quiet = one_step(make_trainer(objective={"teacher_noise": 0.0}))
     noisy = one_step(make_trainer(objective={"teacher_noise": 0.5, "teacher_noise_limit": 1.0}))
     assert noisy["L_seg"] == quiet["L_seg"]
-    assert noisy["L_con_inter"] == quiet["L_con_inter"]
+    assert noisy["L_adv_intra"] == quiet["L_adv_intra"]
+    assert noisy["L_con_inter"] != quiet["L_con_inter"]
     assert noisy["L_con_intra"] != quiet["L_con_intra"]
+
+
+def test_an_author_of_pseudo_labels_alone_sees_no_noise():
+    on = {**tiny.NO_TERMS, "supervised_on": ["source"], "lambda_pseudo": 1.0}
+    found = []
+    for std in (0.0, 0.5):
+        objective = {**on, "teacher_noise": std, "teacher_noise_limit": 1.0}
+        test = {"network": "inter_teacher", "feed": "target"}
+        found.append(one_step(make_trainer(objective=objective, test=test)))
+    assert found[0]["L_pseudo"] == found[1]["L_pseudo"] > 0
+
+
+def looked_at(key: str, images: float, **objective: object) -> set[str]:
+    """Names of what changes in a step where a stream's images do, other streams being the same."""
+    quiet = {"teacher_noise": 0.0, "batchnorm_over": "stream"}
+    unet = {"dropout": [0.0, 0.0]}
+    found = []
+    for shift in (0.0, images):
+        trainer = make_trainer(objective={**quiet, **objective}, unet=unet)
+        trainer.sets.images[key][:] *= 1.0 + shift
+        found.append(one_step(trainer))
+    return {name for name, value in found[0].items() if found[1][name] != value}
+
+
+def test_the_intra_consistency_is_summed_over_its_images():
+    unet, quiet = {"dropout": [0.0, 0.0]}, {"teacher_noise": 0.0, "batchnorm_over": "stream"}
+    parts = []
+    for on in (["source"], ["target_as_source"], ["source", "target_as_source"]):
+        trainer = make_trainer(objective={**quiet, "intra_on": on}, unet=unet)
+        with torch.no_grad():  # a teacher that disagrees
+            trainer.nets.intra_teacher.output.weight.mul_(-1.0)
+        parts.append(one_step(trainer)["L_con_intra"])
+    assert parts[2] == pytest.approx(parts[0] + parts[1], rel=1e-5)
+    assert min(parts) > 0
+
+
+def test_discriminators_see_what_the_config_says_and_report_it_by_stream():
+    scores = {name for name in one_step(make_trainer()) if name.startswith("D_")}
+    assert scores == {
+        "D_intra/student/source",
+        "D_intra/teacher/source_cycled",
+        "D_intra/teacher/target_as_source",
+        "D_inter/student/source",
+        "D_inter/teacher/source_as_target",
+        "D_inter/teacher/target",
+        "D_inter/teacher/target_cycled",
+    }
+    assert {name for name in looked_at("source", 0.5) if name.startswith("D_")} == {
+        "D_intra/student/source",
+        "D_inter/student/source",
+    }
+    old = {"adv_intra_student": ["target_as_source"], "adv_intra_teacher": ["target_as_source"]}
+    seen = looked_at("target_as_source", 0.5, **old)
+    assert {"D_intra/student/target_as_source", "D_intra/teacher/target_as_source"} <= seen
+    assert not any(name.startswith("D_inter") for name in seen)
+
+
+def test_a_reversed_pair_asks_the_intra_teacher_about_the_students_target_image():
+    pair = {"inter_pairs": [["target", "target_as_source"]]}
+    assert "L_con_inter" in looked_at("target", 0.5, **pair)
+    assert "L_con_inter" in looked_at("target_as_source", 0.5, **pair)
+    assert "L_con_inter" not in looked_at("source", 0.5, **pair)
+    trainer = make_trainer(objective={**tiny.NO_TERMS, **pair, "lambda_inter": 0.1})
+    one_step(trainer)
+    assert first_norm(trainer.nets.intra_teacher).num_batches_tracked.item() == 1
+    assert first_norm(trainer.nets.inter_teacher).num_batches_tracked.item() == 0
+
+
+def test_shares_are_those_of_the_gradients_and_change_nothing_else():
+    plain, looking = make_trainer(), make_trainer(schedule={"shares_every": 3})
+    for step in range(6):
+        expected, found = plain.step(step), looking.step(step)
+        shares = {name for name in found if name.startswith(("share/", "cosine/"))}
+        assert {name: value.item() for name, value in found.items() if name not in shares} == {
+            name: value.item() for name, value in expected.items()
+        }
+        assert bool(shares) == (step in (2, 5))
+    assert shares == {f"{kind}/{term}" for kind in ("share", "cosine") for term in TERMS.values()}
+    assert same(weights(plain.nets.student), weights(looking.nets.student))
+
+
+def test_the_share_of_a_term_is_the_change_it_makes_to_the_gradient():
+    nothing = Lambdas(intra=0.0, inter=0.0, adv_intra=0.0, adv_inter=0.0)
+    unet = {"dropout": [0.0, 0.0]}
+    g = {}
+    for name, λ in {"seg": nothing, "both": replace(nothing, inter=0.5)}.items():
+        trainer = make_trainer(unet=unet)
+        one_step(trainer, λ)
+        parts = [p.grad.flatten() for p in trainer.nets.student.parameters()]
+        g[name] = torch.cat(parts)
+    trainer = make_trainer(unet=unet)
+    found = one_step(trainer, replace(nothing, inter=0.5), shares=True)
+    term = g["both"] - g["seg"]
+    assert found["share/L_con_inter"] == pytest.approx(
+        (term.norm() / g["seg"].norm()).item(), rel=1e-3
+    )
+    cosine = torch.nn.functional.cosine_similarity(term, g["seg"], dim=0).item()
+    assert found["cosine/L_con_inter"] == pytest.approx(cosine, abs=1e-3)
+    assert found["share/L_con_intra"] == 0.0
+    assert -1 <= found["cosine/L_con_intra"] <= 1
 
 
 @pytest.mark.parametrize(

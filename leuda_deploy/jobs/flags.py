@@ -1,0 +1,41 @@
+"""labels of a scan -> what is odd about a structure, as facts for the report and the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leuda_deploy.model.card import Structure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flag:
+    """What is odd about a structure. One that the border cuts is not whole, nor is its volume."""
+
+    structure: str
+    flag: Literal["not found", "cut by the border of the scan"]
+
+
+def flags_of(labels: NDArray[np.uint8], structures: Sequence[Structure]) -> list[Flag]:
+    """The flags of the labels (X, Y, Z), in the structures' order."""
+    ends = [np.unique(np.take(labels, end, axis=axis)) for axis in range(3) for end in (0, -1)]
+    on_border = {value for end in ends for value in end.tolist()}
+    found = set(np.flatnonzero(_counts(labels)).tolist())
+    flags = []
+    for structure in structures:
+        if structure.value not in found:
+            flags.append(Flag(structure=structure.name, flag="not found"))
+        elif structure.value in on_border:
+            flags.append(Flag(structure=structure.name, flag="cut by the border of the scan"))
+    return flags
+
+
+def _counts(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
+    counts = np.zeros(256, dtype=np.int64)
+    for part in np.moveaxis(labels, -1, 0):  # bincount widens what it counts to 8 bytes a voxel
+        counts += np.bincount(part.ravel(order="K"), minlength=256)
+    return counts
