@@ -46,6 +46,9 @@ def view(
         Path | None,
         typer.Option(help="Where marks of a folder are kept. Default: FOLDER/marks.csv"),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Let --html replace a file that stands there.")
+    ] = False,
     port: Annotated[int, typer.Option(help="0: a free one.", min=0, max=65535)] = 0,
     browser: Annotated[
         bool, typer.Option("--browser/--no-browser", help="Open the browser.")
@@ -53,12 +56,12 @@ def view(
 ) -> None:
     """Look at a scan and its labels in the browser.  [dim]Needs: nothing more.[/dim]"""
     from leuda_deploy.errors import InputError
-    from leuda_deploy.jobs.find_jobs import holds_dicom
+    from leuda_deploy.jobs.find_jobs import is_series
     from leuda_deploy.view.content import Content, check_scenes
     from leuda_deploy.view.marks import Marks
     from leuda_deploy.view.scene import find_scenes, make_scene, read_class_values
 
-    folder = scan.is_dir() and not holds_dicom(scan)
+    folder = scan.is_dir() and not is_series(scan)
     if folder and (labels or uncertainty or frame is not None):
         raise InputError(f"{scan} is a folder: labels, map and frame are for a single scan")
     if marks is not None and not folder:
@@ -71,8 +74,11 @@ def view(
     check_scenes(scenes)
     content = Content(scenes, read_class_values(classes) if classes else {})
     if html is not None:
+        from leuda_deploy.machine.outputs import Output, plan_outputs
         from leuda_deploy.view.one_file import write_page
 
+        page = Output(path=html, what="page", option="--html", endings=(".html",))
+        plan_outputs([page], inputs=[scan, *scenes[0].labels], force=force)
         smaller = write_page(html, content)
         if smaller.note:
             say(smaller.note)

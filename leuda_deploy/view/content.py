@@ -15,7 +15,6 @@ from isal import igzip
 from numpy.typing import NDArray
 
 from leuda_deploy.errors import InputError, LeudaError
-from leuda_deploy.jobs.find_jobs import is_scan_file
 from leuda_deploy.scans.label_map import check_same_grid
 from leuda_deploy.scans.volume import Volume, read_volume
 from leuda_deploy.view.label_files import LabelFiles, read_label_files
@@ -134,18 +133,20 @@ class Content:
 
 def read_scan(scene: Scene) -> Volume:
     """The scan with its voxels. Raises InputError."""
-    if scene.scan.is_dir():
-        from leuda_deploy.scans.dicom import read_series
-
-        return read_series(scene.scan).volume
-    return read_volume(scene.scan, frame=scene.frame)
+    return _read(scene, voxels=True)
 
 
 def read_header(scene: Scene) -> Volume:
-    """The scan without its voxels, where its file has a header of its own. Raises InputError."""
+    """The scan without its voxels. Raises InputError."""
+    return _read(scene, voxels=False)
+
+
+def _read(scene: Scene, *, voxels: bool) -> Volume:
     if scene.scan.is_dir():
-        return read_scan(scene)
-    return read_volume(scene.scan, frame=scene.frame, voxels=False)
+        from leuda_deploy.scans.dicom import read_series
+
+        return read_series(scene.scan, voxels=voxels).volume
+    return read_volume(scene.scan, frame=scene.frame, voxels=voxels)
 
 
 def served_as_it_lies(scene: Scene) -> bool:
@@ -154,7 +155,7 @@ def served_as_it_lies(scene: Scene) -> bool:
     That is a single file of one frame whose voxels are no 64-bit integers, and whose place in
     space has one meaning: nibabel prefers the sform, others the qform if its code is higher.
     """
-    if not (is_scan_file(scene.scan) and scene.scan.name.endswith((".nii", ".nii.gz"))):
+    if scene.scan.is_dir() or not scene.scan.name.endswith((".nii", ".nii.gz")):
         return False
     header = read_header(scene).header
     if header is None or max(header["dim"][4:]) > 1 or header.get_data_dtype().kind == "b":

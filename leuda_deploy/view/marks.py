@@ -7,8 +7,8 @@ import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
-from leuda_deploy.errors import InputError
-from leuda_deploy.machine.files import atomic_path, check_writable
+from leuda_deploy.machine.files import atomic_path
+from leuda_deploy.machine.outputs import Output, plan_outputs
 from leuda_deploy.view.scene import Scene
 
 FIELDS = ("scan", "labels", "frame", "mark", "marked")
@@ -28,16 +28,13 @@ class Marks:
         self.path = path
         self._lock = threading.Lock()
         self._rows: dict[tuple[str, ...], dict[str, str]] = {}
-        check_writable(path)
+        kept = Output(
+            path=path, what="list of marks", option="--marks", endings=(".csv",), is_ours=_is_list
+        )
+        plan_outputs([kept])
         if path.exists():
             with path.open(newline="") as file:
-                rows = csv.DictReader(file)
-                if rows.fieldnames is None or tuple(rows.fieldnames) != FIELDS:
-                    raise InputError(
-                        f"{path} is no list of marks (its columns are not {', '.join(FIELDS)}); "
-                        "choose another file with --marks"
-                    )
-                self._rows = {_key_of_row(row): row for row in rows}
+                self._rows = {_key_of_row(row): row for row in csv.DictReader(file)}
 
     def of(self, scene: Scene) -> str | None:
         """ok, look again, or None."""
@@ -59,6 +56,15 @@ class Marks:
                 table.writeheader()
                 table.writerows(rows[k] for k in sorted(rows))
             self._rows = rows
+
+
+def _is_list(path: Path) -> bool:
+    """Whether a file has the columns of a list of marks; any other stays as it is."""
+    try:
+        with path.open(newline="") as file:
+            return tuple(next(csv.reader(file), ())) == FIELDS
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return False
 
 
 def _key(scene: Scene) -> tuple[str, ...]:

@@ -13,8 +13,8 @@ from leuda_deploy.errors import InputError, ModelError, one_line
 from leuda_deploy.jobs.find_jobs import (
     EXTENSIONS,
     LABEL_SUFFIXES,
-    holds_dicom,
     is_scan_file,
+    is_series,
     report_path,
     stem,
 )
@@ -104,7 +104,7 @@ def find_scenes(folder: Path) -> list[Scene]:
     """
     scenes = [scene for path in sorted(folder.glob("*.json")) if (scene := _reported(path))]
     if not scenes:
-        scans = sorted(path for path in folder.iterdir() if is_scan_file(path) or holds_dicom(path))
+        scans = sorted(path for path in folder.iterdir() if is_scan_file(path) or is_series(path))
         scenes = [make_scene(scan) for scan in scans]
     if not scenes:
         raise InputError(
@@ -141,6 +141,7 @@ def _labels_beside(scan: Path) -> tuple[Path, ...]:
     found = (
         scan.with_name(f"{name}{suffix}{ending}")
         for suffix in LABEL_SUFFIXES
+        if suffix != "_uncertainty"
         for name in sorted(names, reverse=True)
         for ending in (".nii.gz", ".nii")
     )
@@ -154,7 +155,7 @@ def _named_in(report: Mapping[str, Any], key: str, folder: Path) -> Path | None:
         return None
     # the report's folder first: results that were moved or copied keep together
     for path in (folder / Path(said).name, Path(said)):
-        if path.is_file() or (key == "scan" and holds_dicom(path)):
+        if path.is_file() or (key == "scan" and is_series(path)):
             return path
     return None
 

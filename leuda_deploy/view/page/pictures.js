@@ -70,6 +70,7 @@ async function draw() {
     one.volumes = [scan, ...overlays.filter((image) => image.opacity > 0)];
     one.setVolume(scan, 0); // as the background; uploads all
   });
+  if (beside) views[0].sync();
   keyOfDifference(shown === "difference");
 }
 
