@@ -44,7 +44,6 @@ COLUMNS, ACROSS = 4, 2  # slices of the own plane, and of each other one
 LEAST_SIDE = 24  # pixels; a plane that is thinner is left out
 TINT = 0.3
 OBLIQUE_DEGREES = 10
-FRAMES, FRAME_MS, FRAME_TILE = 60, 120, 360  # of a movie
 DARK, WHITE, GREY = (18, 18, 18), (255, 255, 255), (170, 170, 170)
 WARNING, ON_WARNING = (240, 180, 0), (0, 0, 0)
 BARS_MM = (200, 100, 50, 20, 10, 5, 2, 1)  # lengths of a scale bar
@@ -287,24 +286,3 @@ def _printable(text: str) -> str:
 
 def _font(size: int) -> Any:
     return ImageFont.load_default(size=size)
-
-
-def write_movie(path: Path | str, shown: Shown) -> None:
-    """Write the slices of the own plane one after another, labelled: *.gif or *.webp.
-
-    Those that hold structures, and a few around them; at most FRAMES, evenly spread.
-    """
-    window = choose_window(shown.volume, shown.labels, shown.modality)
-    plane = cut(shown.volume, shown.labels, plane_of_slices(shown.volume, shown.slice_axis))
-    tiles = Tiles(shown.structures, window, shown.volume, FRAME_TILE)
-    found = np.flatnonzero([slice_.any() for slice_ in plane.labels])
-    last = len(plane.labels) - 1
-    first, last = (max(0, found[0] - 2), min(last, found[-1] + 2)) if len(found) else (0, last)
-    chosen = np.unique(np.linspace(first, last, min(FRAMES, last - first + 1)).round().astype(int))
-    frames = [tiles(plane, index) for index in chosen.tolist()]
-    kind = Path(path).suffix.lower().lstrip(".")
-    with atomic_path(path) as temporary:
-        frames[0].save(
-            temporary, format=kind.upper(), save_all=True, append_images=frames[1:],
-            duration=FRAME_MS, loop=0,
-        )  # fmt: skip
