@@ -114,6 +114,11 @@ class ScheduleConfig(Part):
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 30.0
     shares_every: Count = 100
 
+    @property
+    def steps(self) -> int:
+        """Iterations in all."""
+        return self.epochs * self.steps_per_epoch
+
 
 class AugmentConfig(Part):
     """The random affine; drawn anew for each image family.
@@ -168,12 +173,12 @@ class DistilConfig(Part):
     """Stage 3: both teachers -> one network that reads the target.
 
     width          channels as a share of the U-Net's, 0.25 for an edge-sized network
-    steps          iterations in all
+    share          iterations in all, as a share of those of stage 2
     learning_rate  of the network
     """
 
     width: Annotated[float, Field(gt=0, le=1)]
-    steps: Positive
+    share: Annotated[float, Field(gt=0, le=10)]
     learning_rate: Rate
 
     def widths(self, full: tuple[int, ...]) -> tuple[int, ...]:
@@ -255,6 +260,13 @@ class TrainConfig(Part):
         """The networks that may become the product."""
         used = tuple(name for name, used in self.objective.networks_in_use.items() if used)
         return used if self.test.network == "auto" else tuple({self.test.network} & {*used})
+
+    @property
+    def distil_steps(self) -> int:
+        """Iterations of stage 3; 0 if there is none."""
+        if self.distil is None:
+            return 0
+        return max(1, round(self.distil.share * self.schedule.steps))
 
     @property
     def reports_oracle(self) -> bool:

@@ -106,4 +106,4 @@ def product_facts(run: Run, trained: Trained) -> ProductFacts:
 def _steps(adapted: Adapted, config: TrainConfig) -> int:
     """Steps of stages 2 and 3 that the product's weights have seen."""
     epochs = config.schedule.epochs if adapted.epoch is None else adapted.epoch
-    return epochs * config.schedule.steps_per_epoch + (config.distil.steps if config.distil else 0)
+    return epochs * config.schedule.steps_per_epoch + config.distil_steps

@@ -28,7 +28,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_distilled_network_is_narrow_reads_the_target_and_has_an_oracle(cohort, tmp_path):
     config = tiny.config(unet={"widths": [16, 32], "dropout": [0.0, 0.0]})
-    distil = {"width": 0.25, "steps": 4, "learning_rate": 0.002}
+    distil = {"width": 0.25, "share": 1 / 3, "learning_rate": 0.002}
     config = type(config).model_validate({**config.model_dump(), "distil": distil})
     found = train(read_cohort(cohort), config, tmp_path / "run")
     product, facts, _ = load_product(tmp_path / "run")
