@@ -37,7 +37,7 @@ _IMAGE_FILE = re.compile(r"(?i)[_-]image\.nii")
 def evaluate_paths(
     predicted: Path, true: Path, *, structures: Names | None = None, map_true: Classes | None = None
 ) -> dict[str, Any]:
-    """Score predicted label files against true ones: Dice, ASSD and HD95 in mm, and ASSD by the paper's protocol.
+    """Score predicted label files against true ones: Dice, ASSD and HD95 in mm, the paper's ASSD.
 
     Args:
         predicted: A label file, or a folder of NIfTI files.

@@ -107,7 +107,7 @@ def _borders(a: Mask, b: Mask) -> list[NDArray[np.float64]]:
 
 def _distances(a: NDArray[np.float64], b: NDArray[np.float64]) -> list[NDArray[np.float64]]:
     """From each place (n, 3) of `a` to the nearest of `b`, and the other way round."""
-    return [KDTree(there).query(here)[0] for here, there in ((a, b), (b, a))]
+    return [np.asarray(KDTree(there).query(here)[0]) for here, there in ((a, b), (b, a))]
 
 
 def keep_largest_component(labels: Labels, structures: Iterable[int]) -> Labels:
