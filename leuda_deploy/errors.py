@@ -32,6 +32,7 @@ ScanFault = Literal[
     "nothing in it",
     "too large a grid",
     # of a DICOM series
+    "partial",  # files that cannot be read, or fewer than the series says
     "several series",
     "modality",
     "unlike slices",

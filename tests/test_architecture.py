@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 VIOLATIONS = {  # what is wrong -> (contract, lines to append to each file, module it must name)
     "leuda_deploy imports upwards": (
         "deploy-layers",
-        {"leuda_deploy/scans/volume.py": "import leuda_deploy.jobs.overlay"},
-        "leuda_deploy.jobs.overlay",
+        {"leuda_deploy/scans/volume.py": "import leuda_deploy.jobs.picture.overlay"},
+        "leuda_deploy.jobs.picture.overlay",
     ),
     "leuda_train imports upwards": (
         "train-layers",

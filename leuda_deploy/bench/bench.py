@@ -23,7 +23,7 @@ from rich.table import Table
 
 from leuda_deploy.bench.machine_floor import least_seconds
 from leuda_deploy.engines.engine import EngineChoice, EngineName
-from leuda_deploy.errors import InputError
+from leuda_deploy.errors import InputError, one_line
 from leuda_deploy.inference.segmenter import Segmenter
 from leuda_deploy.inference.settings import Settings
 from leuda_deploy.machine.clock import Clock
@@ -237,18 +237,29 @@ def _phase(phase: str, row: Row) -> str:
     return f"{seconds:.2f}{times}"
 
 
+def read_earlier(path: Path) -> dict[str, Any]:
+    """A result file of `leuda bench`.
+
+    Raises:
+        InputError: The file is no result.
+    """
+    try:
+        earlier: dict[str, Any] = json.loads(path.read_bytes())
+        _ = earlier["shape"], [row["engine"] for row in earlier["engines"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{path} is no result of `leuda bench`: {one_line(error)}") from error
+    return earlier
+
+
 def regressions(now: Result, before: Path, limit: float) -> list[Regression]:
     """Where `now` takes more than `limit` times the time or memory of an earlier result file.
 
     Raises:
         InputError: The file is no result, or one of a scan of another shape.
     """
-    try:
-        earlier = json.loads(before.read_text())
-        rows = {row["engine"]: row for row in earlier["engines"]}
-        same = earlier["shape"] == now["shape"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{before} is no result of `leuda bench`: {error}") from error
+    earlier = read_earlier(before)
+    rows = {row["engine"]: row for row in earlier["engines"]}
+    same = earlier["shape"] == now["shape"]
     if not same:
         raise InputError(f"{before} was measured on {earlier['shape']}, this on {now['shape']}")
     found = []

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from leuda_deploy.bench.bench import Result
 from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.model.card import PALETTE
 
+OWN_MARK = "leuda bench"  # in the picture's text, by which it is known again
 WIDTH, BAR, GAP, LEFT = 900, 26, 44, 16
 INK, PAPER = (20, 20, 20), (255, 255, 255)
 
@@ -42,8 +44,10 @@ def draw_bench(path: Path, result: Result) -> None:
         draw.line((warm, y - 4, warm, y + BAR + 4), fill=INK, width=3)
         for dot in range(y - 4, y + BAR + 4, 6):
             draw.line((cold, dot, cold, dot + 2), fill=INK, width=3)
+    mark = PngInfo()
+    mark.add_text("Software", OWN_MARK)
     with atomic_path(path) as temporary:
-        canvas.save(temporary, format="PNG")
+        canvas.save(temporary, format="PNG", pnginfo=mark)
 
 
 def _legend(

@@ -36,22 +36,26 @@ def bench(
     limit: Annotated[
         float, typer.Option(help="Allowed ratio of time and memory to the earlier ones.", min=1.0)
     ] = 1.2,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace files that leuda bench did not write.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Time and memory by engine and stage, on this machine.  [dim]Needs: nothing more.[/dim]"""
     from leuda_deploy.bench.bench import bench as run_bench
-    from leuda_deploy.bench.bench import parse_shape, regressions, show_bench
+    from leuda_deploy.bench.bench import parse_shape, read_earlier, regressions, show_bench
+    from leuda_deploy.bench.saved import plan_saved, save_bench
     from leuda_deploy.model.default_model import default_model
 
+    if save:
+        plan_saved(save, inputs=[path for path in (model, against) if path], force=force)
+    if against:
+        read_earlier(against)  # what is no result is found before the work
     voxels = parse_shape(shape)
     result = run_bench(model or default_model(), engine, voxels, rounds=rounds, threads=threads)
     slower = regressions(result, against, limit) if against else []
     if save:
-        from leuda_deploy.bench.chart import draw_bench
-        from leuda_deploy.machine.files import write_json
-
-        write_json(save, result)
-        draw_bench(save.with_suffix(".png"), result)
+        save_bench(save, result)
     if as_json:
         typer.echo(json.dumps(result, indent=1))
     else:

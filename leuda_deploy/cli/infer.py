@@ -16,6 +16,7 @@ from leuda_deploy.cli.log import log_to_stderr
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from leuda_deploy.jobs.find_jobs import Job
     from leuda_deploy.jobs.report import Report
     from leuda_deploy.jobs.run_jobs import Outcome
 
@@ -104,7 +105,8 @@ def infer(
     dicom_seg: Annotated[
         Path | None,
         typer.Option(
-            help="Also write DICOM SEG to this file. Only for a DICOM series.",
+            help="Also write DICOM SEG of a DICOM series to this file; for many scans, to this "
+            "folder.",
             rich_help_panel=RESULTS,
         ),
     ] = None,
@@ -129,12 +131,28 @@ def infer(
         bool,
         typer.Option("--again", help="Also label scans that are done.", rich_help_panel=MANY),
     ] = False,
+    allow_partial: Annotated[
+        bool,
+        typer.Option(
+            "--allow-partial",
+            help="Label what is there of a DICOM series that is not whole.",
+            rich_help_panel=RESULTS,
+        ),
+    ] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Replace files that leuda did not write. Scans are never replaced.",
+            rich_help_panel=RESULTS,
+        ),
+    ] = False,
 ) -> None:
     """Label scans, each on its own grid.  [dim]Needs: nothing more.[/dim]"""
     from leuda_deploy.inference.segmenter import Segmenter
     from leuda_deploy.inference.settings import Settings
-    from leuda_deploy.jobs.find_jobs import Job, find_jobs, holds_dicom, stem, with_frames
-    from leuda_deploy.jobs.run_jobs import run_job, run_jobs
+    from leuda_deploy.jobs.outputs import plan_job_outputs
+    from leuda_deploy.jobs.run_jobs import Wishes, run_job, run_jobs
     from leuda_deploy.jobs.workers import Orders, run_in_processes
     from leuda_deploy.machine.memory import parse_bytes
     from leuda_deploy.machine.progress import show_progress
@@ -149,24 +167,24 @@ def infer(
         max_gpu_bytes=parse_bytes(max_gpu_memory) if max_gpu_memory else None,
         mirror=mirror,
     )
+    wishes = Wishes(force=force, allow_partial=allow_partial)
+    todo, alone = _jobs(
+        scan, output, shard=shard, uncertainty=uncertainty, dicom_seg=dicom_seg, frame=frame
+    )
     if model is None:
         from leuda_deploy.model.default_model import default_model
 
         model = default_model()
         say(f"no --model given: using {model}, trained on phantoms, not for patients")
     opened = ModelFile.open(model)
-    if scan.is_dir() and not holds_dicom(scan):
-        todo = find_jobs(scan, output or Path(), shard=shard, uncertainty=uncertainty, frames=frame)
-    else:
-        output = output or Path(f"{stem(scan)}_labels.nii.gz")
-        job = Job(scan=scan, output=output, uncertainty=uncertainty, seg=dicom_seg)
-        todo = with_frames(job, frame)
-        if len(todo) == 1:
-            report = run_job(
-                todo[0], Segmenter(opened, settings), overlay=overlay, show=show_progress
-            )
-            _print_report(report, as_json)
-            return
+    plan_job_outputs(todo, overlay=overlay, force=force, inputs=[opened.path])
+    if alone:
+        segmenter = Segmenter(opened, settings)
+        report = run_job(todo[0], segmenter, overlay=overlay, show=show_progress, wishes=wishes)
+        _print_report(report, as_json)
+        if _lacks_something(report):
+            sys.exit(1)
+        return
     if jobs > 1:
         orders = Orders(
             model=opened,
@@ -175,17 +193,69 @@ def infer(
             skip_done=not again,
             set_up=log_to_stderr,
             show=show_progress,
+            wishes=wishes,
         )
         outcomes = run_in_processes(todo, orders, jobs)
     else:
         segmenter = Segmenter(opened, settings)
         outcomes = run_jobs(
-            todo, segmenter, overlay=overlay, skip_done=not again, show=show_progress
+            todo,
+            segmenter,
+            overlay=overlay,
+            skip_done=not again,
+            show=show_progress,
+            wishes=wishes,
         )
     with closing(outcomes):  # Ctrl-C stops the processes at once, not when Python ends
         whole = _print_outcomes(outcomes, as_json)
     if not whole:
         sys.exit(1)
+
+
+def _jobs(
+    scan: Path,
+    output: Path | None,
+    *,
+    shard: str,
+    uncertainty: Path | None,
+    dicom_seg: Path | None,
+    frame: str | None,
+) -> tuple[list[Job], bool]:
+    """What is to be done, and whether it is one scan alone."""
+    from leuda_deploy.errors import InputError, ScanError
+    from leuda_deploy.jobs.find_jobs import Job, find_jobs, is_series, stem, with_frames
+
+    if not scan.exists():
+        raise ScanError("missing", f"no such scan or folder: {scan}")
+    if scan.suffix.lower() in (".onnx", ".engine"):
+        raise InputError(f"{scan} is a model, not a scan: leuda infer SCAN --model {scan}")
+    if scan.is_dir() and not is_series(scan):
+        jobs = find_jobs(
+            scan,
+            output or Path(),
+            shard=shard,
+            uncertainty=uncertainty,
+            dicom_seg=dicom_seg,
+            frames=frame,
+        )
+        return jobs, False
+    name = f"{stem(scan)}_labels.nii.gz"
+    if output is None or output.is_dir():
+        output = (output or Path()) / name
+    if uncertainty is not None and uncertainty.is_dir():
+        uncertainty = uncertainty / f"{stem(scan)}_uncertainty.nii.gz"
+    if dicom_seg is not None and dicom_seg.is_dir():
+        dicom_seg = dicom_seg / f"{stem(scan)}_seg.dcm"
+    job = Job(scan=scan, output=output, uncertainty=uncertainty, seg=dicom_seg)
+    jobs = with_frames(job, frame)
+    return jobs, len(jobs) == 1
+
+
+def _lacks_something(report: Report) -> bool:
+    """Whether a file that was asked for could not be written."""
+    from leuda_deploy.jobs.dicom_seg import NOTHING_FOUND
+
+    return any(why != NOTHING_FOUND for why in report.not_written.values())
 
 
 def _print_report(report: Report, as_json: bool) -> None:
@@ -214,4 +284,7 @@ def _print_outcomes(coming: Iterable[Outcome], as_json: bool) -> bool:
         from leuda_deploy.cli.show import show_outcomes
 
         show_outcomes(outcomes, Console())
-    return all(outcome.error is None for outcome in outcomes)
+    return all(
+        outcome.error is None and not (outcome.report and _lacks_something(outcome.report))
+        for outcome in outcomes
+    )

@@ -26,17 +26,20 @@ def picture(
     modality: Annotated[
         str, typer.Option(help="CT in Hounsfield units is shown in the soft tissue window.")
     ] = "",
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a file that stands there; never the scan.")
+    ] = False,
 ) -> None:
     """Draw a scan with its labels: a picture, or a movie.  [dim]Needs: nothing more.[/dim]"""
-    from leuda_deploy.jobs.overlay import draw_overlay, write_movie
-    from leuda_deploy.jobs.shown_files import read_shown
+    from leuda_deploy.jobs.picture.overlay import draw_overlay, write_movie
+    from leuda_deploy.jobs.picture.shown_files import read_shown
+    from leuda_deploy.machine.outputs import Output, plan_outputs
 
     kind = output.suffix.lower()
     if kind not in (".png", ".webp", ".gif"):
         raise InputError(f"-o ends in .png, .webp or .gif, not {output.name!r}")
-    for given in filter(None, (scan, labels)):
-        if output.exists() and given.exists() and output.samefile(given):
-            raise InputError(f"{output} is what is to be drawn; choose another -o")
+    drawn = Output(path=output, what="picture")
+    plan_outputs([drawn], inputs=[path for path in (scan, labels) if path], force=force)
     shown = read_shown(scan, labels, modality)
     (draw_overlay if kind == ".png" else write_movie)(output, shown)
     typer.echo(str(output))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,22 @@ from leuda_deploy.errors import InputError
 from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.model.card import ModelCard
 from leuda_deploy.scans.dicom import Series
+
+NOTHING_FOUND = "nothing was found in the scan; DICOM SEG cannot say that, NIfTI can"
+# type 2 of the modules of patient, study and frame of reference
+MAY_BE_EMPTY = (
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+    "PositionReferenceIndicator",
+)
+MUST_BE_THERE = ("StudyInstanceUID", "FrameOfReferenceUID", "SOPInstanceUID", "SOPClassUID")
 
 
 def write_dicom_seg(path: Path, labels: NDArray[np.uint8], series: Series, card: ModelCard) -> None:
@@ -24,7 +41,8 @@ def write_dicom_seg(path: Path, labels: NDArray[np.uint8], series: Series, card:
     from pydicom.uid import generate_uid
 
     if not labels.any():
-        raise InputError("nothing was found in the scan; DICOM SEG cannot say that, NIfTI can")
+        raise InputError(NOTHING_FOUND)
+    datasets = [_with_what_a_seg_needs(dataset) for dataset in series.datasets]
     tissue = Code("85756007", "SCT", "Tissue")
     algorithm = highdicom.AlgorithmIdentificationSequence(
         name=f"leuda {card.name}"[:64],
@@ -43,7 +61,7 @@ def write_dicom_seg(path: Path, labels: NDArray[np.uint8], series: Series, card:
         for structure in card.structures
     ]
     seg = highdicom.seg.Segmentation(
-        source_images=list(series.datasets),
+        source_images=datasets,
         pixel_array=np.ascontiguousarray(labels.T),  # (slices, rows, columns)
         segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=segments,
@@ -58,3 +76,16 @@ def write_dicom_seg(path: Path, labels: NDArray[np.uint8], series: Series, card:
     )
     with atomic_path(path) as temporary:
         seg.save_as(temporary)
+
+
+def _with_what_a_seg_needs(dataset: Any) -> Any:
+    """The data set with the attributes that may be empty, but not missing; anonymised files lack
+    them.
+    """
+    for name in MAY_BE_EMPTY:
+        if name not in dataset:
+            setattr(dataset, name, "")
+    missing = [name for name in MUST_BE_THERE if not dataset.get(name)]
+    if missing:
+        raise InputError(f"the series has no {', '.join(missing)}; a DICOM SEG must refer to it")
+    return dataset

@@ -1,20 +1,23 @@
-"""folder -> the scans in it, where their results go, and which of them are done."""
+"""folder -> the scans in it, and where their results go; what else lies there is named."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
+import logging
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from leuda_deploy.errors import InputError
-from leuda_deploy.machine.files import file_sha256
+from leuda_deploy.errors import InputError, ScanError
+from leuda_deploy.scans.dicom.files import holds_images, is_dicom, look_through, named
+from leuda_deploy.scans.nifti import is_own_output
 from leuda_deploy.scans.volume import count_frames
+
+_log = logging.getLogger(__name__)
 
 EXTENSIONS = (".nii.gz", ".nii", ".mgz", ".mgh", ".hdr")
 
-LABEL_SUFFIXES = ("_label", "_labels", "_manual", "_seg", "_mask")
+LABEL_SUFFIXES = ("_label", "_labels", "_manual", "_seg", "_mask", "_uncertainty")
+FRAME_NUMBER = re.compile(r"_frame\d+$")  # that --frame all adds to an output's name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,28 +37,34 @@ def find_jobs(
     *,
     shard: str = "1/1",
     uncertainty: Path | None = None,
+    dicom_seg: Path | None = None,
     frames: str | None = None,
 ) -> list[Job]:
     """The scans in a folder, in the order of their names; of n shards, the i-th takes every n-th.
 
     A scan is a file or, in a folder of its own, a DICOM series. Files whose names end in _label,
-    _labels, _manual, _seg or _mask are labels of scans, not scans.
+    _labels, _manual, _seg or _mask, and what leuda wrote, are no scans. What is passed over is
+    logged, by kind and name.
 
     Raises InputError for a folder without scans, a shard that is none, or two scans that would
     have the same output.
     """
     part, parts = _parse_shard(shard)
-    scans = sorted(path for path in folder.iterdir() if is_scan_file(path) or holds_dicom(path))
+    scans, passed_over = _sort_out(folder)
     if not scans:
+        inside = f"; in it: {passed_over}" if passed_over else ""
         raise InputError(
             f"no scan in {folder}: nothing in it ends in {', '.join(EXTENSIONS)} or is a folder "
-            "with DICOM images"
+            f"with DICOM images{inside}"
         )
+    if passed_over:
+        _log.warning("passed over in %s: %s", folder, passed_over)
     jobs = [
         Job(
             scan=scan,
             output=out / f"{stem(scan)}_labels.nii.gz",
             uncertainty=uncertainty and uncertainty / f"{stem(scan)}_uncertainty.nii.gz",
+            seg=dicom_seg / f"{stem(scan)}_seg.dcm" if dicom_seg and scan.is_dir() else None,
         )
         for scan in scans
     ]
@@ -64,6 +73,44 @@ def find_jobs(
         if (other := taken.setdefault(job.output, job.scan)) != job.scan:
             raise InputError(f"{other} and {job.scan} would both become {job.output}; rename one")
     return [each for job in jobs[part - 1 :: parts] for each in with_frames(job, frames)]
+
+
+def _sort_out(folder: Path) -> tuple[list[Path], str]:
+    """The scans of a folder, and a line on all else that lies in it; "" if nothing does."""
+    scans: list[Path] = []
+    others: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        kind = _kind(path)
+        if kind is None:
+            scans.append(path)
+        else:
+            others.setdefault(kind, []).append(path)
+    parts = [f"{len(paths)} {kind} ({named(paths)})" for kind, paths in sorted(others.items())]
+    return scans, "; ".join(parts)
+
+
+def _kind(path: Path) -> str | None:
+    """What an entry of a folder is, in the plural; None if it is a scan."""
+    name = path.name.lower()
+    if name.startswith("."):
+        return "hidden files"
+    if not path.exists():
+        return "links to nothing"
+    if path.is_dir():
+        return None if holds_images(path) else "folders without DICOM images directly in them"
+    if not path.is_file():
+        return "things that are no files"
+    if is_dicom(path):
+        return "DICOM files beside other scans, not in a folder of their own"
+    if not name.endswith(EXTENSIONS):
+        return (
+            "halves of .hdr/.img pairs"
+            if name.endswith((".img", ".img.gz"))
+            else "files of other kinds"
+        )
+    if _is_label_name(stem(path)) or is_own_output(path):
+        return "labels or outputs of leuda"
+    return None
 
 
 def with_frames(job: Job, frames: str | None) -> list[Job]:
@@ -80,7 +127,10 @@ def with_frames(job: Job, frames: str | None) -> list[Job]:
     def numbered(path: Path | None, frame: int) -> Path | None:
         return path and path.with_name(f"{label_stem(path)}_frame{frame:03d}.nii.gz")
 
-    count = count_frames(job.scan)
+    try:
+        count = count_frames(job.scan)
+    except ScanError:
+        return [job]  # what is wrong with it is said when it is read; the others go on
     if count == 1:
         return [job]
     return [
@@ -96,19 +146,24 @@ def with_frames(job: Job, frames: str | None) -> list[Job]:
 
 def is_scan_file(path: Path) -> bool:
     """Whether a path looks like a scan that nibabel reads; hidden files and labels are none."""
-    named = path.name.endswith(EXTENSIONS) and not path.name.startswith(".")
-    return path.is_file() and named and not stem(path).lower().endswith(LABEL_SUFFIXES)
+    return path.is_file() and not is_dicom(path) and _kind(path) is None
 
 
-def holds_dicom(folder: Path) -> bool:
-    """Whether a folder holds a DICOM file, by the mark that each of them carries."""
-    if not folder.is_dir() or folder.name.startswith("."):
+def is_series(folder: Path) -> bool:
+    """Whether a folder is one DICOM series, and not a folder of scans.
+
+    Where both lie in it, what there is more of decides; what is passed over is named later.
+    """
+    if not folder.is_dir():
         return False
-    for path in filter(Path.is_file, sorted(folder.iterdir())):
-        with path.open("rb") as file:
-            if file.read(132)[128:] == b"DICM":
-                return True
-    return False
+    images = len(look_through(folder).images)
+    return images > 0 and images > sum(map(is_scan_file, folder.iterdir()))
+
+
+def _is_label_name(name: str) -> bool:
+    """Whether a scan file's name, without its ending, says that it holds labels or doubts."""
+    name = FRAME_NUMBER.sub("", name.lower())
+    return name.endswith(LABEL_SUFFIXES)
 
 
 def _parse_shard(shard: str) -> tuple[int, int]:
@@ -137,31 +192,24 @@ def label_stem(output: Path) -> str:
 
 
 def stem(scan: Path) -> str:
-    """The name of a scan without its ending."""
-    name = scan.name
+    """The name of a scan without its ending; of ".." or "." that of the folder it stands for."""
+    name = scan.name if scan.name not in ("", "..") else scan.resolve().name
     for extension in (".gz", ".nii", ".hdr", ".img", ".mgz", ".mgh"):
-        name = name.removesuffix(extension)
-    return name
+        if name.lower().endswith(extension):
+            name = name[: -len(extension)]
+    return name or "scan"
 
 
-def scan_sha256(scan: Path) -> str:
-    """The hash of a scan's file, or of the hashes of a series' files; "" if there is none."""
-    if not scan.is_dir():
-        return file_sha256(scan) if scan.is_file() else ""
-    files = sorted(path for path in scan.iterdir() if path.is_file())
-    return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest()
-
-
-def is_done(job: Job, scan_sha256: str, model_sha256: str, asked: Mapping[str, object]) -> bool:
-    """Whether the report beside the labels says that this model did this very scan as `asked`.
-
-    A report of an earlier leuda does not say what was asked: such a scan is done again.
-    """
-    wanted = [path for path in (job.output, job.uncertainty, job.seg) if path is not None]
-    try:
-        said = json.loads(report_path(job.output).read_text())
-    except (OSError, ValueError):
-        return False
-    this = {"scan_sha256": scan_sha256, "model_sha256": model_sha256, "asked": asked}
-    same = isinstance(said, dict) and all(said.get(key) == value for key, value in this.items())
-    return same and all(path.is_file() for path in wanted)
+def scan_files(scan: Path) -> list[Path]:
+    """All files that a scan is made of: one, a pair (.hdr and .img), or those of a series."""
+    if scan.is_dir():
+        found = look_through(scan)
+        return sorted([*found.images, *found.unreadable])
+    name = scan.name
+    for one, other in ((".hdr", ".img"), (".img", ".hdr")):
+        for ending in ("", ".gz"):
+            if name.lower().endswith(one + ending):
+                cut = scan.with_name(name[: -len(one + ending)])
+                partners = [cut.with_name(cut.name + other + more) for more in ("", ".gz")]
+                return [scan, *(path for path in partners if path.is_file())]
+    return [scan]

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from leuda_deploy.engines.engine import Engine
+from leuda_deploy.errors import LeudaError, one_line
 from leuda_deploy.inference.memory_plan import MemoryPlan
 from leuda_deploy.inference.segment import Segmentation, volumes_ml
-from leuda_deploy.jobs.find_jobs import Job, picture_path, report_path
+from leuda_deploy.jobs.dicom_seg import NOTHING_FOUND
+from leuda_deploy.jobs.find_jobs import Job, picture_path
 from leuda_deploy.jobs.flags import Flag, flags_of
-from leuda_deploy.jobs.overlay import Shown, draw_overlay
+from leuda_deploy.jobs.outputs import JobWriter
+from leuda_deploy.jobs.picture.overlay import Shown, draw_overlay
 from leuda_deploy.machine.clock import Clock
-from leuda_deploy.machine.files import write_json
 from leuda_deploy.machine.memory import peak_bytes
+from leuda_deploy.machine.tracebacks import keep_traceback
 from leuda_deploy.scans.intensity import Intensity
 from leuda_deploy.scans.likeness import likeness
 from leuda_deploy.scans.nifti import write_labels, write_map
@@ -25,11 +29,15 @@ from leuda_deploy.scans.stack import Stack
 if TYPE_CHECKING:
     from leuda_deploy.scans.dicom import Series
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """What `leuda infer` did to one scan.
 
+    written         SHA-256 of each file that was written, by its field: labels, overlay, ...
+    not_written     why a file that was asked for is not there, by its field
     seconds         busy wall seconds by stage; they overlap, so they add up to more than
     total_seconds   end to end, from opening the scan to labels and picture written
     peak_memory_mb  of the process so far; None if the OS does not report it
@@ -54,6 +62,9 @@ class Report:
     seconds: dict[str, float]
     peak_memory_mb: float | None
     uncertainty: str | None
+    dicom_seg: str | None
+    written: Mapping[str, str]
+    not_written: Mapping[str, str]
     scan_sha256: str
     asked: Mapping[str, object]
     low_confidence: float
@@ -102,30 +113,59 @@ class Result:
 
 
 def write_results(result: Result, *, overlay: bool) -> Report:
-    """Write labels, picture, entropy map, DICOM SEG and report of one scan.
+    """Write labels, entropy map, picture, DICOM SEG and report of one scan.
 
     The report, OUTPUT without its ending + .json, is written last: where it stands, all is done.
+    A picture or a DICOM SEG that cannot be made costs no labels: the report says why it is missing.
 
     Args:
         result: What was found.
         overlay: Whether to draw a picture beside the labels.
     """
     scan, found, card = result.scan, result.found, result.engine.card
-    job, volume, clock = scan.job, scan.stack.volume, scan.clock
-    picture = picture_path(job.output) if overlay else None
+    job, volume, clock, series = scan.job, scan.stack.volume, scan.clock, scan.series
+    writer, not_written = JobWriter(job), dict[str, str]()
     with clock("write"):
-        if scan.series is not None and job.seg is not None:
+        writer.write(
+            "labels",
+            job.output,
+            lambda path: write_labels(path, found.labels, volume, card.label_names),
+        )
+        if job.uncertainty is not None and (doubts := found.uncertainty) is not None:
+            writer.write(
+                "uncertainty", job.uncertainty, lambda path: write_map(path, doubts, volume)
+            )
+
+    def write_if_possible(role: str, path: Path, make: Callable[[Path], None]) -> None:
+        try:
+            writer.write(role, path, make)
+        except Exception as error:  # noqa: BLE001  (whatever it is, the labels are written)
+            kept = isinstance(error, LeudaError | OSError | MemoryError)
+            not_written[role] = one_line(error) if kept else keep_traceback(error)
+            _log.warning("%s was not written: %s", path, not_written[role])
+
+    if overlay:
+        with clock("overlay"):
+            write_if_possible(
+                "overlay",
+                picture_path(job.output),
+                lambda path: draw_overlay(path, _shown(result)),
+            )
+    if series is not None and job.seg is not None:
+        if not found.labels.any():
+            not_written["dicom_seg"] = NOTHING_FOUND
+            _log.warning("%s was not written: %s", job.seg, NOTHING_FOUND)
+        else:
             from leuda_deploy.jobs.dicom_seg import write_dicom_seg
 
-            write_dicom_seg(job.seg, found.labels, scan.series, card)
-        write_labels(job.output, found.labels, volume, card.label_names)
-        if job.uncertainty is not None and found.uncertainty is not None:
-            write_map(job.uncertainty, found.uncertainty, volume)
-    if picture is not None:
-        with clock("overlay"):
-            draw_overlay(picture, _shown(result))
-    report = _report(result, picture)
-    write_json(report_path(job.output), report.as_dict())
+            with clock("DICOM SEG"):
+                write_if_possible(
+                    "dicom_seg",
+                    job.seg,
+                    lambda path: write_dicom_seg(path, found.labels, series, card),
+                )
+    report = _report(result, writer.written, not_written)
+    writer.finish(report.as_dict())
     return report
 
 
@@ -142,7 +182,7 @@ def _shown(result: Result) -> Shown:
     )
 
 
-def _report(result: Result, picture: Path | None) -> Report:
+def _report(result: Result, written: Mapping[str, str], not_written: Mapping[str, str]) -> Report:
     scan, found, card = result.scan, result.found, result.engine.card
     job, volume, peak = scan.job, scan.stack.volume, peak_bytes()
     names = [structure.name for structure in card.structures]
@@ -150,8 +190,11 @@ def _report(result: Result, picture: Path | None) -> Report:
     return Report(
         scan=str(job.scan),
         labels=str(job.output),
-        overlay=str(picture) if picture else None,
-        uncertainty=str(job.uncertainty) if job.uncertainty else None,
+        overlay=str(picture_path(job.output)) if "overlay" in written else None,
+        uncertainty=str(job.uncertainty) if "uncertainty" in written else None,
+        dicom_seg=str(job.seg) if "dicom_seg" in written else None,
+        written=dict(written),
+        not_written=dict(not_written),
         model=str(result.engine.path),
         model_sha256=result.engine.sha256,
         scan_sha256=scan.scan_sha256,

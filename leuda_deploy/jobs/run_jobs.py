@@ -14,13 +14,13 @@ from typing import TypeVar
 from leuda_deploy.errors import InputError, LeudaError
 from leuda_deploy.inference.pipelined import prefetch
 from leuda_deploy.inference.segmenter import Segmenter
-from leuda_deploy.jobs.find_jobs import Job, is_done, scan_sha256
+from leuda_deploy.jobs.find_jobs import Job
+from leuda_deploy.jobs.outputs import is_done, plan_job_outputs, scan_sha256
 from leuda_deploy.jobs.report import PreparedScan, Report, Result, write_results
 from leuda_deploy.machine.clock import Clock
-from leuda_deploy.machine.files import check_writable
 from leuda_deploy.machine.progress import ShowProgress, show_nothing
+from leuda_deploy.machine.tracebacks import keep_traceback
 from leuda_deploy.scans.likeness import likeness
-from leuda_deploy.scans.nifti import check_label_path
 from leuda_deploy.scans.volume import read_volume
 
 _log = logging.getLogger(__name__)
@@ -49,8 +49,28 @@ class Outcome:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What the user asked for besides the settings of the model.
+
+    force          replace files that leuda did not write; scans never are
+    allow_partial  label what is there of a DICOM series that is not whole
+    """
+
+    force: bool = False
+    allow_partial: bool = False
+
+
+NO_WISHES = Wishes()
+
+
 def run_job(
-    job: Job, segmenter: Segmenter, *, overlay: bool = True, show: ShowProgress = show_nothing
+    job: Job,
+    segmenter: Segmenter,
+    *,
+    overlay: bool = True,
+    show: ShowProgress = show_nothing,
+    wishes: Wishes = NO_WISHES,
 ) -> Report:
     """Label one scan and write its results; see `run_jobs`.
 
@@ -59,7 +79,7 @@ def run_job(
             written.
         ModelError: The model gives scores that are not finite.
     """
-    scan = _prepare(job, segmenter, skip_done=False)
+    scan = _prepare(job, segmenter, overlay=overlay, skip_done=False, wishes=wishes)
     assert scan is not None
     return write_results(_label(scan, segmenter, show), overlay=overlay)
 
@@ -71,6 +91,7 @@ def run_jobs(
     overlay: bool = True,
     skip_done: bool = True,
     show: ShowProgress = show_nothing,
+    wishes: Wishes = NO_WISHES,
 ) -> Generator[Outcome, None, None]:
     """Work the jobs off in order: the next scan is read while one is labelled, another written.
 
@@ -83,6 +104,7 @@ def run_jobs(
         overlay: Whether to draw a picture beside the labels.
         skip_done: Whether to leave out scans that this model has labelled before as asked.
         show: Shows how far a scan is.
+        wishes: What else the user asked for.
     """
     overlapped = len(jobs) > 1 and segmenter.settings.max_bytes is None
 
@@ -90,7 +112,7 @@ def run_jobs(
         return prefetch(items) if overlapped else iter(items)
 
     def prepare(job: Job) -> PreparedScan | Outcome:
-        scan = _prepare(job, segmenter, skip_done=skip_done)
+        scan = _prepare(job, segmenter, overlay=overlay, skip_done=skip_done, wishes=wishes)
         return scan or Outcome(job=job, skipped=True)
 
     def label(scan: PreparedScan) -> Result:
@@ -120,32 +142,37 @@ def _step(
         except (LeudaError, OSError, MemoryError) as error:
             line = " ".join(str(error).split()) or type(error).__name__
             return job, Outcome(job=job, error=line)
+        except Exception as error:  # noqa: BLE001  (one bad scan stops no other, whatever it raises)
+            return job, Outcome(job=job, error=f"{job.scan}: {keep_traceback(error)}")
 
     return step
 
 
-def _prepare(job: Job, segmenter: Segmenter, *, skip_done: bool) -> PreparedScan | None:
+def _prepare(
+    job: Job, segmenter: Segmenter, *, overlay: bool, skip_done: bool, wishes: Wishes
+) -> PreparedScan | None:
     """Read a scan and fit its intensities; None if it was done before and may be skipped."""
     began, clock = time.perf_counter(), Clock()
-    check_label_path(job.output, job.scan)
-    for target in (job.output, job.uncertainty, job.seg):
-        if target is not None:
-            check_writable(target)  # before hours of work, not after
+    inputs = [segmenter.model.path]
+    plan_job_outputs([job], overlay=overlay, force=wishes.force, inputs=inputs)
     asked = segmenter.asked | {"frame": job.frame}
+    if wishes.allow_partial:
+        asked["allow_partial"] = True
     series = None
     with clock("read"):
-        sha256 = scan_sha256(job.scan)
-        if skip_done and is_done(job, sha256, segmenter.sha256, asked):
+        if job.seg is not None and not job.scan.is_dir() and job.scan.exists():
+            raise InputError(f"--dicom-seg is for a DICOM series; {job.scan} is not one")
+        sha256 = scan_sha256(job)
+        done = skip_done and is_done(job, sha256, segmenter.sha256, asked, overlay=overlay)
+        if done:
             return None
+        _check_memory(job, segmenter, wishes)
         if job.scan.is_dir():
             from leuda_deploy.scans.dicom import read_series
 
-            series = read_series(job.scan)
+            series = read_series(job.scan, allow_partial=wishes.allow_partial)
             volume = series.volume
-        elif job.seg is not None:
-            raise InputError(f"--dicom-seg is for a DICOM series; {job.scan} is not one")
         else:
-            _check_memory(job, segmenter)
             volume = read_volume(job.scan, frame=job.frame)
     with clock("normalise"):
         stack = segmenter.stack(volume)
@@ -161,11 +188,17 @@ def _prepare(job: Job, segmenter: Segmenter, *, skip_done: bool) -> PreparedScan
     )
 
 
-def _check_memory(job: Job, segmenter: Segmenter) -> None:
+def _check_memory(job: Job, segmenter: Segmenter, wishes: Wishes) -> None:
     """Refuse a scan that needs more memory than it may take, where its header alone shows that."""
-    if segmenter.settings.max_bytes is not None and segmenter.settled and job.scan.is_file():
+    if segmenter.settings.max_bytes is None or not segmenter.settled:
+        return
+    if job.scan.is_dir():
+        from leuda_deploy.scans.dicom import read_series
+
+        header = read_series(job.scan, allow_partial=wishes.allow_partial, voxels=False).volume
+    else:
         header = read_volume(job.scan, frame=job.frame, voxels=False)
-        segmenter.plan(segmenter.stack(header), uncertainty=job.uncertainty is not None)
+    segmenter.plan(segmenter.stack(header), uncertainty=job.uncertainty is not None)
 
 
 def _label(

@@ -29,7 +29,7 @@ from leuda_deploy.errors import InputError
 from leuda_deploy.inference.segmenter import Segmenter
 from leuda_deploy.inference.settings import Settings
 from leuda_deploy.jobs.find_jobs import Job
-from leuda_deploy.jobs.run_jobs import Outcome, run_jobs
+from leuda_deploy.jobs.run_jobs import NO_WISHES, Outcome, Wishes, run_jobs
 from leuda_deploy.machine.memory import in_megabytes, resident_bytes
 from leuda_deploy.machine.progress import ShowProgress, show_nothing
 from leuda_deploy.model.model_file import ModelFile
@@ -43,6 +43,7 @@ class Orders:
 
     overlay    whether to draw a picture beside the labels
     skip_done  whether to leave out scans that were done before
+    wishes     what else the user asked for
     set_up     called first in each process, e.g. to show its log
     show       shows how far a scan is
 
@@ -53,6 +54,7 @@ class Orders:
     settings: Settings
     overlay: bool = True
     skip_done: bool = True
+    wishes: Wishes = NO_WISHES
     set_up: Callable[[], None] | None = None
     show: ShowProgress = show_nothing
 
@@ -189,6 +191,7 @@ def _work(job: Job) -> Outcome:
             overlay=orders.overlay,
             skip_done=orders.skip_done,
             show=orders.show,
+            wishes=orders.wishes,
         )
         if signal.signal(signal.SIGTERM, signal.SIG_DFL) is _stop:
             return outcome

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from leuda_deploy.errors import InputError
+KEPT_OF_NAME = 24  # letters of a file's name that its temporary file has, too, with its ending
 
 
 def file_sha256(path: Path | str) -> str:
@@ -21,24 +21,15 @@ def file_sha256(path: Path | str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_writable(target: Path) -> None:
-    """Make the target's folder and prove that files can be made in it. Raises InputError."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=target.parent):
-            pass
-    except OSError as error:
-        raise InputError(
-            f"cannot write {target}: {error.strerror or error}; choose another --output"
-        ) from error
-
-
 @contextmanager
 def atomic_path(target: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside the target; move it onto the target if the block succeeds."""
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".tmp-", suffix="-" + target.name)
+    # shorter than the target's name, which may be as long as a name can be
+    handle, name = tempfile.mkstemp(
+        dir=target.parent, prefix=".tmp-", suffix="-" + target.name[-KEPT_OF_NAME:]
+    )
     os.close(handle)
     temporary = Path(name)
     try:

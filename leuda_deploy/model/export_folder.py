@@ -49,13 +49,17 @@ def passport_file(engine: str) -> str:
 
 
 def check_replaceable(output: Path) -> None:
-    """An export replaces an earlier export without engines, and nothing else. Raises InputError."""
+    """An export replaces an earlier export without engines, and nothing else. Raises InputError.
+
+    Every file of the folder must be the one that its manifest names, by hash: what a user added or
+    changed is not ours.
+    """
     if output.name in ("", ".."):  # such a folder holds other things by its nature
         raise InputError(f"{output} cannot be an export; give it a name: -o exports/NAME")
-    if not output.exists():
+    if not output.exists() and not output.is_symlink():
         return
-    if not output.is_dir():
-        raise InputError(f"{output} is a file; an export is a folder: -o exports/NAME")
+    if output.is_symlink() or not output.is_dir():
+        raise InputError(f"{output} is a file or a link; an export is a folder: -o exports/NAME")
     files = sorted(path.name for path in output.iterdir())
     engines = [name for name in files if name.endswith(ENGINE_ENDING)]
     if files and MANIFEST_FILE not in files:
@@ -65,6 +69,23 @@ def check_replaceable(output: Path) -> None:
         )
     if engines:
         raise InputError(f"{output} holds engines ({engines[0]}); remove it or choose another -o")
+    if files:
+        _check_all_ours(output, files)
+
+
+def _check_all_ours(output: Path, files: list[str]) -> None:
+    try:
+        known = read_manifest(output).files
+    except ModelError as error:
+        raise InputError(f"{error}; choose another -o") from error
+    for name in files:
+        path = output / name
+        ours = path.is_file() and not path.is_symlink() and known.get(name) == file_sha256(path)
+        if name != MANIFEST_FILE and not ours:
+            raise InputError(
+                f"{path} was not written by the export in {output}, or was changed since; move it "
+                "away or choose another -o"
+            )
 
 
 def write_manifest(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.scans import gzip_array
 from leuda_deploy.scans.volume import Volume, load_image
 
+OWN_MARK = b"leuda"  # as the name of the intent: what we wrote is no scan
+INTENT_NAME_AT = (328, 508)  # in a header of NIfTI-1, and of NIfTI-2
+NIFTI2_BYTES = 540
 COMMENT_EXTENSION = 6  # NIfTI-1 extension code "comment", where the label names are kept
 
 
@@ -40,7 +44,7 @@ def write_labels(
         InputError: The path does not end in .nii.gz or .nii.
     """
     image = _on_grid(labels, scan)
-    image.header.set_intent("label", name="leuda")
+    image.header.set_intent("label", name=OWN_MARK.decode())
     content = json.dumps({"leuda": {"labels": {str(k): v for k, v in names.items()}}})
     image.header.extensions.append(nib.nifti1.Nifti1Extension(COMMENT_EXTENSION, content.encode()))
     _save(image, Path(path))
@@ -48,7 +52,21 @@ def write_labels(
 
 def write_map(path: Path | str, values: NDArray[np.uint8], scan: Volume) -> None:
     """Write a map (X, Y, Z) uint8 that is no label, e.g. uncertainty, on the scan's own grid."""
-    _save(_on_grid(values, scan), Path(path))
+    image = _on_grid(values, scan)
+    image.header["intent_name"] = OWN_MARK
+    _save(image, Path(path))
+
+
+def is_own_output(path: Path) -> bool:
+    """Whether a NIfTI file carries the mark of `write_labels` and `write_map`: it is no scan."""
+    try:
+        with path.open("rb") as file:
+            packed = file.read(2) == gzip_array.GZIP_MAGIC
+        with gzip.open(path, "rb") if packed else path.open("rb") as stream:
+            head = stream.read(NIFTI2_BYTES)
+    except (OSError, EOFError, zlib.error):
+        return False
+    return any(head[at : at + 16].rstrip(b"\0") == OWN_MARK for at in INTENT_NAME_AT)
 
 
 def write_scan(

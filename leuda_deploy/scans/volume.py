@@ -43,6 +43,7 @@ class Volume:
         affine: (4, 4) float64, voxel index -> RAS+ world in mm.
         header: The NIfTI header as it was read; None for other formats.
         shape: The shape on disk: (X, Y, Z), and trailing axes of length 1 if there are any.
+        padding: (lowest, highest) stored value that stands for no tissue; None: not said.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Volume:
     affine: NDArray[np.float64]
     header: Any
     shape: tuple[int, ...]
+    padding: tuple[float, float] | None = None
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -68,9 +70,13 @@ class Volume:
         """The same voxels under another name and scale."""
         return replace(self, name=name, slope=slope, inter=inter)
 
+    def with_padding(self, lowest: float, highest: float) -> Volume:
+        """The same voxels, of which those with such stored values are no tissue."""
+        return replace(self, padding=(lowest, highest))
+
     def with_values(self, values: NDArray[Any]) -> Volume:
         """Other values (X, Y, Z) on this scan's grid, e.g. its labels."""
-        return replace(self, raw=values, slope=1.0, inter=0.0)
+        return replace(self, raw=values, slope=1.0, inter=0.0, padding=None)
 
 
 def read_volume(path: Path | str, *, frame: int | None = None, voxels: bool = True) -> Volume:

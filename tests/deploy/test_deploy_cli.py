@@ -67,7 +67,7 @@ def test_infer_prints_json_and_nothing_else_on_stdout(
         "scan", "labels", "overlay", "model", "model_sha256", "engine", "feed", "shape",
         "spacing_mm", "volumes_ml", "seconds", "peak_memory_mb", "uncertainty", "scan_sha256",
         "asked", "low_confidence", "intensity", "domain", "total_seconds", "predicted_peak_mb",
-        "slab", "batch",
+        "slab", "batch", "dicom_seg", "written", "not_written",
     }  # fmt: skip
     assert report["labels"] == str(output)
     assert set(report["volumes_ml"]) == {"grey", "bright"}
@@ -196,6 +196,9 @@ def test_brackets_in_names_are_shown_as_they_are() -> None:
         seconds={"read": 1.0},
         peak_memory_mb=1.0,
         scan_sha256="1" * 64,
+        dicom_seg=None,
+        written={},
+        not_written={},
         asked={},
         low_confidence=0.5,
         intensity={},

@@ -21,7 +21,7 @@ from leuda_deploy.export.import_onnx import copy_export, package_graph, precisio
 from leuda_deploy.export.to_half import to_bf16, to_fp16
 from leuda_deploy.export.to_int8 import calibrate, quantise
 from leuda_deploy.export.verify import verify
-from leuda_deploy.model.export_folder import check_replaceable
+from leuda_deploy.model.export_folder import check_replaceable, write_manifest
 from leuda_deploy.model.model_file import ModelFile
 
 Change = Callable[[onnx.ModelProto], object]
@@ -179,8 +179,15 @@ def test_an_export_replaces_nothing_but_an_export(tmp_path: Path) -> None:
         check_replaceable(thesis)
     old = tmp_path / "exports" / "old"
     old.mkdir(parents=True)
-    (old / "manifest.json").touch()
+    (old / "card.json").write_text("{}")
+    write_manifest(old)
     check_replaceable(old)
+    for name in ("notes.txt", "card.json"):  # added, changed
+        (old / name).write_text("by hand")
+        with pytest.raises(InputError, match=name):
+            check_replaceable(old)
+        write_manifest(old)
+        check_replaceable(old)
     with pytest.raises(InputError, match="old"):
         check_replaceable(old.parent)
     (old / "rtx.engine").touch()

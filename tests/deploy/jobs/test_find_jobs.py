@@ -1,4 +1,4 @@
-"""Where the results of a scan go, and when it counts as done."""
+"""Which entries of a folder are scans, and where their results go."""
 
 from __future__ import annotations
 
@@ -12,14 +12,10 @@ from leuda_deploy.errors import InputError
 from leuda_deploy.jobs.find_jobs import (
     Job,
     find_jobs,
-    is_done,
     picture_path,
     report_path,
     with_frames,
 )
-from leuda_deploy.machine.files import write_json
-
-ASKED = {"engine": "auto", "frame": None}
 
 
 @pytest.mark.parametrize(
@@ -29,26 +25,6 @@ ASKED = {"engine": "auto", "frame": None}
 def test_report_and_picture_lie_beside_the_labels(output: str, stem: str) -> None:
     assert report_path(Path("x") / output) == Path("x") / f"{stem}.json"
     assert picture_path(Path("x") / output) == Path("x") / f"{stem}.png"
-
-
-@pytest.mark.parametrize("name", ["a.nii.gz", "a.img.nii.gz", "a.hdr.nii"])
-def test_a_scan_is_done_if_its_report_says_so_and_its_files_are_there(
-    tmp_path: Path, name: str
-) -> None:
-    job = Job(scan=tmp_path / "s.nii.gz", output=tmp_path / name, uncertainty=tmp_path / "u.nii")
-    report = {"scan_sha256": "s", "model_sha256": "m", "asked": ASKED}
-    write_json(report_path(job.output), report)
-    assert not is_done(job, "s", "m", ASKED)
-    for path in (job.output, tmp_path / "u.nii"):
-        path.touch()
-    assert is_done(job, "s", "m", ASKED)
-    assert not is_done(job, "another scan", "m", ASKED)
-    assert not is_done(job, "s", "another model", ASKED)
-    assert not is_done(job, "s", "m", ASKED | {"frame": 1})
-    (tmp_path / "u.nii").unlink()
-    assert not is_done(job, "s", "m", ASKED)
-    report_path(job.output).write_text("[]")
-    assert not is_done(job, "s", "m", ASKED)
 
 
 def test_frames_are_numbered_behind_the_whole_name(tmp_path: Path) -> None:

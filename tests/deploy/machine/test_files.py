@@ -8,11 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from leuda_deploy.errors import InputError
 from leuda_deploy.machine.files import (
     atomic_folder,
     atomic_path,
-    check_writable,
     file_sha256,
     write_json,
 )
@@ -76,12 +74,3 @@ def test_the_hash_is_that_of_the_bytes(tmp_path: Path) -> None:
     content = bytes(range(256)) * 5000
     (tmp_path / "a").write_bytes(content)
     assert file_sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()
-
-
-def test_a_target_that_cannot_be_written_is_found_before_the_work(tmp_path: Path) -> None:
-    check_writable(tmp_path / "new" / "labels.nii.gz")
-    assert list((tmp_path / "new").iterdir()) == []
-    (tmp_path / "file").write_text("no folder")
-    with pytest.raises(InputError) as caught:
-        check_writable(tmp_path / "file" / "labels.nii.gz")
-    assert str(tmp_path / "file" / "labels.nii.gz") in str(caught.value)

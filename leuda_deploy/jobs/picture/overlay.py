@@ -22,8 +22,15 @@ from scipy import ndimage
 
 from leuda_deploy.inference.segment import volumes_ml
 from leuda_deploy.jobs.flags import Flag
-from leuda_deploy.jobs.grey_window import GreyWindow, choose_window
-from leuda_deploy.jobs.planes import PLANES, Plane, choose_slices, cut, degrees_off, plane_of_slices
+from leuda_deploy.jobs.picture.grey_window import GreyWindow, choose_window
+from leuda_deploy.jobs.picture.planes import (
+    PLANES,
+    Plane,
+    choose_slices,
+    cut,
+    degrees_off,
+    plane_of_slices,
+)
 from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.model.card import Structure
 from leuda_deploy.scans.likeness import Likeness

@@ -12,9 +12,17 @@ from support.command import leuda_here
 from support.makers import MakeCard, MakeVolume
 
 from leuda_deploy.jobs.flags import Flag, flags_of
-from leuda_deploy.jobs.grey_window import SOFT_TISSUE, choose_window
-from leuda_deploy.jobs.overlay import GAP, LINE, TILE, WARNING, Shown, draw_overlay, write_movie
-from leuda_deploy.jobs.planes import choose_slices, cut, degrees_off, plane_of_slices
+from leuda_deploy.jobs.picture.grey_window import SOFT_TISSUE, choose_window
+from leuda_deploy.jobs.picture.overlay import (
+    GAP,
+    LINE,
+    TILE,
+    WARNING,
+    Shown,
+    draw_overlay,
+    write_movie,
+)
+from leuda_deploy.jobs.picture.planes import choose_slices, cut, degrees_off, plane_of_slices
 from leuda_deploy.model.card import Structure
 from leuda_deploy.scans.likeness import Likeness
 

@@ -1,0 +1,1 @@
+"""scan + labels -> a picture or a movie of them, for people to look at."""

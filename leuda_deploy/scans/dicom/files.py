@@ -1,0 +1,109 @@
+"""folder -> which of its files are images of a series, which cannot be read, which are others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+MARK_AT, MARK = 128, b"DICM"
+# what an unfinished download adds to a name
+UNFINISHED = (".part", ".partial", ".tmp", ".crdownload", ".filepart", ".download")
+# objects that refer to images and are none, and the list of a disk's files
+NO_IMAGES = (
+    "1.2.840.10008.1.3.10",  # DICOMDIR
+    "1.2.840.10008.5.1.4.1.1.66",  # raw data, segmentations and surfaces, registrations, fiducials
+    "1.2.840.10008.5.1.4.1.1.88",  # structured reports
+    "1.2.840.10008.5.1.4.1.1.481",  # radiotherapy: doses, structures, plans
+    "1.2.840.10008.5.1.4.1.1.11",  # presentation states
+    "1.2.840.10008.5.1.4.1.1.104",  # documents
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesFiles:
+    """The files of a folder, in the order of their names.
+
+    images      DICOM files that may be images
+    unreadable  those that are named as images are, and are no DICOM: damaged, cut off, or links to
+                nothing
+    others      all else: hidden files, folders, other endings, DICOM objects that are no images
+    """
+
+    images: tuple[Path, ...]
+    unreadable: tuple[Path, ...]
+    others: tuple[Path, ...]
+
+
+def look_through(folder: Path) -> SeriesFiles:
+    """Sort the files of a folder by what they are. Of each, no more than the beginning is read."""
+    marked: list[Path] = []
+    rest: list[Path] = []
+    others: list[Path] = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.is_dir():
+            others.append(path)
+        elif not is_dicom(path):
+            rest.append(path)
+        elif is_image(path):
+            marked.append(path)
+        else:
+            others.append(path)
+    endings = {_ending(path) for path in marked}
+    unreadable = [path for path in rest if _ending(path) in endings]
+    others += [path for path in rest if _ending(path) not in endings]
+    return SeriesFiles(
+        images=tuple(marked), unreadable=tuple(unreadable), others=tuple(sorted(others))
+    )
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file carries the mark that each DICOM file has."""
+    try:
+        with path.open("rb") as file:
+            return file.read(MARK_AT + len(MARK))[MARK_AT:] == MARK
+    except OSError:  # a link to nothing, or a file that must not be read
+        return False
+
+
+def is_image(path: Path) -> bool:
+    """Whether a DICOM file may be an image. One that does not say what it is may be."""
+    if find_spec("pydicom") is None:
+        return True
+    from pydicom.filereader import read_file_meta_info
+
+    try:
+        storage = str(read_file_meta_info(path).get("MediaStorageSOPClassUID", ""))
+    except Exception:  # noqa: BLE001  (pydicom raises anything; the reader will say what is wrong)
+        return True
+    return not any(storage == uid or storage.startswith(f"{uid}.") for uid in NO_IMAGES)
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether a folder holds a DICOM image."""
+    if not folder.is_dir() or folder.name.startswith("."):
+        return False
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError:
+        return False
+    return any(
+        path.is_file() and not path.name.startswith(".") and is_dicom(path) and is_image(path)
+        for path in paths
+    )
+
+
+def named(paths: Sequence[Path], most: int = 5) -> str:
+    """Names for a line: the first few, and how many more there are."""
+    more = f" and {len(paths) - most} more" if len(paths) > most else ""
+    return ", ".join(path.name for path in paths[:most]) + more
+
+
+def _ending(path: Path) -> str:
+    """ ".dcm"; "" for names such as IM0001 or 1.2.840.113, whose last part is a number."""
+    name = path.name.lower()
+    for unfinished in UNFINISHED:
+        name = name.removesuffix(unfinished)
+    ending = Path(name).suffix
+    return "" if ending[1:].isdigit() else ending
