@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from leuda_deploy.cli.log import log_to_stderr
-from leuda_deploy.errors import LeudaError
+from leuda_deploy.errors import LeudaError, printable
+from leuda_deploy.machine.isolated import keep_children_safe, safe_path
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -17,6 +18,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Label-efficient unsupervised domain adaptation for segmentation, from scans to the edge.",
 )
+MAX_SAID = 2000  # characters of a line on stderr
 
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")
@@ -36,16 +38,18 @@ def _leuda(
 
 
 def say(line: str) -> None:
-    """One line on stderr."""
-    typer.echo(line, err=True)
+    """One line on stderr. What it quotes from outside is made printable."""
+    typer.echo(printable(line, MAX_SAID), err=True)
 
 
 def run(command: typer.Typer) -> None:
     """Run a command line; what the user can mend is one line on stderr and exit code 2."""
+    keep_children_safe()
+    sys.path[:] = safe_path()  # `python -m` puts the current folder there
     log_to_stderr()
     try:
         command()
     # OSError: e.g. no room, or no right to write there
     except (LeudaError, OSError, MemoryError) as error:
-        say(f"error: {' '.join(str(error).split()) or type(error).__name__}")
+        say(f"error: {str(error) or type(error).__name__}")
         sys.exit(2)

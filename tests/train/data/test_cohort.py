@@ -11,7 +11,7 @@ import pytest
 from support import tiny
 
 from leuda_deploy.errors import GridMismatchError, InputError, UndeclaredLabelError
-from leuda_train.data.cohort import CohortSpec, read_cohort, read_spec, subject_of
+from leuda_train.data.cohort import CohortSpec, read_cohort, read_spec, subjects_of
 
 
 @pytest.fixture
@@ -253,7 +253,7 @@ def test_voxels_that_are_cut_off_are_found_where_nobody_would_read_them_soon(coh
     ],
 )
 def test_the_subject_is_found_in_the_file_name(name, pattern, subject):
-    assert subject_of(Path(name), pattern) == subject
+    assert subjects_of([name], pattern) == [subject]
 
 
 def test_a_subject_pattern_pairs_files_that_are_named_differently(cohort):
