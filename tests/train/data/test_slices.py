@@ -150,7 +150,6 @@ def test_progress_counts_the_scans(cohort_file, tmp_path):
     assert seen == [(i, 5) for i in range(1, 6)]
 
 
-<<<<<<< HEAD
 def test_of_many_scans_whole_ones_are_held_out_of_few_a_fold_of_each():
     rows, scans = np.arange(40), np.repeat(np.arange(8), 10)  # four of eight scans are labelled
     trained, held = hold_out(rows, scans, 0.2, seed=0)
@@ -167,7 +166,8 @@ def test_of_many_scans_whole_ones_are_held_out_of_few_a_fold_of_each():
     assert len(np.unique(scans[held])) == 2
     assert hold_out(rows, scans, 0.2, seed=1)[1].tolist() != held.tolist()
     assert hold_out(np.arange(1), scans, 0.5, seed=0)[0].tolist() == [0]
-=======
+
+
 def test_the_images_key_knows_images_alone(cohort_file, tmp_path):
     """More or fewer labels, other labels, other names and other test scans: the same key."""
     cohort = read_cohort(cohort_file)
@@ -184,4 +184,3 @@ def test_the_images_key_knows_images_alone(cohort_file, tmp_path):
     image = rng.integers(0, 1000, size=(18, 16, 3), dtype=np.int16)
     tiny.write_scan(cohort_file.parent / "ct/c2_image.nii.gz", image)
     assert load_slices(read_cohort(cohort_file), RECIPE, tmp_path / "cache").images_key != key
->>>>>>> main
