@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jinja2 import UndefinedError
-
-from leuda_deploy.errors import InputError, one_line
+from leuda_deploy.errors import InputError
 from leuda_deploy.model.export_folder import MANIFEST_FILE
 from leuda_train.loop.run_folder import RunFolder
 from leuda_train.pages.comparison_page import COMPARISON, RUN, write_comparison_page
 from leuda_train.pages.export_page import write_export_page
+from leuda_train.pages.page import as_damaged
 from leuda_train.pages.run_page import write_run_page
 
 
@@ -23,7 +22,7 @@ def write_report(folder: Path, out: Path, bench: Path | None = None) -> None:
     is_export = folder.suffix == ".onnx" or (folder / MANIFEST_FILE).is_file()
     if bench is not None and not is_export:
         raise InputError(f"--bench is for an export; {folder} is not one")
-    try:
+    with as_damaged(folder):
         if is_export:
             write_export_page(folder, out, bench)
         elif (folder / COMPARISON).is_file() or _holds_runs(folder):
@@ -35,11 +34,6 @@ def write_report(folder: Path, out: Path, bench: Path | None = None) -> None:
                 f"{folder} is no run, comparison or export: it holds neither config.toml, "
                 f"{COMPARISON} nor {MANIFEST_FILE}"
             )
-    except (KeyError, TypeError, AttributeError, UndefinedError) as error:
-        raise InputError(
-            f"{folder} cannot be shown: a file in it is damaged, or of another leuda "
-            f"({type(error).__name__}: {one_line(error)})"
-        ) from error
 
 
 def _holds_runs(folder: Path) -> bool:

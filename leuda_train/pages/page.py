@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 from markupsafe import Markup
 from PIL import Image
 
+from leuda_deploy.errors import InputError, one_line
 from leuda_deploy.machine.files import atomic_path
 
 WEBP_QUALITY = 82
@@ -32,6 +34,18 @@ def write_page(path: Path, template: str, facts: Mapping[str, Any]) -> None:
     text = environment.get_template(template).render(**facts)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def as_damaged(folder: Path) -> Iterator[None]:
+    """What a page misses in a folder's files, within, is an InputError that names the folder."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError, UndefinedError) as error:
+        raise InputError(
+            f"{folder} cannot be shown: a file in it is damaged, or of another leuda "
+            f"({type(error).__name__}: {one_line(error)})"
+        ) from error
 
 
 def is_page(path: Path) -> bool:

@@ -16,7 +16,7 @@ from leuda_train.loop.metrics_log import read_metrics
 from leuda_train.loop.run_folder import MAX_EVALUATION_BYTES, RunFolder
 from leuda_train.pages.cases import draw_case
 from leuda_train.pages.charts import Curve, curves, points
-from leuda_train.pages.page import embedded, write_page
+from leuda_train.pages.page import as_damaged, embedded, write_page
 
 SHARE, COSINE = "share/", "cosine/"
 ROLES = {
@@ -51,7 +51,8 @@ def write_run_page(run: Path, out: Path) -> None:
         rows=read_metrics(folder.metrics),
         profile=_json(folder.profile),
     )
-    write_page(out, "run.html.j2", _facts(found))
+    with as_damaged(run):
+        write_page(out, "run.html.j2", _facts(found))
 
 
 def _json(path: Path) -> dict[str, Any] | None:
@@ -70,6 +71,7 @@ def _facts(found: _Found) -> dict[str, Any]:
         "scans": found.scans,
         "data": _data(found.scans) if found.scans else [],
         "evaluation": evaluation,
+        "oracle": (evaluation or {}).get("oracle"),
         "scores": _scores(evaluation) if evaluation and scored else [],
         "dice_chart": _dice_chart(evaluation) if evaluation and scored else None,
         "sets": embedded(folder.run_picture) if folder.run_picture.is_file() else None,

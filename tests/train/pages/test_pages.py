@@ -139,6 +139,9 @@ def test_what_a_run_lacks_is_named(cohort: Cohort, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "first")
     begin(folder, cohort)
     finish(folder, cohort)
+    evaluation = json.loads(folder.evaluation.read_text())
+    del evaluation["oracle"]
+    folder.evaluation.write_text(json.dumps(evaluation))
     folder.scans.unlink()
     folder.run_picture.unlink()
     assert leuda_here("report", folder.path, "-o", tmp_path / "r.html").returncode == 0
@@ -146,6 +149,12 @@ def test_what_a_run_lacks_is_named(cohort: Cohort, tmp_path: Path) -> None:
     assert read.all("img") == []
     assert "run.png" in read.text
     assert "scans.json" in read.text
+    del evaluation["network"]  # as no leuda wrote it
+    folder.evaluation.write_text(json.dumps(evaluation))
+    damaged = leuda_here("report", folder.path, "-o", tmp_path / "d.html")
+    assert damaged.returncode == 2
+    assert str(folder.path) in damaged.stderr
+    assert not (tmp_path / "d.html").exists()
 
 
 def test_a_run_under_way_has_a_page_and_a_picture(cohort: Cohort, tmp_path: Path) -> None:
