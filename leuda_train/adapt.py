@@ -101,7 +101,7 @@ def lambdas(epoch: int, objective: ObjectiveConfig) -> Lambdas:
         inter=rise * objective.lambda_inter,
         adv_intra=rise * objective.lambda_adv_intra,
         adv_inter=rise * objective.lambda_adv_inter,
-        pseudo=rise * objective.lambda_pseudo,
+        pseudo=rise * objective.lambda_pseudo * (epoch >= objective.pseudo_from_epoch),
     )
 
 

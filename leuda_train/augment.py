@@ -19,11 +19,15 @@ def random_affine(
     rotation_degrees: float,
     aspect: float,
     generator: torch.Generator,
+    stretch: float = 1.0,
+    translation: float = 0.0,
 ) -> Tensor:
-    """count random zooms and rotations about the centre: (B, 2, 3), output -> input coordinates.
+    """count random zooms, rotations and shifts: (B, 2, 3), output -> input coordinates.
 
     scale, rotation_degrees  drawn uniformly from [scale[0], scale[1]] and ±rotation_degrees
     aspect                   height / width of the images, so that rotation does not shear
+    stretch                  the two axes' zooms differ by a factor of up to this; 1 keeps shapes
+    translation              largest shift along either axis, as a share of the image
     """
     zoom = torch.empty(count).uniform_(*scale, generator=generator)
     angle = torch.empty(count).uniform_(-1.0, 1.0, generator=generator)
@@ -33,7 +37,16 @@ def random_affine(
         torch.stack([cos, -sin * aspect, zero], dim=1),
         torch.stack([sin / aspect, cos, zero], dim=1),
     ]
-    return torch.stack(rows, dim=1)
+    affine = torch.stack(rows, dim=1)
+    if stretch > 1.0:  # drawn only where asked for: without, the draws are those of before
+        exponent = torch.empty(count).uniform_(-0.5, 0.5, generator=generator)
+        longer = stretch**exponent
+        affine[:, :, 0] *= longer[:, None]
+        affine[:, :, 1] /= longer[:, None]
+    if translation > 0.0:  # the image is 2 wide in these coordinates
+        shift = torch.empty(count, 2).uniform_(-2.0, 2.0, generator=generator)
+        affine[:, :, 2] = shift * translation
+    return affine
 
 
 def warp(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from leuda_train.augment import random_affine, warp
+from leuda_train.class_style import randomise_appearance
 from leuda_train.config import SOURCE_STREAMS, TARGET_STREAMS, Stream, TrainConfig
+from leuda_train.copy_paste import paste
 from leuda_train.hardware import Hardware
 from leuda_train.ranks import Ranks
 from leuda_train.style import randomise_style
@@ -41,6 +43,17 @@ class AlignedSets:
     labels: NDArray[np.uint8] | Tensor
     labelled_rows: NDArray[np.int64]
 
+    @cached_property
+    def structure_rows(self) -> NDArray[np.int64]:
+        """The labelled rows that show any structure."""
+        shown = [bool((self.labels[int(row)] > 0).any()) for row in self.labelled_rows]
+        return self.labelled_rows[np.array(shown, dtype=bool)]
+
+    @cached_property
+    def classes(self) -> int:
+        """K: one more than the highest class number in the labels."""
+        return 1 + max((int(self.labels[int(row)].max()) for row in self.labelled_rows), default=0)
+
     def on_device(self, hardware: Hardware) -> AlignedSets:
         """The same sets on the GPU where they fit `RESIDENT_SHARE` of its free memory."""
         *images, labels = on_device([*self.images.values(), self.labels], hardware)
@@ -54,12 +67,14 @@ class Batch:
     labelled    the supervised images, one tensor a stream, all with the same `labels` (B, H, W)
     unlabelled  those of the six streams that the method reads
     strong      x^t restyled, pixel for pixel on unlabelled["target"]; for methods that self-train
+    pasted      (B, H, W) labels of the source regions pasted into strong, UNLABELLED elsewhere
     """
 
     labelled: list[Tensor]
     labels: Tensor
     unlabelled: dict[Stream, Tensor] = field(default_factory=dict)
     strong: Tensor | None = None
+    pasted: Tensor | None = None
 
 
 def on_device(
@@ -110,6 +125,19 @@ def draw_rows(
     )
 
 
+def draw_labelled(sets: AlignedSets, config: TrainConfig, step: int) -> NDArray[np.int64]:
+    """Labelled rows for step n, in fixed shares of rows that show a structure and of any others."""
+    count, share = config.schedule.batch_labelled, config.schedule.structure_share
+    others = np.setdiff1d(sets.labelled_rows, sets.structure_rows)
+    if share is None or not len(sets.structure_rows) or not len(others):
+        return draw_rows(sets.labelled_rows, count, step, config.seed, "labelled")
+    showing = min(count, max(1, round(share * count)))
+    parts = ((sets.structure_rows, showing, "structures"), (others, count - showing, "others"))
+    return np.concatenate(
+        [draw_rows(rows, part, step, config.seed, name) for rows, part, name in parts if part]
+    )
+
+
 @lru_cache(maxsize=16)
 def _order(size: int, seed: int, purpose: str, turn: int) -> NDArray[np.int64]:
     generator = step_generator(seed, f"order/{purpose}", turn)
@@ -122,14 +150,13 @@ def make_batch(sets: AlignedSets, config: TrainConfig, hardware: Hardware, step:
     B is this process's share of the config's batch sizes.
     """
     supervised, ranks = config.objective.supervised_on, hardware.ranks
-    rows = draw_rows(
-        sets.labelled_rows, config.schedule.batch_labelled, step, config.seed, "labelled"
-    )
+    rows = draw_labelled(sets, config, step)
     labels = take_rows(sets.labels, ranks.share(rows), hardware).long()
     labelled, warped = _family(sets, supervised, rows, config, hardware, step, "labelled", labels)
     assert warped is not None
     restyle = step_generator(config.seed, "style", step)
-    labelled = [_restyled(images, config, restyle, ranks) for images in labelled]
+    classes = sets.classes
+    labelled = [_restyled(images, warped, classes, config, restyle, ranks) for images in labelled]
     unlabelled: dict[Stream, Tensor] = {}
     for family in (SOURCE_STREAMS, TARGET_STREAMS):
         streams = tuple(s for s in family if s in config.objective.unlabelled_streams)
@@ -139,15 +166,29 @@ def make_batch(sets: AlignedSets, config: TrainConfig, hardware: Hardware, step:
             rows = draw_rows(every, count, step, config.seed, family[0])
             images, _ = _family(sets, streams, rows, config, hardware, step, family[0], None)
             unlabelled.update(zip(streams, images, strict=True))
-    strong = None
+    strong = pasted = None
     if config.objective.lambda_pseudo > 0:
-        strong = _restyled(unlabelled["target"], config, restyle, ranks)
-    return Batch(labelled=labelled, labels=warped, unlabelled=unlabelled, strong=strong)
+        strong = _restyled(unlabelled["target"], None, classes, config, restyle, ranks)
+        if config.objective.copy_paste > 0:
+            probability = config.objective.copy_paste
+            generator = step_generator(config.seed, "copy-paste", step)
+            strong, pasted = paste(strong, labelled[0], warped, probability, generator, ranks)
+    return Batch(
+        labelled=labelled, labels=warped, unlabelled=unlabelled, strong=strong, pasted=pasted
+    )
 
 
 def _restyled(
-    images: Tensor, config: TrainConfig, generator: torch.Generator, ranks: Ranks
+    images: Tensor,
+    labels: Tensor | None,
+    classes: int,
+    config: TrainConfig,
+    generator: torch.Generator,
+    ranks: Ranks,
 ) -> Tensor:
+    if config.appearance is not None:
+        look = config.appearance if labels is not None else config.target_appearance
+        return randomise_appearance(images, labels, classes, look, generator, ranks)
     style = config.style
     return randomise_style(
         images,
@@ -177,6 +218,8 @@ def _family(
         len(rows),
         scale=config.augment.scale,
         rotation_degrees=config.augment.rotation_degrees,
+        stretch=config.augment.stretch,
+        translation=config.augment.translation,
         aspect=height / width,
         generator=step_generator(config.seed, f"warp/{purpose}", step),
     )

@@ -37,6 +37,7 @@ Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Part(BaseModel):
@@ -108,7 +109,11 @@ class ObjectiveConfig(_Part):
     lambda_pseudo      self-training on the target; not in the paper, 0 switches it off
     pseudo_from        the teachers whose mean makes the pseudo-labels: the intra-domain one reads
                        x^{t→s}, the inter-domain one x^t
-    pseudo_confidence  pixels below it are left out, but never more than half of a class
+    pseudo_confidence  pixels below it are left out
+    pseudo_rule        "balanced": but never more than half of a class; "floor": however many
+    pseudo_from_epoch  no self-training before it; from then on with the ramp of the other λ
+    copy_paste         how often a labelled source region is pasted into the image that the student
+                       self-trains on, with its label; not in the paper
     batchnorm_over     what batch norm takes its statistics over in training, where a network reads
                        several streams: "batch", all of them; "stream", each by itself, as the
                        released MT-UDA code, which reads them one after another
@@ -129,6 +134,9 @@ class ObjectiveConfig(_Part):
     lambda_pseudo: Weight = 0.0
     pseudo_from: tuple[Literal["intra_teacher", "inter_teacher"], ...] = ("inter_teacher",)
     pseudo_confidence: Probability = 0.8
+    pseudo_rule: Literal["balanced", "floor"] = "balanced"
+    pseudo_from_epoch: Count = 0
+    copy_paste: Share = 0.0
     batchnorm_over: Literal["batch", "stream"] = "batch"
 
     @property
@@ -189,6 +197,14 @@ class ObjectiveConfig(_Part):
         return self
 
     @model_validator(mode="after")
+    def _copy_paste_has_a_place(self) -> Self:
+        if self.copy_paste > 0 and self.lambda_pseudo == 0:
+            raise ValueError(
+                "copy_paste needs lambda_pseudo: it pastes into what is self-trained on"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_domain(self) -> Self:
         if {*self.supervised_on} & {*SOURCE_STREAMS} and {*self.supervised_on} & {*TARGET_STREAMS}:
             raise ValueError(f"supervised_on mixes source and target images: {self.supervised_on}")
@@ -200,7 +216,8 @@ class ObjectiveConfig(_Part):
 class ScheduleConfig(_Part):
     """How long and how much at a time. An epoch is steps_per_epoch iterations.
 
-    decay  of the learning rate after the warm-up: the paper's is constant
+    decay            of the learning rate after the warm-up: the paper's is constant
+    structure_share  of a labelled batch, slices that show a structure; without it, as they come
     """
 
     epochs: Positive
@@ -209,14 +226,21 @@ class ScheduleConfig(_Part):
     batch_unlabelled: Positive
     learning_rate: Rate
     decay: Literal["constant", "cosine"] = "constant"
+    structure_share: Share | None = None
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 30.0
 
 
 class AugmentConfig(_Part):
-    """The random affine; drawn anew for each image family."""
+    """The random affine; drawn anew for each image family.
+
+    stretch      largest factor between the zooms of the two axes: 1 keeps shapes
+    translation  largest shift, as a share of the window
+    """
 
     scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
     rotation_degrees: Annotated[float, Field(ge=0, le=180)]
+    stretch: Annotated[float, Field(ge=1, le=2)] = 1.0
+    translation: Annotated[float, Field(ge=0, le=0.5)] = 0.0
 
     @model_validator(mode="after")
     def _scale_in_order(self) -> Self:
@@ -235,6 +259,24 @@ class StyleConfig(_Part):
     curve: Annotated[float, Field(ge=0, le=1)] = 0.0
     convolution: Annotated[float, Field(ge=0, le=1)] = 0.0
     noise: Annotated[float, Field(ge=0, le=2)] = 0.0
+
+
+class AppearanceConfig(_Part):
+    """Random appearance by structure, in place of `style`; not in the paper. See `class_style.py`.
+
+    curve, convolution  how often the grey scale is bent, and a random shallow network applied
+    free_curves         share of the curves that rise and fall, instead of one of the two
+    patchwork           how often one curve holds here and another there
+    structures          how often the labelled structures get a brightness and contrast of their own
+    plain               share of the images left as they are, but for noise and unevenness
+    """
+
+    curve: Share = 0.9
+    free_curves: Share = 0.5
+    patchwork: Share = 0.4
+    structures: Share = 0.5
+    convolution: Share = 0.2
+    plain: Share = 0.1
 
 
 class TestConfig(_Part):
@@ -288,6 +330,8 @@ class TrainConfig(_Part):
     schedule: ScheduleConfig
     augment: AugmentConfig
     style: StyleConfig = StyleConfig()
+    appearance: AppearanceConfig | None = None
+    target_appearance: AppearanceConfig = AppearanceConfig(curve=0.3, convolution=0.0, plain=0.2)
     distil: DistilConfig | None = None
     test: TestConfig
 

@@ -36,6 +36,7 @@ from leuda_train.descend import descend
 from leuda_train.ema import ema_decay, update_teacher
 from leuda_train.hardware import Hardware
 from leuda_train.losses import (
+    confident_labels,
     discern,
     fool,
     inter_consistency,
@@ -45,6 +46,7 @@ from leuda_train.losses import (
     segmentation_loss,
 )
 from leuda_train.phases import phase
+from leuda_train.slices import UNLABELLED
 
 # (student's image, inter-domain teacher's image): the same slice in the two appearances
 INTER: tuple[tuple[Stream, Stream], ...] = (
@@ -147,8 +149,14 @@ def le_uda_step(
         votes = [q_intra["target_as_source"]] if "intra_teacher" in objective.pseudo_from else []
         votes += [q_inter["target"]] if "inter_teacher" in objective.pseudo_from else []
         q_mean = torch.stack([vote.float().softmax(dim=1) for vote in votes]).mean(dim=0)
-        trusted = pseudo_labels(q_mean, objective.pseudo_confidence, ranks)
-        L_pseudo = pseudo_loss(p_all[-1], *trusted, ranks)
+        if objective.pseudo_rule == "floor":
+            labels, trusted = confident_labels(q_mean, objective.pseudo_confidence)
+        else:
+            labels, trusted = pseudo_labels(q_mean, objective.pseudo_confidence, ranks)
+        if batch.pasted is not None:  # where the source was pasted, its label is known
+            known = batch.pasted != UNLABELLED
+            labels, trusted = torch.where(known, batch.pasted, labels), trusted | known
+        L_pseudo = pseudo_loss(p_all[-1], labels, trusted, ranks)
     L = (
         L_seg
         + λ.intra * L_con_intra
