@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from leuda_train.batches import AlignedSets, make_batch, seed_dropout, step_generator
-from leuda_train.batchnorm import with_joint_batchnorm
+from leuda_train.batches import AlignedSets, make_batch, seed_dropout, step_generator, take_rows
+from leuda_train.batchnorm import reestimate, with_joint_batchnorm
+from leuda_train.class_prior import ClassPrior
 from leuda_train.config import ObjectiveConfig, ScheduleConfig, TrainConfig
 from leuda_train.cyclegan import Generator
 from leuda_train.discriminators import FeatureDiscriminator
@@ -24,6 +26,8 @@ from leuda_train.product import Product
 from leuda_train.select import label_free_score, make_probe
 from leuda_train.step import Lambdas, Networks, le_uda_step
 from leuda_train.unet import UNet
+
+FEED_BATCHES = 8  # batches read at once when batch norms are re-estimated: steadier statistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +79,9 @@ def adapt(
     products = {name: trainer.product(name).eval() for name, asked in used.items() if asked}
     chosen = copy.deepcopy(products[best["network"]])
     chosen.network.load_state_dict(best["weights"])
+    if config.test.batchnorm == "feed":
+        for product in (*products.values(), chosen):
+            _fit_to_feed(product, sets, config, hardware)
     return Adapted(
         products=products,
         chosen=chosen,
@@ -84,6 +91,19 @@ def adapt(
         scores=trainer.scores,
         history=history,
     )
+
+
+def _fit_to_feed(
+    product: Product, sets: AlignedSets, config: TrainConfig, hardware: Hardware
+) -> None:
+    """Re-estimate a product's batch norms on its unlabelled feed, in a fixed order of slices."""
+    images, size = sets.images["target"], config.schedule.batch_unlabelled * FEED_BATCHES
+    rows = np.random.default_rng(config.seed).permutation(len(images))
+    # whole batches alone: each counts the same
+    parts = np.array_split(rows, max(1, round(len(rows) / size)))
+    batches = (hardware.put(take_rows(images, part, hardware)[:, None]) for part in parts)
+    with hardware.autocast():
+        reestimate(product.network, hardware.place(product), batches)
 
 
 def ramp(epoch: int, objective: ObjectiveConfig) -> float:
@@ -101,7 +121,7 @@ def lambdas(epoch: int, objective: ObjectiveConfig) -> Lambdas:
         inter=rise * objective.lambda_inter,
         adv_intra=rise * objective.lambda_adv_intra,
         adv_inter=rise * objective.lambda_adv_inter,
-        pseudo=rise * objective.lambda_pseudo * (epoch >= objective.pseudo_from_epoch),
+        pseudo=rise * objective.lambda_pseudo,
     )
 
 
@@ -155,6 +175,9 @@ class _Trainer:
             inter_teacher=teachers[1],
             intra_critic=critics[0],
             inter_critic=critics[1],
+            class_prior=ClassPrior(sets.class_shares, config.objective.pseudo_prior).to(
+                hardware.device
+            ),
             student_optimizer=torch.optim.Adam(
                 student.parameters(), lr=config.schedule.learning_rate, fused=True
             ),
@@ -169,8 +192,9 @@ class _Trainer:
 
     def step(self, step: int) -> dict[str, Tensor]:
         """Draw the batch of this step and train on it."""
-        config, objective = self.config, self.config.objective
-        epoch = step // config.schedule.steps_per_epoch
+        epoch = step // self.config.schedule.steps_per_epoch
+        config = self.config.at(epoch)
+        objective = config.objective
         rate = learning_rate(step, config.schedule, objective.warmup_epochs)
         self.nets.student_optimizer.param_groups[0]["lr"] = rate
         with phase("data"):

@@ -50,14 +50,20 @@ def random_affine(
 
 
 def warp(
-    images: Sequence[Tensor], labels: Tensor | None, affine: Tensor
+    images: Sequence[Tensor],
+    labels: Tensor | None,
+    affine: Tensor,
+    size: tuple[int, int] | None = None,
 ) -> tuple[list[Tensor], Tensor | None]:
     """Warp every image (B, 1, H, W) of a family, and its label (B, H, W), by one affine (B, 2, 3).
 
     Images are interpolated linearly, labels by nearest neighbour; the border is continued.
+
+    size  (h, w) of what comes back, the same field of view on coarser pixels; else the images' own
     """
     family = torch.cat(list(images), dim=1)  # (B, n, H, W): one sampling for all
-    grid = F.affine_grid(affine.to(family), list(family.shape), align_corners=False)
+    shape = [*family.shape[:2], *(size or family.shape[2:])]
+    grid = F.affine_grid(affine.to(family), shape, align_corners=False)
     family = F.grid_sample(family, grid, padding_mode="border", align_corners=False)
     warped = list(family.split(1, dim=1))
     if labels is None:

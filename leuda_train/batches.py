@@ -54,6 +54,15 @@ class AlignedSets:
         """K: one more than the highest class number in the labels."""
         return 1 + max((int(self.labels[int(row)].max()) for row in self.labelled_rows), default=0)
 
+    @cached_property
+    def class_shares(self) -> Tensor:
+        """(K,) float32: the share of the labelled rows' pixels that each class has."""
+        counts = torch.zeros(self.classes)
+        for row in self.labelled_rows:
+            label = torch.as_tensor(self.labels[int(row)]).flatten().long().cpu()
+            counts += torch.bincount(label, minlength=self.classes)
+        return counts / counts.sum()
+
     def on_device(self, hardware: Hardware) -> AlignedSets:
         """The same sets on the GPU where they fit `RESIDENT_SHARE` of its free memory."""
         *images, labels = on_device([*self.images.values(), self.labels], hardware)
@@ -223,5 +232,5 @@ def _family(
         aspect=height / width,
         generator=step_generator(config.seed, f"warp/{purpose}", step),
     )
-    warped, labels = warp(images, labels, hardware.ranks.share(affine))
+    warped, labels = warp(images, labels, hardware.ranks.share(affine), config.window_at(step))
     return [hardware.put(image) for image in warped], labels

@@ -11,7 +11,7 @@ images fuse by chance and by smooth random masks instead of by saliency, and ran
 networks (`style.random_convolution`) are among the styles.
 
 Images are (B, 1, H, W), labels (B, H, W), values of any range; what comes back has about mean 0 and
-deviation 1, as a z-scored scan has.
+a deviation between 0.4 and 1.5, as the slices of a z-scored scan have.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ KNOTS = 7  # of a random intensity curve
 DARK_AIR = 0.75  # how often the darkest value stays the darkest: scanners see air as black
 INVERTED = 0.35  # share of the monotone curves that fall
 OWN_STYLE = 0.75  # share of an image's structures that get a style of their own
+CONTRAST = (-1.2, 1.3)  # logarithm of the factor by which its texture fades or stands out
 SOFT_EDGE = 0.6  # pixels by which a structure's style fades into its surroundings
 FIELD_CELLS = 3  # of the random field that stands for uneven coils
 PATCH_CELLS = 4  # of the random mask that says which curve holds where
@@ -79,7 +80,7 @@ def randomise_appearance(
         ranks: Of which process these images are the share.
 
     Returns:
-        (B, 1, H, W), mean about 0, deviation about 1.
+        (B, 1, H, W), mean about 0, deviation 0.4 to 1.5.
     """
     draws = Draws(len(images), generator, ranks)
     grey = unit_range(images)
@@ -142,7 +143,7 @@ def _by_structure(
     pixels = masks.sum((2, 3), keepdim=True).clamp_min(1.0)
     mean = (grey * masks).sum((2, 3), keepdim=True) / pixels
     shape = (classes - 1, 1, 1)
-    brightness, contrast = draws.uniform(0.0, 1.0, *shape), draws.uniform(0.3, 1.6, *shape)
+    brightness, contrast = draws.uniform(0.0, 1.0, *shape), draws.uniform(*CONTRAST, *shape).exp()
     contrast = torch.where(draws.uniform(0.0, 1.0, *shape) < 0.3, -contrast, contrast)
     chosen = draws.uniform(0.0, 1.0, *shape) < OWN_STYLE
     chosen = (chosen & draws.happens(probability)).to(grey)
@@ -162,7 +163,7 @@ def scanned(grey: Tensor, strength: Tensor | float, draws: Draws) -> Tensor:
     image = torch.where(part(0.0, 1.0) > 0.75, blurred(image, 0.8), image)
     deviation, mean = torch.std_mean(image, (1, 2, 3), keepdim=True)
     image = (image - mean) / deviation.clamp_min(1e-3)
-    image = image * (1.0 + part(-0.3, 0.3)) + part(-0.3, 0.3)
+    image = image * part(-0.9, 0.4).exp() + part(-0.4, 0.4)
     return image + draws.normal(*grey.shape[1:]).to(grey) * part(0.0, 0.12)
 
 

@@ -111,6 +111,8 @@ class ObjectiveConfig(_Part):
                        x^{t→s}, the inter-domain one x^t
     pseudo_confidence  pixels below it are left out
     pseudo_rule        "balanced": but never more than half of a class; "floor": however many
+    pseudo_prior       0 to 1: before they are taken for labels, how far the teachers' probabilities
+                       are weighted for classes to be as frequent as in the source's labels
     pseudo_from_epoch  no self-training before it; from then on with the ramp of the other λ
     copy_paste         how often a labelled source region is pasted into the image that the student
                        self-trains on, with its label; not in the paper
@@ -135,6 +137,7 @@ class ObjectiveConfig(_Part):
     pseudo_from: tuple[Literal["intra_teacher", "inter_teacher"], ...] = ("inter_teacher",)
     pseudo_confidence: Probability = 0.8
     pseudo_rule: Literal["balanced", "floor"] = "balanced"
+    pseudo_prior: Share = 0.0
     pseudo_from_epoch: Count = 0
     copy_paste: Share = 0.0
     batchnorm_over: Literal["batch", "stream"] = "batch"
@@ -218,6 +221,8 @@ class ScheduleConfig(_Part):
 
     decay            of the learning rate after the warm-up: the paper's is constant
     structure_share  of a labelled batch, slices that show a structure; without it, as they come
+    coarse_window    (h, w) pixels that the first steps show the recipe's window in: less work
+    coarse_share     share of the steps that do so; networks see full resolution for the rest
     """
 
     epochs: Positive
@@ -227,6 +232,8 @@ class ScheduleConfig(_Part):
     learning_rate: Rate
     decay: Literal["constant", "cosine"] = "constant"
     structure_share: Share | None = None
+    coarse_window: tuple[Positive, Positive] | None = None
+    coarse_share: Share = 0.0
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 30.0
 
 
@@ -284,12 +291,15 @@ class TestConfig(_Part):
 
     network       "auto": the label-free score chooses among those in use
     feed          of student and intra-domain teacher; the inter-domain one always reads x^t
+    batchnorm     "trained": statistics as they were gathered in training; "feed": those of all the
+                  unlabelled target scans, read once more by the finished network
     select        "last": as it is after the last epoch, as in the paper; "label-free": as at the
                   epoch with the best label-free score, looked at every select_epochs
     """
 
     network: Literal["student", "intra_teacher", "inter_teacher", "auto"]
     feed: Literal["target", "target_as_source"]
+    batchnorm: Literal["trained", "feed"] = "trained"
     select: Literal["last", "label-free"] = "last"
     select_epochs: Positive = 5
 
@@ -342,6 +352,9 @@ class TrainConfig(_Part):
         factor = math.lcm(factor, 4) if self.uses_translation else factor
         if any(size % factor for size in self.recipe.window):
             raise ValueError(f"recipe.window {self.recipe.window} must be multiples of {factor}")
+        coarse = self.schedule.coarse_window or self.recipe.window
+        if any(size % factor for size in coarse):
+            raise ValueError(f"schedule.coarse_window {coarse} must be multiples of {factor}")
         if max(self.adversarial.levels) > len(self.unet.widths) - 1:
             raise ValueError(
                 f"adversarial.levels {self.adversarial.levels}: "
@@ -392,6 +405,19 @@ class TrainConfig(_Part):
         """The teachers that some term of L asks."""
         used = self.objective.networks_in_use.items()
         return tuple(name for name, asked in used if asked and name != "student")
+
+    def at(self, epoch: int) -> TrainConfig:
+        """The config of an epoch: before `pseudo_from_epoch` nothing of self-training is run."""
+        if epoch >= self.objective.pseudo_from_epoch or self.objective.lambda_pseudo == 0:
+            return self
+        objective = self.objective.model_copy(update={"lambda_pseudo": 0.0, "copy_paste": 0.0})
+        return self.model_copy(update={"objective": objective})
+
+    def window_at(self, step: int) -> tuple[int, int]:
+        """(h, w) pixels of the images of a step of stage 2."""
+        schedule = self.schedule
+        coarse = step < schedule.coarse_share * schedule.epochs * schedule.steps_per_epoch
+        return schedule.coarse_window or self.recipe.window if coarse else self.recipe.window
 
     @property
     def images_per_step(self) -> int:

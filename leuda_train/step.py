@@ -66,6 +66,7 @@ class Networks:
     inter_teacher: nn.Module
     intra_critic: nn.Module
     inter_critic: nn.Module
+    class_prior: nn.Module
     student_optimizer: torch.optim.Optimizer
     critic_optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -149,6 +150,8 @@ def le_uda_step(
         votes = [q_intra["target_as_source"]] if "intra_teacher" in objective.pseudo_from else []
         votes += [q_inter["target"]] if "inter_teacher" in objective.pseudo_from else []
         q_mean = torch.stack([vote.float().softmax(dim=1) for vote in votes]).mean(dim=0)
+        if objective.pseudo_prior > 0:
+            q_mean = nets.class_prior(q_mean, ranks)
         if objective.pseudo_rule == "floor":
             labels, trusted = confident_labels(q_mean, objective.pseudo_confidence)
         else:

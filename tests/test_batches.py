@@ -9,9 +9,11 @@ import pytest
 import tiny
 import torch
 
-from leuda_train.batches import draw_rows, make_batch, step_generator, take_rows
+from leuda_train.augment import random_affine
+from leuda_train.batches import draw_labelled, draw_rows, make_batch, step_generator, take_rows
 from leuda_train.config import SOURCE_STREAMS, TARGET_STREAMS
 from leuda_train.hardware import Hardware
+from leuda_train.slices import UNLABELLED
 
 
 @pytest.mark.parametrize(("size", "count"), [(7, 3), (7, 7), (3, 8), (1, 2)])
@@ -131,3 +133,88 @@ def test_rows_of_a_resident_set_are_those_of_the_mapped_one():
     mapped = take_rows(images, rows, tiny.CPU)
     assert torch.equal(mapped, take_rows(torch.from_numpy(images), rows, tiny.CPU))
     assert mapped.tolist() == images[rows].tolist()
+
+
+def self_training(**objective: object) -> tiny.TrainConfig:
+    terms = {**tiny.NO_TERMS, "supervised_on": ["source"], "lambda_pseudo": 1.0, **objective}
+    return tiny.config(objective=terms, test={"network": "student", "feed": "target"})
+
+
+def test_pasted_labels_are_those_of_the_pasted_pixels():
+    sets = tiny.aligned_sets()
+    images = dict(sets.images, source=sets.labels + np.float32(100.0))
+    sets = replace(sets, images=images)
+    batch = make_batch(sets, self_training(copy_paste=1.0), tiny.CPU, 0)
+    pasted = batch.pasted != UNLABELLED
+    assert pasted.any()
+    assert not pasted.all()
+    assert torch.equal(batch.strong[:, 0] > 50.0, pasted)
+    shown = batch.strong[:, 0][pasted] - 100.0
+    sure = (shown - shown.round()).abs() < 0.01
+    assert (shown[sure].round().long() == batch.pasted[pasted][sure]).float().mean() > 0.95
+
+
+def test_without_copy_paste_nothing_is_pasted():
+    batch = make_batch(tiny.aligned_sets(), self_training(), tiny.CPU, 0)
+    assert batch.pasted is None
+    torch.testing.assert_close(batch.strong, batch.unlabelled["target"])
+
+
+def test_before_its_epoch_self_training_draws_no_target():
+    config = self_training(copy_paste=0.5, pseudo_from_epoch=2)
+    assert make_batch(tiny.aligned_sets(), config.at(1), tiny.CPU, 3).strong is None
+    assert make_batch(tiny.aligned_sets(), config.at(1), tiny.CPU, 3).unlabelled == {}
+    assert make_batch(tiny.aligned_sets(), config.at(2), tiny.CPU, 6).strong is not None
+
+
+def test_a_share_of_the_labelled_batch_shows_structures():
+    sets = tiny.aligned_sets(count=8)
+    sets.labels[3:] = 0
+    sets = replace(sets, labelled_rows=np.arange(8))
+    assert sets.structure_rows.tolist() == [0, 1, 2]
+    assert sets.classes == 3
+    config = tiny.config(schedule={"batch_labelled": 8, "structure_share": 0.75})
+    drawn = np.stack([draw_labelled(sets, config, step) for step in range(12)])
+    assert ((drawn < 3).sum(axis=1) == 6).all()
+    assert set(drawn.ravel().tolist()) == set(range(8))
+
+
+def test_class_shares_are_those_of_the_labelled_rows():
+    sets = tiny.aligned_sets()
+    labels = np.zeros_like(sets.labels)
+    labels[:4, :8], labels[4:] = 2, 1
+    shares = replace(sets, labels=labels).class_shares
+    torch.testing.assert_close(shares, torch.tensor([0.5, 0.0, 0.5]))
+
+
+def test_the_first_steps_show_the_same_field_of_view_in_fewer_pixels():
+    schedule = {"coarse_window": (8, 8), "coarse_share": 0.5}
+    config = tiny.config(schedule=schedule)
+    early, late = (make_batch(tiny.aligned_sets(), config, tiny.CPU, step) for step in (5, 6))
+    assert early.labelled[0].shape == early.unlabelled["target"].shape == (2, 1, 8, 8)
+    assert early.labels.shape == (2, 8, 8)
+    assert late.labelled[0].shape == (2, 1, 16, 16)
+    full = make_batch(tiny.aligned_sets(), tiny.config(), tiny.CPU, 5)
+    # each coarse pixel lies between four fine ones
+    fine = torch.nn.functional.avg_pool2d(full.labelled[0], 2)
+    assert torch.corrcoef(torch.stack([fine.flatten(), early.labelled[0].flatten()]))[0, 1] > 0.6
+
+
+def test_a_stretch_changes_the_shape_and_a_translation_the_place():
+    draw = lambda **more: random_affine(
+        64,
+        scale=(1.0, 1.0),
+        rotation_degrees=0.0,
+        aspect=1.0,
+        generator=step_generator(0, "affine", 0),
+        **more,
+    )
+    plain, stretched, moved = draw(), draw(stretch=1.44), draw(translation=0.1)
+    assert torch.allclose(plain[:, :, :2], torch.eye(2).expand(64, 2, 2))
+    ratio = stretched[:, 0, 0] / stretched[:, 1, 1]
+    assert ratio.max() < 1.44
+    assert ratio.min() > 1 / 1.44
+    assert ratio.std() > 0.05
+    torch.testing.assert_close(stretched[:, 0, 0] * stretched[:, 1, 1], torch.ones(64))
+    assert (plain[:, :, 2] == 0).all()
+    assert 0.1 < moved[:, :, 2].abs().max() <= 0.2

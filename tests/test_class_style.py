@@ -80,8 +80,8 @@ def test_what_comes_back_is_about_z_scored():
     images = torch.randn(32, 1, 24, 24, generator=seeded(5)) * 40 + 300
     found = randomise_appearance(images, None, 3, AppearanceConfig(), seeded(6))
     assert found.isfinite().all()
-    assert found.mean((1, 2, 3)).abs().max() < 0.5
-    assert ((found.std((1, 2, 3)) > 0.5) & (found.std((1, 2, 3)) < 1.6)).all()
+    assert found.mean((1, 2, 3)).abs().max() < 0.6
+    assert ((found.std((1, 2, 3)) > 0.35) & (found.std((1, 2, 3)) < 1.7)).all()
 
 
 def test_monotone_curves_keep_or_reverse_the_order_of_grey_values():
