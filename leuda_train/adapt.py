@@ -26,6 +26,7 @@ from leuda_train.product import Product
 from leuda_train.select import label_free_score, make_probe
 from leuda_train.step import Lambdas, Networks, le_uda_step
 from leuda_train.unet import UNet
+from leuda_train.volume_labels import label_volumes
 
 FEED_BATCHES = 8  # batches read at once when batch norms are re-estimated: steadier statistics
 
@@ -149,6 +150,7 @@ class _Trainer:
         self.images_per_step = config.images_per_step
         self.to_source = hardware.place(to_source) if to_source is not None else None
         self.probe = None if config.uses_target_labels else make_probe(sets, hardware, config.seed)
+        self.pseudo: Tensor | None = None  # (N, h, w) labels of the target scans, if made by scan
         self.scores: list[Row] = []
         self.best: dict[str, Any] = {}
         torch.manual_seed(config.seed)
@@ -197,8 +199,10 @@ class _Trainer:
         objective = config.objective
         rate = learning_rate(step, config.schedule, objective.warmup_epochs)
         self.nets.student_optimizer.param_groups[0]["lr"] = rate
+        with phase("pseudo-labels"):
+            self._label_target(step, config)
         with phase("data"):
-            batch = make_batch(self.sets, config, self.hardware, step)
+            batch = make_batch(self.sets, config, self.hardware, step, self.pseudo)
         seed_dropout(config.seed, "dropout", step, self.hardware)
         terms = le_uda_step(
             self.nets,
@@ -212,6 +216,25 @@ class _Trainer:
         with phase("selection"):
             self._select(step + 1)
         return terms
+
+    def _label_target(self, step: int, config: TrainConfig) -> None:
+        """Every few epochs of self-training by scan: the target's pseudo-labels, made anew."""
+        objective = config.objective
+        if objective.lambda_pseudo == 0 or objective.pseudo_by == "slice":
+            return
+        if self.pseudo is None or not step % (
+            objective.pseudo_every_epochs * config.schedule.steps_per_epoch
+        ):
+            assert self.sets.target_scans is not None
+            self.pseudo = label_volumes(
+                self.nets.inter_teacher,
+                self.sets.images["target"],
+                self.sets.target_scans,
+                self.sets.class_shares,
+                strength=objective.pseudo_prior,
+                floor=objective.pseudo_confidence,
+                hardware=self.hardware,
+            )
 
     def product(self, network: str) -> Product:
         """What would be shipped of a network as it is now."""
@@ -245,10 +268,11 @@ class _Trainer:
     def state(self) -> dict[str, Any]:
         """Every network, optimiser and the scaler, and what was selected so far."""
         parts = {name: part.state_dict() for name, part in vars(self.nets).items()}
-        return parts | {"scores": self.scores, "best": self.best}
+        return parts | {"scores": self.scores, "best": self.best, "pseudo": self.pseudo}
 
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
         for name, part in vars(self.nets).items():
             part.load_state_dict(state[name])
         self.scores, self.best = list(state["scores"]), state["best"]
+        self.pseudo = state["pseudo"]

@@ -24,6 +24,7 @@ from leuda_train.config import SOURCE_STREAMS, TARGET_STREAMS, Stream, TrainConf
 from leuda_train.copy_paste import paste
 from leuda_train.hardware import Hardware
 from leuda_train.ranks import Ranks
+from leuda_train.slices import UNLABELLED
 from leuda_train.style import randomise_style
 
 RESIDENT_SHARE = 0.25  # of the GPU's free memory, that image sets may take
@@ -37,11 +38,13 @@ class AlignedSets:
 
     labels         (N, h, w) uint8, of the rows of the family that is supervised
     labelled_rows  the rows that have labels
+    target_scans   (N,) which scan each target slice is of; slices of a scan follow one another
     """
 
     images: Mapping[Stream, NDArray[np.float32] | Tensor]
     labels: NDArray[np.uint8] | Tensor
     labelled_rows: NDArray[np.int64]
+    target_scans: NDArray[np.int64] | None = None
 
     @cached_property
     def structure_rows(self) -> NDArray[np.int64]:
@@ -76,14 +79,15 @@ class Batch:
     labelled    the supervised images, one tensor a stream, all with the same `labels` (B, H, W)
     unlabelled  those of the six streams that the method reads
     strong      x^t restyled, pixel for pixel on unlabelled["target"]; for methods that self-train
-    pasted      (B, H, W) labels of the source regions pasted into strong, UNLABELLED elsewhere
+    known       (B, H, W) labels of strong that are settled beforehand, UNLABELLED elsewhere: of
+                pasted source regions, or pseudo-labels of whole scans
     """
 
     labelled: list[Tensor]
     labels: Tensor
     unlabelled: dict[Stream, Tensor] = field(default_factory=dict)
     strong: Tensor | None = None
-    pasted: Tensor | None = None
+    known: Tensor | None = None
 
 
 def on_device(
@@ -153,10 +157,18 @@ def _order(size: int, seed: int, purpose: str, turn: int) -> NDArray[np.int64]:
     return torch.randperm(size, generator=generator).numpy()
 
 
-def make_batch(sets: AlignedSets, config: TrainConfig, hardware: Hardware, step: int) -> Batch:
+def make_batch(
+    sets: AlignedSets,
+    config: TrainConfig,
+    hardware: Hardware,
+    step: int,
+    pseudo: Tensor | None = None,
+) -> Batch:
     """Draw and augment the batch of a step. Each family (and its label) shares one warp.
 
     B is this process's share of the config's batch sizes.
+
+    pseudo  (N, h, w) pseudo-labels of every target slice, UNLABELLED where unsure
     """
     supervised, ranks = config.objective.supervised_on, hardware.ranks
     rows = draw_labelled(sets, config, step)
@@ -167,23 +179,29 @@ def make_batch(sets: AlignedSets, config: TrainConfig, hardware: Hardware, step:
     classes = sets.classes
     labelled = [_restyled(images, warped, classes, config, restyle, ranks) for images in labelled]
     unlabelled: dict[Stream, Tensor] = {}
+    known: Tensor | None = None
     for family in (SOURCE_STREAMS, TARGET_STREAMS):
         streams = tuple(s for s in family if s in config.objective.unlabelled_streams)
         if streams:
             every = np.arange(len(sets.images[family[0]]))
             count = config.schedule.batch_unlabelled
             rows = draw_rows(every, count, step, config.seed, family[0])
-            images, _ = _family(sets, streams, rows, config, hardware, step, family[0], None)
+            own = None
+            if pseudo is not None and family is TARGET_STREAMS:
+                own = take_rows(pseudo, ranks.share(rows), hardware).long()
+            images, own = _family(sets, streams, rows, config, hardware, step, family[0], own)
+            known = own if own is not None else known
             unlabelled.update(zip(streams, images, strict=True))
-    strong = pasted = None
+    strong = None
     if config.objective.lambda_pseudo > 0:
         strong = _restyled(unlabelled["target"], None, classes, config, restyle, ranks)
         if config.objective.copy_paste > 0:
             probability = config.objective.copy_paste
             generator = step_generator(config.seed, "copy-paste", step)
             strong, pasted = paste(strong, labelled[0], warped, probability, generator, ranks)
+            known = pasted if known is None else torch.where(pasted != UNLABELLED, pasted, known)
     return Batch(
-        labelled=labelled, labels=warped, unlabelled=unlabelled, strong=strong, pasted=pasted
+        labelled=labelled, labels=warped, unlabelled=unlabelled, strong=strong, known=known
     )
 
 

@@ -17,6 +17,15 @@ MOMENTUM = 0.03  # of the running mean over steps
 LIMIT = 3.0  # a class is weighted by at most this, and at least one over it
 
 
+def class_weights(wanted: Tensor, found: Tensor) -> Tensor:
+    """(K,) wanted and found shares of pixels -> (K,) weights, within the limits.
+
+    A class that the labels do not show is left alone: 1.
+    """
+    weight = (wanted / found.clamp_min(1e-6)).clamp(1.0 / LIMIT, LIMIT)
+    return torch.where(wanted > 0, weight, 1.0)
+
+
 class ClassPrior(nn.Module):
     """How frequent classes are in the source's labels, and in what teachers say of the target.
 
@@ -35,9 +44,6 @@ class ClassPrior(nn.Module):
         """(B, K, H, W) probabilities -> the same, weighted by class; remembers how frequent."""
         mean = q.float().mean((0, 2, 3))
         self.found.lerp_(ranks.sum(mean) / ranks.size, MOMENTUM)
-        weight = self.wanted / self.found.clamp_min(1e-6)
-        # a class that the labels do not show is left alone
-        weight = torch.where(self.wanted > 0, weight.clamp(1.0 / LIMIT, LIMIT), 1.0)
-        weight = weight**self.strength
+        weight = class_weights(self.wanted, self.found) ** self.strength
         weighted = q.float() * weight[:, None, None]
         return weighted / weighted.sum(dim=1, keepdim=True)

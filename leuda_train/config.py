@@ -113,6 +113,8 @@ class ObjectiveConfig(_Part):
     pseudo_rule        "balanced": but never more than half of a class; "floor": however many
     pseudo_prior       0 to 1: before they are taken for labels, how far the teachers' probabilities
                        are weighted for classes to be as frequent as in the source's labels
+    pseudo_by          "slice": pseudo-labels are made in each step; "volume": of whole scans every
+                       pseudo_every_epochs, by the inter-domain teacher, without islands
     pseudo_from_epoch  no self-training before it; from then on with the ramp of the other λ
     copy_paste         how often a labelled source region is pasted into the image that the student
                        self-trains on, with its label; not in the paper
@@ -138,6 +140,8 @@ class ObjectiveConfig(_Part):
     pseudo_confidence: Probability = 0.8
     pseudo_rule: Literal["balanced", "floor"] = "balanced"
     pseudo_prior: Share = 0.0
+    pseudo_by: Literal["slice", "volume"] = "slice"
+    pseudo_every_epochs: Positive = 2
     pseudo_from_epoch: Count = 0
     copy_paste: Share = 0.0
     batchnorm_over: Literal["batch", "stream"] = "batch"
@@ -171,7 +175,7 @@ class ObjectiveConfig(_Part):
         if self.compares_inter:
             return TARGET_LIKE
         asked = self.lambda_pseudo > 0 and "inter_teacher" in self.pseudo_from
-        return ("target",) if asked else ()
+        return ("target",) if asked and self.pseudo_by == "slice" else ()
 
     @property
     def unlabelled_streams(self) -> tuple[Stream, ...]:
@@ -186,7 +190,8 @@ class ObjectiveConfig(_Part):
         return {
             "student": True,
             "intra_teacher": bool(self.intra_streams),
-            "inter_teacher": bool(self.inter_streams),
+            "inter_teacher": bool(self.inter_streams)
+            or (self.lambda_pseudo > 0 and self.pseudo_by == "volume"),
         }
 
     @model_validator(mode="after")
@@ -196,6 +201,15 @@ class ObjectiveConfig(_Part):
             raise ValueError(
                 f"pseudo_from = {self.pseudo_from}: name a teacher; the intra-domain one needs "
                 "target_as_source in intra_on"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _volumes_have_one_author(self) -> Self:
+        if self.pseudo_by == "volume" and self.pseudo_from != ("inter_teacher",):
+            raise ValueError(
+                f"pseudo_from = {self.pseudo_from}: whole volumes are labelled by the "
+                "inter_teacher alone"
             )
         return self
 

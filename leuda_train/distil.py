@@ -79,6 +79,7 @@ class _Trainer:
                         "lambda_adv_intra": 0.0,
                         "lambda_adv_inter": 0.0,
                         "lambda_pseudo": 1.0,
+                        "copy_paste": 0.0,
                         "pseudo_from": ("inter_teacher",),  # it reads x^t: no other stream is drawn
                     }
                 )

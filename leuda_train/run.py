@@ -250,7 +250,10 @@ def _aligned(slices: Slices, translation: Translation | None, config: TrainConfi
         every = np.arange(len(slices.target))
         return AlignedSets(images=images, labels=slices.target_labels, labelled_rows=every)
     return AlignedSets(
-        images=images, labels=slices.source_labels, labelled_rows=slices.labelled_rows
+        images=images,
+        labels=slices.source_labels,
+        labelled_rows=slices.labelled_rows,
+        target_scans=slices.target_scans,
     )
 
 

@@ -31,6 +31,7 @@ class Slices:
     source_labels, target_labels  (N, h, w) uint8 class numbers, 255 throughout where unlabelled;
                                   target_labels is None unless the upper bound was asked for
     labelled_rows                 rows of source that have labels
+    target_scans                  (N,) which scan each target slice is of
     """
 
     key: str
@@ -39,6 +40,7 @@ class Slices:
     labelled_rows: NDArray[np.int64]
     target: NDArray[np.float32]
     target_labels: NDArray[np.uint8] | None
+    target_scans: NDArray[np.int64] | None = None
 
 
 def load_slices(
@@ -70,7 +72,15 @@ def load_slices(
         target_labels=np.load(folder / "target_labels.npy", mmap_mode="r")
         if target_labels
         else None,
+        target_scans=_target_scans(folder),
     )
+
+
+def _target_scans(folder: Path) -> NDArray[np.int64]:
+    """(N,) the scan's place among the target scans, by slice."""
+    rows = json.loads((folder / "index.json").read_text())
+    counts = [row["slices"] for row in rows if row["domain"] == "target"]
+    return np.repeat(np.arange(len(counts)), counts)
 
 
 def _write(

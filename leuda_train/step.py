@@ -46,6 +46,7 @@ from leuda_train.losses import (
     segmentation_loss,
 )
 from leuda_train.phases import phase
+from leuda_train.ranks import Ranks
 from leuda_train.slices import UNLABELLED
 
 # (student's image, inter-domain teacher's image): the same slice in the two appearances
@@ -98,6 +99,8 @@ def le_uda_step(
     """
     x, ranks = batch.unlabelled, hardware.ranks
     zero = torch.zeros((), device=hardware.device)
+    q_intra: dict[Stream, Tensor] = {}
+    q_inter: dict[Stream, Tensor] = {}
     L_con_intra = L_con_inter = L_adv_intra = L_adv_inter = L_pseudo = L_D = zero
 
     with hardware.autocast():
@@ -147,18 +150,14 @@ def le_uda_step(
     if objective.lambda_inter > 0:
         L_con_inter = torch.stack([inter_consistency(p_[s], q_inter[t]) for s, t in INTER]).sum()
     if objective.lambda_pseudo > 0:  # beyond the paper: self-training on the target
-        votes = [q_intra["target_as_source"]] if "intra_teacher" in objective.pseudo_from else []
-        votes += [q_inter["target"]] if "inter_teacher" in objective.pseudo_from else []
-        q_mean = torch.stack([vote.float().softmax(dim=1) for vote in votes]).mean(dim=0)
-        if objective.pseudo_prior > 0:
-            q_mean = nets.class_prior(q_mean, ranks)
-        if objective.pseudo_rule == "floor":
-            labels, trusted = confident_labels(q_mean, objective.pseudo_confidence)
+        if objective.pseudo_by == "slice":
+            labels, trusted = _pseudo_labels(q_intra, q_inter, nets.class_prior, objective, ranks)
         else:
-            labels, trusted = pseudo_labels(q_mean, objective.pseudo_confidence, ranks)
-        if batch.pasted is not None:  # where the source was pasted, its label is known
-            known = batch.pasted != UNLABELLED
-            labels, trusted = torch.where(known, batch.pasted, labels), trusted | known
+            labels = torch.zeros_like(batch.known)
+            trusted = torch.zeros_like(labels, dtype=torch.bool)
+        if batch.known is not None:  # pasted from the source, or labelled by whole scans
+            known = batch.known != UNLABELLED
+            labels, trusted = torch.where(known, batch.known, labels), trusted | known
         L_pseudo = pseudo_loss(p_all[-1], labels, trusted, ranks)
     L = (
         L_seg
@@ -207,6 +206,24 @@ def _read(
     apart = objective.batchnorm_over == "stream"
     with normalised_by(net, [len(images) for images in streams] if apart else None):
         return net(torch.cat(list(streams)))
+
+
+def _pseudo_labels(
+    q_intra: dict[Stream, Tensor],
+    q_inter: dict[Stream, Tensor],
+    class_prior: nn.Module,
+    objective: ObjectiveConfig,
+    ranks: Ranks,
+) -> tuple[Tensor, Tensor]:
+    """Labels (B, H, W) of x^t by the mean of the teachers asked, and the mask of those to trust."""
+    votes = [q_intra["target_as_source"]] if "intra_teacher" in objective.pseudo_from else []
+    votes += [q_inter["target"]] if "inter_teacher" in objective.pseudo_from else []
+    q_mean = torch.stack([vote.float().softmax(dim=1) for vote in votes]).mean(dim=0)
+    if objective.pseudo_prior > 0:
+        q_mean = class_prior(q_mean, ranks)
+    if objective.pseudo_rule == "floor":
+        return confident_labels(q_mean, objective.pseudo_confidence)
+    return pseudo_labels(q_mean, objective.pseudo_confidence, ranks)
 
 
 def _by_stream(images: Tensor, streams: Sequence[Stream]) -> dict[Stream, Tensor]:

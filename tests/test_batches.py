@@ -145,18 +145,18 @@ def test_pasted_labels_are_those_of_the_pasted_pixels():
     images = dict(sets.images, source=sets.labels + np.float32(100.0))
     sets = replace(sets, images=images)
     batch = make_batch(sets, self_training(copy_paste=1.0), tiny.CPU, 0)
-    pasted = batch.pasted != UNLABELLED
+    pasted = batch.known != UNLABELLED
     assert pasted.any()
     assert not pasted.all()
     assert torch.equal(batch.strong[:, 0] > 50.0, pasted)
     shown = batch.strong[:, 0][pasted] - 100.0
     sure = (shown - shown.round()).abs() < 0.01
-    assert (shown[sure].round().long() == batch.pasted[pasted][sure]).float().mean() > 0.95
+    assert (shown[sure].round().long() == batch.known[pasted][sure]).float().mean() > 0.95
 
 
 def test_without_copy_paste_nothing_is_pasted():
     batch = make_batch(tiny.aligned_sets(), self_training(), tiny.CPU, 0)
-    assert batch.pasted is None
+    assert batch.known is None
     torch.testing.assert_close(batch.strong, batch.unlabelled["target"])
 
 
