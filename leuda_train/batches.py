@@ -62,8 +62,9 @@ class AlignedSets:
         """(K,) float32: the share of the labelled rows' pixels that each class has."""
         counts = torch.zeros(self.classes)
         for row in self.labelled_rows:
-            label = torch.as_tensor(self.labels[int(row)]).flatten().long().cpu()
-            counts += torch.bincount(label, minlength=self.classes)
+            label = self.labels[int(row)]
+            label = label.cpu().numpy() if isinstance(label, Tensor) else label
+            counts += torch.from_numpy(np.bincount(label.ravel(), minlength=self.classes))
         return counts / counts.sum()
 
     def on_device(self, hardware: Hardware) -> AlignedSets:
@@ -175,9 +176,6 @@ def make_batch(
     labels = take_rows(sets.labels, ranks.share(rows), hardware).long()
     labelled, warped = _family(sets, supervised, rows, config, hardware, step, "labelled", labels)
     assert warped is not None
-    restyle = step_generator(config.seed, "style", step)
-    classes = sets.classes
-    labelled = [_restyled(images, warped, classes, config, restyle, ranks) for images in labelled]
     unlabelled: dict[Stream, Tensor] = {}
     known: Tensor | None = None
     for family in (SOURCE_STREAMS, TARGET_STREAMS):
@@ -192,6 +190,12 @@ def make_batch(
             images, own = _family(sets, streams, rows, config, hardware, step, family[0], own)
             known = own if own is not None else known
             unlabelled.update(zip(streams, images, strict=True))
+    restyle = step_generator(config.seed, "style", step)
+    classes = sets.classes
+    labelled = [
+        _restyled(images, warped, classes, config, restyle, ranks, unlabelled.get("target"))
+        for images in labelled
+    ]
     strong = None
     if config.objective.lambda_pseudo > 0:
         strong = _restyled(unlabelled["target"], None, classes, config, restyle, ranks)
@@ -212,10 +216,11 @@ def _restyled(
     config: TrainConfig,
     generator: torch.Generator,
     ranks: Ranks,
+    references: Tensor | None = None,
 ) -> Tensor:
     if config.appearance is not None:
         look = config.appearance if labels is not None else config.target_appearance
-        return randomise_appearance(images, labels, classes, look, generator, ranks)
+        return randomise_appearance(images, labels, classes, look, generator, ranks, references)
     style = config.style
     return randomise_style(
         images,

@@ -21,6 +21,7 @@ import torch.nn.functional as F  # noqa: N812  (the field's habit)
 from torch import Tensor
 
 from leuda_train.config import AppearanceConfig
+from leuda_train.fourier import swap_low_frequencies
 from leuda_train.ranks import ALONE, Ranks
 from leuda_train.style import random_convolution
 
@@ -30,6 +31,8 @@ INVERTED = 0.35  # share of the monotone curves that fall
 OWN_STYLE = 0.75  # share of an image's structures that get a style of their own
 CONTRAST = (-1.2, 1.3)  # logarithm of the factor by which its texture fades or stands out
 SOFT_EDGE = 0.6  # pixels by which a structure's style fades into its surroundings
+REACH = (0.02, 0.1)  # of the borrowed low frequencies, as a share of the spectrum's smaller side
+STAYS_SWAPPED = 0.6  # share of the images with borrowed frequencies that are not restyled further
 FIELD_CELLS = 3  # of the random field that stands for uneven coils
 PATCH_CELLS = 4  # of the random mask that says which curve holds where
 
@@ -68,6 +71,7 @@ def randomise_appearance(
     config: AppearanceConfig,
     generator: torch.Generator,
     ranks: Ranks = ALONE,
+    references: Tensor | None = None,
 ) -> Tensor:
     """Restyle each image on its own.
 
@@ -78,11 +82,20 @@ def randomise_appearance(
         config: How often each kind of change is made.
         generator: The random numbers, drawn for the joint batch.
         ranks: Of which process these images are the share.
+        references: (n, 1, H, W) images of the other domain, to borrow low frequencies from; without
+            them `config.fourier` does nothing.
 
     Returns:
         (B, 1, H, W), mean about 0, deviation 0.4 to 1.5.
     """
     draws = Draws(len(images), generator, ranks)
+    plain = draws.happens(config.plain).to(images.device)
+    if references is not None and config.fourier > 0:
+        partner = torch.arange(len(images), device=images.device) % len(references)
+        swapped = swap_low_frequencies(images, references[partner], draws.uniform(*REACH))
+        chosen = draws.happens(config.fourier).to(images.device)
+        images = torch.where(chosen, swapped, images)
+        plain = plain | (chosen & draws.happens(STAYS_SWAPPED).to(images.device))
     grey = unit_range(images)
     styled = torch.where(draws.happens(config.curve), _patchwork(grey, config, draws), grey)
     if labels is not None and config.structures > 0:
@@ -92,7 +105,6 @@ def randomise_appearance(
         styled = torch.where(
             draws.happens(config.convolution), unit_range(_clipped(convolved)), styled
         )
-    plain = draws.happens(config.plain)
     return scanned(torch.where(plain, grey, styled), torch.where(plain, 0.4, 1.0), draws)
 
 

@@ -289,6 +289,7 @@ class AppearanceConfig(_Part):
     free_curves         share of the curves that rise and fall, instead of one of the two
     patchwork           how often one curve holds here and another there
     structures          how often the labelled structures get a brightness and contrast of their own
+    fourier             how often low frequencies are borrowed from a target image of the batch
     plain               share of the images left as they are, but for noise and unevenness
     """
 
@@ -297,6 +298,7 @@ class AppearanceConfig(_Part):
     patchwork: Share = 0.4
     structures: Share = 0.5
     convolution: Share = 0.2
+    fourier: Share = 0.0
     plain: Share = 0.1
 
 
