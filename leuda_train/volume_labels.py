@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from leuda_train.batches import take_rows
 from leuda_train.batchnorm import reestimate
-from leuda_train.class_prior import class_weights
+from leuda_train.class_prior import weights_by_size
 from leuda_train.hardware import Hardware
 from leuda_train.slices import UNLABELLED
 
@@ -45,7 +45,7 @@ def label_volumes(
         images: (N, h, w), slices of a scan in order.
         scans: (N,) which scan each slice is of.
         wanted: (K,) the share of pixels that each class has in the source's labels.
-        strength: 0 to 1, how far classes are weighted to have it; see `class_prior`.
+        strength: 0 to 1, how far classes are weighted to have it; see `weights_by_size`.
         floor: Pixels of a lower confidence stay unlabelled.
         hardware: Where the teacher runs.
 
@@ -64,7 +64,7 @@ def label_volumes(
         reestimate(teacher, teacher, batches(np.random.default_rng(0).permutation(rows)))
         q = torch.cat([teacher(part)[0].float().softmax(1).cpu() for part in batches(rows)])
     teacher.train(training)
-    q *= (class_weights(wanted.cpu(), q.mean((0, 2, 3))) ** strength)[:, None, None]
+    q *= weights_by_size(q, wanted.cpu(), strength)[:, None, None]
     confidence, best = (q / q.sum(dim=1, keepdim=True)).max(dim=1)
     found = best.numpy().astype(np.uint8)
     labels = np.where(confidence.numpy() < floor, np.uint8(UNLABELLED), found)
