@@ -3,38 +3,49 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check lint format model clean
+.PHONY: help demo test check lint format docs structure model clean
 .DELETE_ON_ERROR:
 
-demo: $(READY)
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(READY) ## the whole job on phantoms: train, export, infer, a picture and a table
 	$(BIN)/leuda demo --out runs/demo
 
-test: $(READY)
+test: $(READY) ## all tests
 	$(BIN)/python -m pytest
 
-# What to run before every commit: format, lint, types, fast tests.
-check: lint
+check: lint ## before every commit: format, lint, imports, types, fast tests
 	$(BIN)/python -m pytest -q -m "not slow"
 
-lint: $(READY)
+# The same commands stand in .pre-commit-config.yaml.
+lint: $(READY) ## format, lint, direction of imports, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 
-format: $(READY)
+format: $(READY) ## format the code and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# The small model that ships in exports/, made from the demo's run.
-model: demo
+docs: $(READY) ## the documentation: reference pages from the code, then site/index.html
+	$(BIN)/python tools/reference.py
+	$(BIN)/zensical build --clean --strict
+
+structure: $(READY) ## how many files, folders and imports there are, and how deep they go
+	$(BIN)/python tools/structure.py
+
+# It takes the demo's run, so it trains first if there is none.
+model: demo ## the small phantom model that is kept in exports/
 	$(BIN)/leuda export runs/demo/le-uda-plus -o exports/phantom-heart --licence MIT
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "leuda needs Python 3.11 or later; $(PYTHON) is `$(PYTHON) --version`. Try: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,rtx,openvino,dicom,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,rtx,openvino,dicom,dev,docs]'
 	@touch $@
 
-clean:
-	rm -rf runs .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+clean: ## remove all that the other targets made
+	rm -rf runs site .venv build *.egg-info .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -27,26 +27,32 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from leuda_deploy.card import Precision
-from leuda_deploy.engines import OnnxEngine, OpenVinoEngine
+from leuda_deploy.engines.onnx_runtime import OnnxEngine
+from leuda_deploy.engines.openvino import OpenVinoEngine
 from leuda_deploy.errors import LeudaError
-from leuda_deploy.infer import segment
-from leuda_deploy.model_file import MODEL_FILE
-from leuda_deploy.recipe import Stack
-from leuda_deploy.volume import atomic_path, read_volume, write_labels
-from leuda_train.cohort import Cohort, read_cohort
-from leuda_train.evaluate import evaluate_pairs
-from leuda_train.export import export, run_probes
-from leuda_train.hardware import Hardware
-from leuda_train.product import TorchEngine, load_product
+from leuda_deploy.inference.segment import segment
+from leuda_deploy.inference.slabs import Scoring
+from leuda_deploy.machine.files import atomic_path
+from leuda_deploy.model.card import Precision
+from leuda_deploy.model.export_folder import MODEL_FILE
+from leuda_deploy.model.model_file import ModelFile
+from leuda_deploy.scans.nifti import write_labels
+from leuda_deploy.scans.stack import Stack
+from leuda_deploy.scans.volume import read_volume
+from leuda_train.data.cohort import Cohort, read_cohort
+from leuda_train.evaluation.label_files import evaluate_pairs
+from leuda_train.export.export_run import export_run, run_probes
+from leuda_train.export.product_file import load_product
+from leuda_train.loop.hardware import Hardware
+from leuda_train.networks.product import TorchEngine
 
 RESULT = Path(__file__).parent / "results" / "export_matrix.json"
 FIGURES = ("max_abs", "mean_abs", "disagreement", "class_dice")
 ENGINES: dict[str, Callable[[Path, int], Any]] = {
-    "ONNX Runtime CPU": lambda folder, threads: OnnxEngine(folder, threads=threads),
+    "ONNX Runtime CPU": lambda folder, threads: OnnxEngine(ModelFile.open(folder), threads=threads),
     # "fp32" leaves the graph its own precision
     "OpenVINO CPU": lambda folder, threads: OpenVinoEngine(
-        folder, precision="fp32", threads=threads
+        ModelFile.open(folder), precision="fp32", threads=threads
     ),
 }
 
@@ -63,7 +69,7 @@ def measure(name: str, run: Path, cohort: Cohort | None, rounds: int, batch: int
             say(f"{name}: {precision}")
             folder = Path(temporary) / precision
             try:
-                export(run, folder, precision=precision)
+                export_run(run, folder, precision=precision)
             except LeudaError as error:
                 rows[precision] = {"refused": str(error)}
                 continue
@@ -130,16 +136,12 @@ def test_dice(engine: Any, cohort: Cohort) -> float:
         for scan in cohort.role("target test"):
             assert scan.label is not None
             volume, recipe = read_volume(scan.image), engine.card.recipe
-            spacing = scan.pixel_spacing_mm
-            labels = segment(
-                volume, engine, recipe, pixel_spacing_mm=spacing, tiling=engine.card.tiling
-            ).labels
+            stack = Stack(volume, recipe, pixel_spacing_mm=scan.pixel_spacing_mm)
+            labels = segment(stack, engine, Scoring(tiling=engine.card.tiling)).labels
             path = Path(temporary) / f"{scan.subject}.nii.gz"
             write_labels(path, labels, volume, names)
             pairs[scan.subject] = path, scan.label
-            spacing_mm[scan.subject] = Stack(
-                volume, recipe, pixel_spacing_mm=spacing
-            ).voxel_spacing_mm
+            spacing_mm[scan.subject] = stack.voxel_spacing_mm
         report = evaluate_pairs(
             pairs,
             structures=cohort.structures,

@@ -74,7 +74,7 @@ def place(k: int) -> float:
 
 def recipe() -> Any:
     """In-plane resampling to 1.5 mm, windows of 256."""
-    from leuda_deploy.recipe import Recipe
+    from leuda_deploy.scans.recipe import Recipe
 
     return Recipe(
         slice_axis="superior",
@@ -93,7 +93,7 @@ def train_network(classes: int, widths: tuple[int, ...], steps: int) -> Any:
     """
     import torch
 
-    from leuda_train.unet import UNet
+    from leuda_train.networks.unet import UNet
 
     torch.manual_seed(0)
     network = UNet(classes, widths, (0.0,) * len(widths))
@@ -128,8 +128,8 @@ def train_network(classes: int, widths: tuple[int, ...], steps: int) -> Any:
 
 def training_slices(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Normalised slices (N, 256, 256) float32 at places between those of the scans, and labels."""
-    from leuda_deploy.recipe import Stack
-    from leuda_deploy.volume import volume_of
+    from leuda_deploy.scans.stack import Stack
+    from leuda_deploy.scans.volume import volume_of
 
     places = [(2 * k + 1) / SLICES for k in range(SLICES)]
     voxels = np.stack([ct_slice(z, rng).T for z in places], axis=-1).round().astype(np.int16)
@@ -145,10 +145,10 @@ def write_model(folder: Path, classes: int, widths: tuple[int, ...], steps: int)
     """The same weights as a leuda model file and as torch.save writes them."""
     import torch
 
-    from leuda_deploy.card import PALETTE, ModelCard, Provenance, Structure
-    from leuda_deploy.model_file import MODEL_FILE
-    from leuda_deploy.to_onnx import to_onnx
-    from leuda_train.product import Product
+    from leuda_deploy.export.to_onnx import to_onnx
+    from leuda_deploy.model.card import PALETTE, ModelCard, Provenance, Structure
+    from leuda_deploy.model.export_folder import MODEL_FILE
+    from leuda_train.networks.product import DeployedNetwork
 
     network = train_network(classes, widths, steps)
     names = STRUCTURES if classes == 5 else tuple(f"structure {k}" for k in range(1, classes))
@@ -176,25 +176,35 @@ def write_model(folder: Path, classes: int, widths: tuple[int, ...], steps: int)
             versions={},
         ),
     )
-    to_onnx(Product(network, None), card, folder / MODEL_FILE)
+    to_onnx(DeployedNetwork(network, None), card, folder / MODEL_FILE)
     torch.save(network.state_dict(), folder / "network.pt")
 
 
 def write_int8(source: Path, folder: Path) -> None:
     """A model of `write_model` in int8, as `leuda export --precision int8` does and proves it."""
-    import onnx
 
-    from leuda_deploy.engines import OnnxEngine
-    from leuda_deploy.lower import lower
-    from leuda_deploy.model_file import MODEL_FILE, read_model
-    from leuda_deploy.parity import run_windows
-    from leuda_deploy.probes import make_probes
+    from leuda_deploy.engines.onnx_runtime import OnnxEngine
+    from leuda_deploy.export.lower_precision import lower_precision
+    from leuda_deploy.model.export_folder import MODEL_FILE
+    from leuda_deploy.model.model_file import ModelFile
+    from leuda_deploy.proof.parity import run_windows
+    from leuda_deploy.proof.probes import make_probes
+    from leuda_deploy.proof.prove import Reference
 
-    content, card = read_model(source / MODEL_FILE)
+    model = ModelFile.open(source)
     images, _ = training_slices(np.random.default_rng(1))
     probes = make_probes({"made CT": images[::3]})
-    expected = run_windows(OnnxEngine(source), probes.windows)
-    lower(
-        onnx.load_model_from_string(content), card, "int8", probes, images[1::3], expected,
-        folder / MODEL_FILE, lambda done, total, what: None,
-    )  # fmt: skip
+    reference = Reference(
+        title="ONNX fp32",
+        probes=probes,
+        scores=run_windows(OnnxEngine(model), probes.windows),
+        graph=model.graph(),
+    )
+    lower_precision(
+        reference,
+        model.card,
+        "int8",
+        folder / MODEL_FILE,
+        calibration=images[1::3],
+        progress=lambda done, total, note: None,
+    )

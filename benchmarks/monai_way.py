@@ -27,8 +27,8 @@ from made_ct import SPACING_MM, STRUCTURES, WIDTHS, WINDOW
 from monai.data import decollate_batch
 from monai.inferers import SliceInferer
 
-from leuda_deploy.memory import peak_bytes
-from leuda_train.unet import UNet
+from leuda_deploy.machine.memory import peak_bytes
+from leuda_train.networks.unet import UNet
 
 
 def pipeline(

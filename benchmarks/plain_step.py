@@ -25,15 +25,16 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from leuda_train import losses
-from leuda_train.adapt import lambdas, learning_rate
-from leuda_train.augment import random_affine
-from leuda_train.batches import AlignedSets, draw_rows, step_generator
-from leuda_train.config import SOURCE_LIKE, SOURCE_STREAMS, TARGET_STREAMS, Stream, TrainConfig
-from leuda_train.discriminators import FeatureDiscriminator
-from leuda_train.ema import ema_decay
-from leuda_train.step import INTER
-from leuda_train.unet import UNet
+from leuda_train.config.schema import TrainConfig
+from leuda_train.config.streams import SOURCE_LIKE, SOURCE_STREAMS, TARGET_STREAMS, Stream
+from leuda_train.data.augment.affine import random_affine
+from leuda_train.data.batches import AlignedSets, draw_rows, step_generator
+from leuda_train.networks.discriminators import FeatureDiscriminator
+from leuda_train.networks.unet import UNet
+from leuda_train.objective import losses
+from leuda_train.objective.ema import ema_decay
+from leuda_train.objective.schedules import lambdas, learning_rate
+from leuda_train.objective.step import INTER
 
 
 class PlainLoop:
@@ -52,12 +53,15 @@ class PlainLoop:
         levels, width = config.adversarial.levels, config.adversarial.width
         channels = [config.unet.widths[level - 1] for level in levels]
         places = [-level for level in levels]
-        self.intra_critic = FeatureDiscriminator(channels, places, width).to(device)
-        self.inter_critic = FeatureDiscriminator(channels, places, width).to(device)
-        critics = [*self.intra_critic.parameters(), *self.inter_critic.parameters()]
+        self.intra_discriminator = FeatureDiscriminator(channels, places, width).to(device)
+        self.inter_discriminator = FeatureDiscriminator(channels, places, width).to(device)
+        discriminators = [
+            *self.intra_discriminator.parameters(),
+            *self.inter_discriminator.parameters(),
+        ]
         self.optimizer = torch.optim.Adam(self.student.parameters(), lr=1e-3)
-        self.critic_optimizer = torch.optim.Adam(
-            critics, lr=config.adversarial.learning_rate, betas=(0.5, 0.999)
+        self.discriminator_optimizer = torch.optim.Adam(
+            discriminators, lr=config.adversarial.learning_rate, betas=(0.5, 0.999)
         )
 
     def step(self, step: int) -> dict[str, float]:
@@ -89,8 +93,10 @@ class PlainLoop:
         l_intra = sum(losses.intra_consistency(p[s], q_intra[s]) for s in objective.intra_on)
         l_intra = l_intra / len(objective.intra_on)
         l_inter = sum(losses.inter_consistency(p[s], q_inter[t]) for s, t in INTER)
-        l_adv_intra = self._fool(self.intra_critic, [f[s] for s in objective.intra_on])
-        l_adv_inter = self._fool(self.inter_critic, [f[s] for s in SOURCE_LIKE])
+        l_adv_intra = self._adversarial(
+            self.intra_discriminator, [f[s] for s in objective.intra_on]
+        )
+        l_adv_inter = self._adversarial(self.inter_discriminator, [f[s] for s in SOURCE_LIKE])
         total = l_seg + λ.intra * l_intra + λ.inter * l_inter
         total = total + λ.adv_intra * l_adv_intra + λ.adv_inter * l_adv_inter
         self.optimizer.zero_grad()
@@ -98,11 +104,11 @@ class PlainLoop:
         self.optimizer.step()
 
         # --- discriminators
-        self.critic_optimizer.zero_grad()
-        l_d = self._discern(self.intra_critic, g_intra, f, objective.intra_on)
-        l_d = l_d + self._discern(self.inter_critic, g_inter, f, SOURCE_LIKE)
+        self.discriminator_optimizer.zero_grad()
+        l_d = self._of_discriminator(self.intra_discriminator, g_intra, f, objective.intra_on)
+        l_d = l_d + self._of_discriminator(self.inter_discriminator, g_inter, f, SOURCE_LIKE)
         l_d.backward()
-        self.critic_optimizer.step()
+        self.discriminator_optimizer.step()
 
         # --- teachers
         decay = ema_decay(step, objective.ema_decay)
@@ -113,20 +119,24 @@ class PlainLoop:
         terms |= {"L_adv_intra": l_adv_intra, "L_adv_inter": l_adv_inter, "L_D": l_d}
         return {name: term.item() for name, term in terms.items()}
 
-    def _fool(self, critic: FeatureDiscriminator, streams: list[list[Tensor]]) -> Tensor:
-        scores = [score for features in streams for score in critic(features)]
-        return sum(losses.fool(score) for score in scores) / len(scores)
+    def _adversarial(
+        self, discriminator: FeatureDiscriminator, streams: list[list[Tensor]]
+    ) -> Tensor:
+        scores = [score for features in streams for score in discriminator(features)]
+        return sum(losses.adversarial_loss(score) for score in scores) / len(scores)
 
-    def _discern(
+    def _of_discriminator(
         self,
-        critic: FeatureDiscriminator,
+        discriminator: FeatureDiscriminator,
         real: dict[Stream, list[Tensor]],
         fake: dict[Stream, list[Tensor]],
         fakes: tuple[Stream, ...],
     ) -> Tensor:
-        shown = [score for features in real.values() for score in critic(features)]
+        shown = [score for features in real.values() for score in discriminator(features)]
         total = sum(0.5 * (score - 1.0).square().mean() for score in shown) / len(shown)
-        made = [s for stream in fakes for s in critic([part.detach() for part in fake[stream]])]
+        made = [
+            s for stream in fakes for s in discriminator([part.detach() for part in fake[stream]])
+        ]
         return total + sum(0.5 * score.square().mean() for score in made) / len(made)
 
     def _batch(self, step: int) -> tuple[list[Tensor], Tensor, dict[Stream, Tensor]]:

@@ -44,9 +44,9 @@ from made_ct import (
     write_scan,
 )
 
-from leuda_deploy.limits import least_seconds
-from leuda_deploy.recipe import Stack
-from leuda_deploy.volume import read_volume
+from leuda_deploy.bench.machine_floor import least_seconds
+from leuda_deploy.scans.stack import Stack
+from leuda_deploy.scans.volume import read_volume
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("leuda", "torch", "monai", "openvino", "onnxruntime-gpu", "numpy", "nibabel", "isal")

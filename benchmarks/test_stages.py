@@ -14,10 +14,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from leuda_deploy.labels import entropy, label_plane
-from leuda_deploy.recipe import Recipe, Stack, fit_intensity
-from leuda_deploy.sliding_window import score_slices
-from leuda_deploy.volume import Volume, read_volume, write_labels
+from leuda_deploy.inference.labels import entropy, label_plane
+from leuda_deploy.inference.sliding_window import score_slices
+from leuda_deploy.scans.intensity import fit_intensity
+from leuda_deploy.scans.nifti import write_labels
+from leuda_deploy.scans.recipe import Recipe
+from leuda_deploy.scans.stack import Stack
+from leuda_deploy.scans.volume import Volume, read_volume
 
 SLICES, SIZE, GRID, CLASSES = 8, 512, 256, 5
 RECIPE = Recipe(slice_axis="superior", spacing_mm=(1.5, 1.5), window=(GRID, GRID))

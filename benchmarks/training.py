@@ -37,21 +37,17 @@ import torch
 from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 
-from leuda_train.adapt import _Trainer
-from leuda_train.batches import AlignedSets
-from leuda_train.config import (
-    SOURCE_STREAMS,
-    TARGET_STREAMS,
-    TrainConfig,
-    load_config,
-    parse_config,
-)
-from leuda_train.cyclegan import Generator
-from leuda_train.hardware import DTYPES, Hardware, choose_hardware
-from leuda_train.loop import Trainer
-from leuda_train.phantom import write_cohort
-from leuda_train.slices import Slices
-from leuda_train.translate import _Trainer as CycleGANTrainer
+from leuda_train.config.load import load_config, parse_config
+from leuda_train.config.schema import TrainConfig
+from leuda_train.config.streams import SOURCE_STREAMS, TARGET_STREAMS
+from leuda_train.data.batches import AlignedSets
+from leuda_train.data.phantom.phantom_cohort import write_cohort
+from leuda_train.data.slices import Slices
+from leuda_train.loop.hardware import DTYPES, Hardware, choose_hardware
+from leuda_train.loop.loop import Trainer
+from leuda_train.networks.cyclegan import Generator
+from leuda_train.stages.adapt import Adaptation, draw_of
+from leuda_train.stages.translate import Translation
 
 RESULTS = Path(__file__).parent / "results"
 CLASSES = 5
@@ -115,9 +111,10 @@ def make_trainer(kind: str, config: TrainConfig, hardware: Hardware) -> Trainer:
             labelled_rows=sets.labelled_rows,
             target=target,
             target_labels=None,
+            target_intensities=(),
         )
-        return CycleGANTrainer(slices, config.translation, hardware, seed=0)
-    return _Trainer(sets, CLASSES, config, hardware, Generator(4, 1))
+        return Translation(slices, config.translation, hardware, seed=0)
+    return Adaptation(sets, CLASSES, config, hardware, Generator(4, 1))
 
 
 def stepper(kind: str, config: TrainConfig) -> tuple[Callable[[int], Any], torch.device]:
@@ -216,7 +213,7 @@ def compare_speed(setting: Setting, threads: int, rounds: int) -> dict[str, Any]
         worker.end()
         config = configs[name]
         cyclegan = VARIANTS[name][0] == "cyclegan"
-        images = 2 * config.translation.batch if cyclegan else config.images_per_step
+        images = 2 * config.translation.batch if cyclegan else draw_of(config, 0).images_per_step
         seconds = [turn["seconds"] / steps[name] for turn in turns[name]]
         found[name] = {
             "images_per_step": images,

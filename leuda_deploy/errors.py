@@ -2,19 +2,112 @@
 
 LeudaError
 ├── InputError         a scan, label file, cohort, config or option that cannot be used as given
+│   ├── ScanError             a scan that cannot be read, or has no regular grid
+│   ├── GridMismatchError     two files that should share a grid do not
+│   └── UndeclaredLabelError  a label file holds a value that stands for no class
 ├── ModelError         a model file that is damaged, foreign, or of an unknown schema
 ├── ParityError        two engines that should agree do not; nothing was kept
 ├── TrainingError      a run that cannot go on (a loss that is not finite, a broken checkpoint)
 └── MissingExtraError  an optional package is not installed; the line says how to install it
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+MAX_LINE = 300
+ScanFault = Literal[
+    "missing",
+    "damaged",
+    "no volume",
+    "no real numbers",
+    "axes",  # fewer than three, or one of them without a voxel
+    "frames",  # several, and none chosen, or one that is not there
+    "units",
+    "degenerate",
+    "sheared",
+    "nothing in it",
+    "too large a grid",
+    # of a DICOM series
+    "several series",
+    "modality",
+    "unlike slices",
+    "missing slice",
+    "repeated slice",
+]
+
 
 class LeudaError(Exception):
     """Root of everything that is reported to the user as one line, without a traceback."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # from process to process as it is: pickle's own way calls __init__ with the message alone
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(
+    kind: type[LeudaError], args: tuple[object, ...], facts: dict[str, Any]
+) -> LeudaError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(facts)
+    return error
+
 
 class InputError(LeudaError, ValueError):
     """A scan, label file, cohort, config or option that cannot be used as given."""
+
+
+class ScanError(InputError):
+    """A scan that cannot be read or prepared; `fault` says why."""
+
+    def __init__(self, fault: ScanFault, message: str) -> None:
+        super().__init__(message)
+        self.fault = fault
+
+
+class GridMismatchError(InputError):
+    """Two files that should share a grid do not.
+
+    names     the two files
+    shapes    their shapes
+    apart_mm  how far apart their corners lie at most; infinite if the shapes differ
+    """
+
+    def __init__(
+        self,
+        names: tuple[str, str],
+        shapes: tuple[tuple[int, ...], tuple[int, ...]],
+        apart_mm: float,
+    ) -> None:
+        first, second = names
+        if shapes[0] != shapes[1]:
+            what = f"have the shapes {shapes[0]} and {shapes[1]}"
+        else:
+            what = f"lie up to {apart_mm:.2g} mm apart in space (their affines differ)"
+        super().__init__(f"{first} and {second} {what}: bring both to one grid")
+        self.names, self.shapes, self.apart_mm = names, shapes, apart_mm
+
+
+class UndeclaredLabelError(InputError):
+    """A label file holds a value that stands for no class.
+
+    values    those that are not declared
+    declared  those that are
+    """
+
+    def __init__(self, name: str, values: list[int], declared: list[int]) -> None:
+        more = ", ..." if len(values) > 8 else ""
+        super().__init__(
+            f"{name} holds {len(values)} undeclared label value(s) "
+            f"({', '.join(map(str, values[:8]))}{more}); declared are "
+            f"{', '.join(map(str, declared[:20]))}: is it an image? Else declare them in the "
+            "cohort, in [classes] as name = value or in background_values"
+        )
+        self.name, self.values, self.declared = name, values, declared
 
 
 class ModelError(LeudaError):
@@ -22,11 +115,29 @@ class ModelError(LeudaError):
 
 
 class ParityError(LeudaError):
-    """Two engines that should agree do not; `window` is the probe on which they differ most."""
+    """Two engines that should agree do not.
 
-    def __init__(self, message: str, window: int | None = None) -> None:
+    window      index of the probe on which they differ most
+    figure      what was passed: a field of `proof.parity.Tolerances`, or "shape" or "finite"
+    class_name  the class that differs most
+    """
+
+    def __init__(
+        self,
+        message: str,
+        window: int | None = None,
+        *,
+        figure: str | None = None,
+        class_name: str | None = None,
+    ) -> None:
         super().__init__(message)
-        self.window = window
+        self.window, self.figure, self.class_name = window, figure, class_name
+
+    def adding(self, more: str) -> ParityError:
+        """The same error, with more to say."""
+        return ParityError(
+            f"{self}; {more}", self.window, figure=self.figure, class_name=self.class_name
+        )
 
 
 class TrainingError(LeudaError):
@@ -40,3 +151,30 @@ class MissingExtraError(LeudaError, ImportError):
         super().__init__(
             f"{what} needs {package}, which is not installed: pip install 'leuda[{extra}]'"
         )
+        self.package, self.extra = package, extra
+
+
+def one_line(error: BaseException) -> str:
+    """What another library says of its error, as one line of at most 300 characters."""
+    return " ".join(str(error).split())[:MAX_LINE] or type(error).__name__
+
+
+def describe(error: ValidationError) -> str:
+    """The first fault of a pydantic error in one line: where, the value, what is wrong."""
+    faults = error.errors(include_url=False)
+    # a misspelt key is also a missing one: the key that is there says more
+    first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
+    place = _printable(".".join(str(part) for part in first["loc"]))
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        return f"unknown key '{place}'{more}"
+    if first["type"] == "missing":
+        return f"'{place}' is missing{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    value = _printable(str(first["input"]))
+    return f"'{place}' = {value}: {message}{more}" if place else message + more
+
+
+def _printable(text: str) -> str:
+    """The first 80 characters, without line breaks and terminal codes: the text is untrusted."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:80])

@@ -1,1 +1,0 @@
-"""Model files. Only the small phantom model is kept in the repository; it ships in the wheel."""

@@ -1,0 +1,1 @@
+"""model + scan -> time and memory by engine. May import inference, export and what stands below."""

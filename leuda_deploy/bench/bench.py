@@ -1,0 +1,265 @@
+"""model + engines + shape -> seconds by phase and end to end, cold and warm, memory; a gate.
+
+Every engine is measured in a process of its own, on the same made scan, from the .nii.gz on disk to
+the labels on disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from leuda_deploy.bench.machine_floor import least_seconds
+from leuda_deploy.engines.engine import EngineChoice, EngineName
+from leuda_deploy.errors import InputError
+from leuda_deploy.inference.segmenter import Segmenter
+from leuda_deploy.inference.settings import Settings
+from leuda_deploy.machine.clock import Clock
+from leuda_deploy.machine.isolated import run_isolated
+from leuda_deploy.machine.memory import peak_bytes
+from leuda_deploy.model.model_file import ModelFile
+from leuda_deploy.proof.choose_engine import installed_engines
+from leuda_deploy.scans.nifti import write_labels, write_scan
+from leuda_deploy.scans.volume import read_volume
+
+# key of a row -> its heading in the terminal
+FIGURES = {
+    "cold_seconds": "cold s",
+    "p50_seconds": "p50 s",
+    "p95_seconds": "p95 s",
+    "p99_seconds": "p99 s",
+    "voxels_per_second": "Mvoxel/s",
+    "peak_mb": "peak MB",
+}
+GATED = ("p50_seconds", "peak_mb")
+MADE_AFFINE = np.diag([-0.75, -0.75, 1.0, 1.0])
+
+
+class Row(TypedDict):
+    """Figures of one engine.
+
+    stage_seconds  median busy seconds by phase of the work; phases overlap
+    least_seconds  what memory and gzip alone would take for them (see machine_floor.py)
+    """
+
+    engine: EngineChoice
+    description: str
+    cold_seconds: float
+    p50_seconds: float
+    p95_seconds: float
+    p99_seconds: float
+    voxels_per_second: int
+    stage_seconds: dict[str, float]
+    least_seconds: dict[str, float]
+    peak_mb: float | None
+    batch: int
+
+
+class Result(TypedDict):
+    """What `leuda bench` measured; JSON-able."""
+
+    shape: list[int]
+    rounds: int
+    machine: str
+    load_average: float
+    engines: list[Row]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regression:
+    """A figure of an engine that is worse than it was."""
+
+    engine: str
+    figure: str
+    before: float
+    now: float
+    limit: float
+
+    def __str__(self) -> str:
+        times = self.now / self.before
+        return (
+            f"{self.engine}: {self.figure} {self.before} -> {self.now}, {times:.2f} times; "
+            f"allowed {self.limit:g}"
+        )
+
+
+def bench(
+    model: Path, engine: str, shape: tuple[int, int, int], *, rounds: int, threads: int | None
+) -> Result:
+    """Measure engines by name ("ort-cpu,openvino"), or each that is installed ("all").
+
+    Raises:
+        LeudaError: An engine that was named does not exist or cannot run.
+    """
+    opened, names = ModelFile.open(model), _named(engine)
+    if "all" in names:
+        names = list(installed_engines(opened))
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="leuda-bench-") as folder:
+        scan = Path(folder) / "scan.nii.gz"
+        write_made_scan(scan, shape)
+        for name in names:
+            settings = Settings(engine=name, threads=threads)
+            settled, row = run_isolated(None, measure, opened, settings, scan, rounds)
+            if not settled:  # its first round held the trials of this machine
+                _, row = run_isolated(None, measure, opened, settings, scan, rounds)
+            rows.append(row)
+    return Result(
+        shape=list(shape),
+        rounds=rounds,
+        machine=f"{platform.machine()}, {os.cpu_count()} cores",
+        load_average=os.getloadavg()[0],
+        engines=rows,
+    )
+
+
+def _named(engines: str) -> list[Any]:
+    """The engines of a list with commas; "all" may be among them."""
+    names, known = engines.split(","), ("all", "auto", *get_args(EngineName))
+    for name in names:
+        if name not in known:
+            raise InputError(f"no engine is called {name!r}; there are {', '.join(known)}")
+    return names
+
+
+def parse_shape(text: str) -> tuple[int, int, int]:
+    """ "512x512x300" -> (512, 512, 300). Raises InputError."""
+    try:
+        x, y, z = (int(size) for size in text.lower().split("x"))
+    except ValueError as error:
+        raise InputError(f"--shape reads like 512x512x300, not {text!r}") from error
+    if min(x, y, z) < 1:
+        raise InputError(f"--shape has an axis without a voxel: {text}")
+    return x, y, z
+
+
+def write_made_scan(path: Path, shape: tuple[int, int, int]) -> None:
+    """An int16 CT of a noisy ball in air, so that gzip has as much to do as with a patient."""
+    rng = np.random.default_rng(0)
+    x, y, z = (np.linspace(-1, 1, size) for size in shape)
+    voxels = np.empty(shape, np.int16, order="F")
+    for k, height in enumerate(z):
+        inside = x[:, None] ** 2 + y[None, :] ** 2 + 0.3 * height**2 < 0.7
+        plane: NDArray[Any] = np.where(inside, 40.0, -1000.0) + rng.normal(0, 20, shape[:2])
+        voxels[:, :, k] = plane.astype(np.int16)
+    write_scan(path, voxels, MADE_AFFINE)
+
+
+def measure(model: ModelFile, settings: Settings, scan: Path, rounds: int) -> tuple[bool, Row]:
+    """In this process: one cold round with the loading of the engine, then the warm ones.
+
+    Returns:
+        Whether all trials of this machine had been made before, and the figures.
+    """
+    totals: list[float] = []
+    phases: dict[str, list[float]] = {}
+    began = time.perf_counter()
+    segmenter = Segmenter(model, settings)
+    settled = segmenter.settled
+    for _ in range(rounds + 1):
+        start, clock = time.perf_counter() if totals else began, Clock()
+        with clock("read"):
+            volume = read_volume(scan)
+        found = segmenter(volume)
+        with clock("write"):
+            write_labels(scan.with_name(f"{settings.engine}.nii.gz"), found.labels, volume, {})
+        totals.append(time.perf_counter() - start)
+        for phase, seconds in {**clock.seconds, **found.seconds}.items():
+            phases.setdefault(phase, []).append(seconds)
+    stack, peak = segmenter.stack(volume), peak_bytes()
+    least = least_seconds(scan, stack, found.labels, 1 + len(segmenter.card.structures))
+    p50, p95, p99 = np.percentile(totals[1:], (50, 95, 99)).tolist()
+    return settled, Row(
+        engine=settings.engine,
+        description=segmenter.engine_for(stack).description,
+        cold_seconds=round(totals[0], 4),
+        p50_seconds=round(p50, 4),
+        p95_seconds=round(p95, 4),
+        p99_seconds=round(p99, 4),
+        voxels_per_second=round(volume.raw.size / p50),
+        stage_seconds={
+            phase: round(float(np.median(phases[phase][1:])), 4)
+            for phase in ("read", *found.seconds, "write")
+        },
+        least_seconds={phase: float(f"{seconds:.3g}") for phase, seconds in least.items()},
+        peak_mb=None if peak is None else round(peak / 1e6, 1),
+        batch=segmenter.plan(stack).batch,
+    )
+
+
+def show_bench(result: Result, console: Console) -> None:
+    """For people, in 80 columns: a column an engine, and what each engine is."""
+    shape = "x".join(map(str, result["shape"]))
+    console.print(f"{shape}, {result['rounds']} warm rounds, {result['machine']}\n")
+    rows = result["engines"]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
+    table.add_column(no_wrap=True)
+    for row in rows:
+        table.add_column(row["engine"], justify="right", no_wrap=True)
+    for key, heading in FIGURES.items():
+        table.add_row(heading, *(_figure(key, row) for row in rows))
+    table.add_section()
+    for phase in dict.fromkeys(phase for row in rows for phase in row["stage_seconds"]):
+        table.add_row(phase, *(_phase(phase, row) for row in rows))
+    console.print(table)
+    console.print("\nby phase: busy seconds, overlapping; (nx): n times what memory or gzip take")
+    for row in rows:
+        console.print(f"{row['engine']}: {row['description']}", soft_wrap=True)
+
+
+def _figure(key: str, row: Row) -> str:
+    value: Any = dict(row)[key]
+    if value is None:
+        return "-"
+    if key == "voxels_per_second":
+        return f"{value / 1e6:.1f}"
+    return f"{value:.0f}" if key == "peak_mb" else f"{value:.2f}"
+
+
+def _phase(phase: str, row: Row) -> str:
+    """Seconds of a phase, and how many times the least that they are."""
+    seconds, least = row["stage_seconds"].get(phase), row["least_seconds"].get(phase)
+    if seconds is None:
+        return "-"
+    times = f" ({seconds / least:.{1 if seconds < 10 * least else 0}f}x)" if least else ""
+    return f"{seconds:.2f}{times}"
+
+
+def regressions(now: Result, before: Path, limit: float) -> list[Regression]:
+    """Where `now` takes more than `limit` times the time or memory of an earlier result file.
+
+    Raises:
+        InputError: The file is no result, or one of a scan of another shape.
+    """
+    try:
+        earlier = json.loads(before.read_text())
+        rows = {row["engine"]: row for row in earlier["engines"]}
+        same = earlier["shape"] == now["shape"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{before} is no result of `leuda bench`: {error}") from error
+    if not same:
+        raise InputError(f"{before} was measured on {earlier['shape']}, this on {now['shape']}")
+    found = []
+    for row in now["engines"]:
+        old = rows.get(row["engine"], {})
+        for figure in GATED:
+            was, value = old.get(figure), dict(row)[figure]
+            if was and isinstance(value, float) and value > limit * was:
+                found.append(
+                    Regression(
+                        engine=row["engine"], figure=figure, before=was, now=value, limit=limit
+                    )
+                )
+    return found

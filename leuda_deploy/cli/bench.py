@@ -1,0 +1,64 @@
+"""`leuda bench`: command line -> time and memory by engine, and a gate against earlier results."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from leuda_deploy.cli.app import JsonOption, app, say
+
+
+@app.command()
+def bench(
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            help="Export folder or *.onnx file. Default: the phantom model that comes with leuda."
+        ),
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="all, or names separated by commas: ort-cpu,openvino.")
+    ] = "all",
+    shape: Annotated[str, typer.Option(help="Voxels of the made-up scan.")] = "512x512x100",
+    rounds: Annotated[int, typer.Option(help="Timed rounds, after a first one.", min=1)] = 5,
+    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: all.", min=1)] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(help="Write the results to this JSON file, and a chart (PNG) beside it."),
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Earlier results (JSON) to compare with.")
+    ] = None,
+    limit: Annotated[
+        float, typer.Option(help="Allowed ratio of time and memory to the earlier ones.", min=1.0)
+    ] = 1.2,
+    as_json: JsonOption = False,
+) -> None:
+    """Time and memory by engine and stage, on this machine.  [dim]Needs: nothing more.[/dim]"""
+    from leuda_deploy.bench.bench import bench as run_bench
+    from leuda_deploy.bench.bench import parse_shape, regressions, show_bench
+    from leuda_deploy.model.default_model import default_model
+
+    voxels = parse_shape(shape)
+    result = run_bench(model or default_model(), engine, voxels, rounds=rounds, threads=threads)
+    slower = regressions(result, against, limit) if against else []
+    if save:
+        from leuda_deploy.bench.chart import draw_bench
+        from leuda_deploy.machine.files import write_json
+
+        write_json(save, result)
+        draw_bench(save.with_suffix(".png"), result)
+    if as_json:
+        typer.echo(json.dumps(result, indent=1))
+    else:
+        from rich.console import Console
+
+        show_bench(result, Console())
+    for line in slower:
+        say(f"error: {line}")
+    if slower:
+        sys.exit(1)

@@ -1,0 +1,143 @@
+"""reports, outcomes, exports -> text for people. What programs read is printed as JSON instead."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from leuda_deploy.engines.onnx_runtime import runs_on_the_cpu
+from leuda_deploy.export.verify import Verified
+from leuda_deploy.jobs.report import Report
+from leuda_deploy.jobs.run_jobs import Outcome
+from leuda_deploy.model.export_folder import PARITY_FILE, read_manifest
+from leuda_deploy.model.model_file import ModelFile
+
+
+def show_report(report: Report, console: Console) -> None:
+    """Structures with their volumes, then what ran and where the time went."""
+    table = Table("structure")
+    table.add_column("mL", justify="right")
+    for name, millilitres in report.volumes_ml.items():
+        table.add_row(Text(name), f"{millilitres:.1f}")
+    console.print(table)
+    stages = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in report.seconds.items())
+    lines = [
+        f"labels   {report.labels}",
+        f"engine   {report.engine}",
+        f"model    {report.model} (sha256 {report.model_sha256[:12]}, feed {report.feed})",
+        f"time     {report.total_seconds:.2f} s; by stage, overlapping: {stages}",
+    ]
+    if report.peak_memory_mb is not None:
+        lines.append(
+            f"memory   {report.peak_memory_mb:.0f} MB at its peak, "
+            f"{report.predicted_peak_mb:.0f} MB predicted"
+        )
+    lines.append(f"doubts   {report.low_confidence:.1%} of the structures' voxels")
+    if report.domain is not None:
+        looks = "like" if report.domain["fits"] else "NOT like"
+        lines.append(f"domain   {looks} the scans of training (z = {report.domain['z']})")
+    if report.overlay:
+        lines.append(f"look at  {report.overlay}")
+    # markup off: rich would read "[x]" in a path or a name as its own
+    console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
+
+
+def show_outcomes(outcomes: Sequence[Outcome], console: Console) -> None:
+    """A line a scan, then how many there are of each kind."""
+    table = Table("scan", "")
+    table.add_column("s", justify="right")
+    table.add_column("mL", overflow="fold")
+    for outcome in outcomes:
+        report = outcome.report
+        if report is None:
+            kind = "was done" if outcome.skipped else "failed"
+            table.add_row(Text(outcome.job.scan.name), kind, "", Text(outcome.error or ""))
+            continue
+        volumes = ", ".join(f"{name} {ml:.1f}" for name, ml in report.volumes_ml.items())
+        seconds = f"{report.total_seconds:.1f}"
+        table.add_row(Text(outcome.job.scan.name), "done", seconds, Text(volumes))
+    console.print(table)
+    failed = sum(outcome.error is not None for outcome in outcomes)
+    skipped = sum(outcome.skipped for outcome in outcomes)
+    console.print(
+        f"{len(outcomes) - failed - skipped} labelled, {skipped} were done before, {failed} failed"
+    )
+
+
+def verified_lines(found: Verified, export: Path) -> list[str]:
+    """What an export is, and which of its engines fit this machine."""
+    lines = [
+        f"whole    {found.model}, {found.files} files as their manifest says",
+        f"model    {found.name}: {found.precision}, feed {found.feed}, {found.licence}",
+        f"labels   {', '.join(found.structures)}; window {found.window}",
+        f"sha256   {found.model_sha256} (the file)",
+        f"         {found.content_sha256} (graph, weights and card)",
+        f"machine  {found.gpu or 'no NVIDIA GPU'}",
+    ]
+    for engine in found.engines:
+        lines.append(
+            f"engine   {engine.name}: {engine.family}, {engine.target}, {engine.precision}"
+        )
+        if engine.misfits:
+            lines += [f"         does not fit: {misfit}" for misfit in engine.misfits]
+            lines.append(f"         {engine.remedy}")
+        else:
+            state = "proven" if engine.proven else f"to prove: leuda verify {export} --prove SCAN"
+            lines.append(f"         fits; {state}")
+    return lines
+
+
+def export_summary(model: ModelFile, served: Path | None) -> dict[str, Any]:
+    """What an export folder holds: facts for programs, and the same as "lines" for people.
+
+    Args:
+        model: The model file of the folder.
+        served: Where it was written in a Triton model repository, if it was.
+    """
+    folder, card = model.folder, model.card
+    engines = read_manifest(folder).engines
+    size_mb = len(model.content) / 1e6
+    open_axes = "dynamic batch" + (" and window" if card.options.dynamic_window else "")
+    lines = [
+        (
+            "model",
+            f"{model.path} ({card.precision}, {size_mb:.1f} MB, opset {card.opset}, {open_axes})",
+        ),
+        ("feed", f"{card.feed}, {card.provenance.network} of {card.provenance.method}"),
+    ]
+    proof: dict[str, Any] = {}
+    if (folder / PARITY_FILE).is_file():
+        proof = json.loads((folder / PARITY_FILE).read_text())
+    for stage in proof.get("stages", []):
+        line = (
+            f"{stage['stage']}: largest |Δ| {stage['max_abs']:.2g} of the spread, "
+            f"{stage['disagreement']:.3%} of pixels differ, over {stage['windows']} windows"
+        )
+        lines.append(("proven", line))
+    if "int8_layers" in proof:
+        kept, lifted = len(proof["int8_layers"]), len(proof["lifted_layers"])
+        lines.append(("int8", f"{kept} convolutions, {lifted} lifted back until the gate passed"))
+    for name, passport in engines.items():
+        state = "proven" if passport.proven else "not run yet: no such GPU here, or no scans"
+        line = (
+            f"{folder / name} ({passport.family} {passport.version}, SM {passport.capability}, "
+            f"{passport.engine_mb} MB, {passport.build_seconds} s; {state})"
+        )
+        lines.append(("engine", line))
+    if served is not None:
+        lines.append(("triton", str(served)))
+    option = "" if runs_on_the_cpu(card.precision) else " --engine openvino"
+    lines.append(("next", f"leuda infer SCAN.nii.gz --model {folder}{option}"))
+    return {
+        "card": card.model_dump(mode="json"),
+        "parity": proof,
+        "engines": {name: passport.model_dump(mode="json") for name, passport in engines.items()},
+        "triton": None if served is None else str(served),
+        "lines": lines,
+    }

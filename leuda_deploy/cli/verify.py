@@ -1,0 +1,38 @@
+"""`leuda verify`: an export folder -> whole, what it is, does it fit here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from leuda_deploy.cli.app import JsonOption, app
+
+
+@app.command()
+def verify(
+    export: Annotated[Path, typer.Argument(help="Export folder or *.onnx file.")],
+    prove: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Scan on which to compare each engine that fits this GPU with ONNX Runtime; those "
+            "that agree may run from then on."
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check an export: whole, what it is, does it fit here.  [dim]Needs: nothing more.[/dim]"""
+    from leuda_deploy.cli.show import verified_lines
+    from leuda_deploy.export.add_engines import prove_fitting_engines
+    from leuda_deploy.export.verify import verify as verify_export
+
+    found = verify_export(export)
+    if prove:
+        prove_fitting_engines(found, prove)
+        found = verify_export(export)
+    if as_json:
+        typer.echo(json.dumps(found.as_dict(), indent=1))
+    else:
+        typer.echo("\n".join(verified_lines(found, export)))

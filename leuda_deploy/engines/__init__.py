@@ -1,0 +1,1 @@
+"""model file -> something that scores windows. May import model and what stands below."""

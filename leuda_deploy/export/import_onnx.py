@@ -1,0 +1,137 @@
+"""an ONNX file from elsewhere -> an export folder that holds it, if it is what its card says."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import TensorProto
+
+from leuda_deploy.engines.engine import Float32
+from leuda_deploy.engines.open_engine import reference_engine
+from leuda_deploy.errors import InputError, LeudaError, MissingExtraError, ModelError
+from leuda_deploy.export.verify import verify
+from leuda_deploy.machine.files import atomic_folder
+from leuda_deploy.model.card import Precision, parse_card
+from leuda_deploy.model.export_folder import (
+    CARD_FILE,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    PARITY_FILE,
+    check_replaceable,
+    write_manifest,
+)
+from leuda_deploy.model.model_file import ModelFile, write_model
+
+PROBED = 2  # windows of noise that a graph from elsewhere is run on
+QUANTISED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"} | {
+    "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger",
+}  # fmt: skip
+
+
+def copy_export(source: Path, output: Path | None) -> ModelFile:
+    """A model file from elsewhere -> an export folder that holds it; checked before it is kept.
+
+    Without `output` the file must be the one of an export folder already.
+    """
+    model = ModelFile.open(source)
+    if output is None or output.resolve() == source.parent.resolve():
+        if source.name != MODEL_FILE:
+            raise InputError(f"{source} is not in an export folder; say where to: -o exports/NAME")
+        if not (source.parent / MANIFEST_FILE).is_file():
+            raise InputError(f"{source.parent} has no manifest; say where to: -o exports/NAME")
+        return model
+    check_replaceable(output)
+    with atomic_folder(output) as folder:
+        (folder / MODEL_FILE).write_bytes(model.content)
+        (folder / CARD_FILE).write_text(model.card.model_dump_json(indent=1))
+        proof = source.parent / PARITY_FILE
+        if source.name == MODEL_FILE and (source.parent / MANIFEST_FILE).is_file():
+            verify(source.parent)  # then the proof beside it is of this very model
+            if proof.is_file():
+                shutil.copyfile(proof, folder / PARITY_FILE)
+        write_manifest(folder, known={MODEL_FILE: model.sha256})
+    return replace(model, path=output / MODEL_FILE)
+
+
+def package_graph(source: Path, card_file: Path, output: Path) -> ModelFile:
+    """A graph from elsewhere, 2D or 3D, and its card -> an export folder, if they fit each other.
+
+    The graph is run on noise. Raises ModelError in one line if it is not ONNX, is not what its card
+    says, or gives scores that are not finite; InputError if `output` holds something else.
+    """
+    check_replaceable(output)
+    graph = _read_graph(source)
+    try:
+        card = parse_card(card_file.read_text(encoding="utf-8"), str(card_file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"the card {card_file} cannot be read: {error}") from error
+    computes = precision_of(graph)
+    if computes != card.precision:
+        raise ModelError(
+            f"{source} computes in {computes}, its card says {card.precision}; "
+            f'write "precision": "{computes}" into {card_file}'
+        )
+    opset = next((entry.version for entry in graph.opset_import if not entry.domain), card.opset)
+    with atomic_folder(output) as folder:
+        card = card.model_copy(update={"opset": opset})
+        model = write_model(graph, card, folder / MODEL_FILE)
+        (folder / CARD_FILE).write_text(model.card.model_dump_json(indent=1))
+        try:
+            scores = _scores_of_noise(replace(model, path=source))  # what a refusal is to name
+        except MissingExtraError:
+            raise
+        except LeudaError as error:
+            raise ModelError(str(error)) from error
+        wanted = (PROBED, 1 + len(card.structures), *card.window)
+        if scores.shape != wanted:
+            raise ModelError(f"{source} gives scores {scores.shape}, its card says {wanted}")
+        if not np.isfinite(scores).all():
+            count = np.count_nonzero(~np.isfinite(scores))
+            raise ModelError(
+                f"{source} gives {count:,} scores of {scores.size:,} that are not finite on noise: "
+                "look for NaN or infinity in its weights"
+            )
+        write_manifest(folder, known={MODEL_FILE: model.sha256})
+    return replace(model, path=output / MODEL_FILE)
+
+
+def precision_of(model: onnx.ModelProto) -> Precision:
+    """What a graph computes in: int8 with quantised operators, else its smallest float type."""
+    if any(node.op_type in QUANTISED for node in model.graph.node):
+        return "int8"
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    types = {value.type.tensor_type.elem_type for value in graph.value_info}
+    types |= {tensor.data_type for tensor in graph.initializer}
+    if TensorProto.BFLOAT16 in types:  # bf16 graphs hold fp16, too; see to_half.py
+        return "bf16"
+    return "fp16" if TensorProto.FLOAT16 in types else "fp32"
+
+
+def _read_graph(source: Path) -> onnx.ModelProto:
+    """The graph with all of its weights, float32 at both ends."""
+    try:
+        model = onnx.load(source)
+    except (OSError, DecodeError) as error:
+        raise ModelError(f"{source} is not an ONNX model: {error}") from error
+    except onnx.checker.ValidationError as error:
+        raise ModelError(
+            f"{source} keeps weights in other files, which cannot be read: {error}"
+        ) from error
+    for value in (*model.graph.input, *model.graph.output):
+        kind = value.type.tensor_type.elem_type
+        if kind != TensorProto.FLOAT:
+            raise ModelError(
+                f"{source} has {TensorProto.DataType.Name(kind).lower()} {value.name!r}; input and "
+                "scores have to be float32: export it with casts at both ends"
+            )
+    return model
+
+
+def _scores_of_noise(model: ModelFile) -> Float32:
+    noise = np.random.default_rng(0).normal(size=(PROBED, 1, *model.card.window))
+    return reference_engine(model)(noise.astype(np.float32))

@@ -1,0 +1,71 @@
+"""model file -> a model repository for NVIDIA Triton Inference Server.
+
+    DIR/NAME/config.pbtxt      what the server has to know, in protobuf text (ModelConfig)
+    DIR/NAME/1/model.onnx      version 1
+
+Clients send windows and blend them as `leuda_deploy.inference.sliding_window` does; the card, which
+says how scans become windows, is the parameter "leuda.card" of the served model.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import onnx
+from google.protobuf.text_encoding import CEscape
+
+from leuda_deploy.errors import InputError
+from leuda_deploy.machine.files import atomic_folder
+from leuda_deploy.model.card import METADATA_KEY, ModelCard
+from leuda_deploy.model.export_folder import MODEL_FILE
+from leuda_deploy.model.model_file import ModelFile
+
+# Windows of one scan arrive together: a short wait fills batches without being felt.
+QUEUE_DELAY_US = 2000
+
+
+def to_triton(model: ModelFile, repository: Path, *, batch: int = 8) -> Path:
+    """Write the export into a model repository; returns the model's folder there.
+
+    Raises InputError if the name cannot be a folder of a repository, or is another model's.
+    """
+    card = model.card
+    if not re.fullmatch(r"[\w][\w.-]*", card.name):
+        raise InputError(f"{card.name!r} cannot name a served model: use letters, digits, - _ .")
+    folder = repository / card.name
+    if folder.exists() and not (folder / "1" / MODEL_FILE).is_file():
+        raise InputError(f"{folder} is there already and was not written by leuda")
+    with atomic_folder(folder) as temporary:
+        (temporary / "1").mkdir()
+        (temporary / "1" / MODEL_FILE).write_bytes(model.content)
+        config = server_config(model.graph(), card, batch)
+        (temporary / "config.pbtxt").write_text(config, encoding="utf-8")
+    return folder
+
+
+def server_config(model: onnx.ModelProto, card: ModelCard, batch: int) -> str:
+    """The text of config.pbtxt; dimensions are given without the batch, -1 is open."""
+    open_window = card.options.dynamic_window
+    window = ", ".join("-1" if open_window else str(size) for size in card.window)
+    (entry,), (scores,) = model.graph.input, model.graph.output
+    classes = 1 + len(card.structures)
+    text = CEscape(card.to_json(), as_utf8=True)
+    return f"""\
+# Written by `leuda export --triton`; schema: ModelConfig of the Triton Inference Server.
+name: "{card.name}"
+backend: "onnxruntime"
+max_batch_size: {batch}
+input [
+  {{ name: "{entry.name}" data_type: TYPE_FP32 dims: [ 1, {window} ] }}
+]
+output [
+  {{ name: "{scores.name}" data_type: TYPE_FP32 dims: [ {classes}, {window} ] }}
+]
+version_policy {{ latest {{ num_versions: 1 }} }}
+dynamic_batching {{ max_queue_delay_microseconds: {QUEUE_DELAY_US} }}
+parameters {{
+  key: "{METADATA_KEY}"
+  value {{ string_value: "{text}" }}
+}}
+"""

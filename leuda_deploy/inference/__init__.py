@@ -1,0 +1,1 @@
+"""scan -> labels. May import proof and what stands below, but not export."""

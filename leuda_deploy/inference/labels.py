@@ -1,0 +1,121 @@
+"""scores on the model grid -> labels, and uncertainty, on the scan's own pixels.
+
+No score is ever held at the scan's resolution for all classes: that array, K times the scan in
+float32, is what fills the memory of other tools.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leuda_deploy.engines.engine import Float32
+from leuda_deploy.scans.resample import resize, taps
+from leuda_deploy.scans.stack import Stack
+
+UInt8 = NDArray[np.uint8]
+LOW_CONFIDENCE = 0.7  # a softmax probability of the winning class below this is low
+SAMPLED = 4  # of so many rows and columns, one is looked at to estimate the share of low ones
+
+
+def label_plane(scores: Float32, shape: tuple[int, int]) -> UInt8:
+    """The winning class of each pixel: scores (K, h, w) -> labels (H, W) uint8.
+
+    The same as resampling all K scores linearly to (H, W) and taking the largest, but computed
+    only where that can matter: a resampled score is a weighted mean of its taps with weights that
+    do not depend on the class, so where one class wins at all taps, it wins between them.
+    """
+    coarse = winners(scores)
+    if coarse.shape == tuple(shape):
+        return coarse
+    (rows, row_weight), (columns, column_weight) = (
+        taps(have, want) for have, want in zip(coarse.shape, shape, strict=True)
+    )
+    lowest, highest = coarse, coarse
+    for axis, index in ((1, columns), (0, rows)):
+        lowest = np.minimum.reduce([lowest.take(tap, axis=axis) for tap in index])
+        highest = np.maximum.reduce([highest.take(tap, axis=axis) for tap in index])
+    labels = np.ascontiguousarray(lowest)
+    open_pixels = np.flatnonzero(labels != highest)
+    if open_pixels.size:
+        y, x = np.divmod(open_pixels, shape[1])
+        corners = [
+            (rows[i, y] * coarse.shape[1] + columns[j, x], row_weight[i, y] * column_weight[j, x])
+            for i, j in product(range(len(rows)), range(len(columns)))
+        ]
+        # a generator: one class is interpolated at a time
+        labels.ravel()[open_pixels] = winners(
+            sum(plane.take(place) * weight for place, weight in corners)
+            for plane in scores.reshape(len(scores), -1)
+        )
+    return labels
+
+
+def winners(planes: Float32 | Iterable[Float32]) -> UInt8:
+    """The class with the largest score, the first of equals: K planes (...) -> (...) uint8.
+
+    A running maximum over the classes: ten times faster than `argmax` over a leading axis.
+    """
+    planes = iter(planes)
+    best = next(planes).copy()
+    labels: UInt8 = np.zeros(best.shape, dtype=np.uint8)
+    for k, plane in enumerate(planes, start=1):
+        better = plane > best
+        np.maximum(best, plane, out=best)
+        # classes come in rising order, so the larger label is the later winner
+        np.maximum(labels, better * np.uint8(k), out=labels)
+    return labels
+
+
+class Uncertainty:
+    """How sure the network was, gathered slab by slab.
+
+    The share of structure pixels of low confidence is always estimated, on every fourth row and
+    column of the model grid: a share needs no more. The entropy map on the scan's own grid is made
+    only if wanted: one byte a voxel.
+
+    probabilities  the scores are after a softmax already
+    """
+
+    def __init__(self, stack: Stack, *, wanted: bool, probabilities: bool = False) -> None:
+        self._stack, self._low, self._structure = stack, 0, 0
+        self._probabilities = probabilities
+        self.entropy: UInt8 | None = None
+        if wanted:
+            self.entropy = np.empty(stack.volume.raw.shape, dtype=np.uint8, order="F")
+            self._entropy_stack = stack.of_scan(self.entropy)
+
+    def add(self, start: int, scores: Float32) -> None:
+        """Scores (d, K, h, w) of the slices from `start` on."""
+        some = np.moveaxis(scores[:, :, ::SAMPLED, ::SAMPLED], 1, 0)
+        some = self._logits(some[:, winners(some) > 0])  # (K, N), pixels of a structure
+        total = np.exp(some - some.max(axis=0)).sum(axis=0)  # 1 / probability of the winner
+        self._structure += total.size
+        self._low += int(np.count_nonzero(total > 1 / LOW_CONFIDENCE))
+        if self.entropy is not None:
+            for index, plane in enumerate(scores, start=start):
+                unsure = resize(entropy(self._logits(plane)), self._stack.plane_shape)
+                self._entropy_stack[index] = np.rint(unsure * np.float32(255)).astype(np.uint8)
+
+    def _logits(self, scores: Float32) -> Float32:
+        """What a softmax turns into the probabilities; their logarithms are that, too."""
+        return np.log(np.maximum(scores, 1e-12)) if self._probabilities else scores
+
+    @property
+    def low_share(self) -> float:
+        """Share of the structure pixels whose class has a probability below LOW_CONFIDENCE."""
+        return self._low / self._structure if self._structure else 0.0
+
+
+def entropy(scores: Float32) -> Float32:
+    """-Σ p log p / log K of the softmax over the first axis, 0 (sure) to 1: (K, ...) -> (...)."""
+    shifted = scores - scores.max(axis=0)
+    powers = np.exp(shifted)
+    total = powers.sum(axis=0)
+    # -Σ p log p with log p = shifted - log total
+    found: Float32 = np.log(total) - (powers * shifted).sum(axis=0) / total
+    found /= np.float32(np.log(len(scores)))
+    return np.clip(found, 0.0, 1.0, out=found)

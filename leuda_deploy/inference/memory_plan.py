@@ -1,0 +1,137 @@
+"""scan + model + budget -> how many slices and windows at a time, and the memory that takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+
+from leuda_deploy.errors import InputError
+from leuda_deploy.inference.sliding_window import windows_per_slice
+from leuda_deploy.machine.memory import in_megabytes
+from leuda_deploy.model.tiling import DEFAULT_TILING, Tiling
+from leuda_deploy.scans.stack import Stack
+
+# What Python, its allocator and the threads take on top of what can be counted: measured up to
+# 60 MB (benchmarks/results/runtime.json).
+SLACK_BYTES = 96 << 20
+SPARE_BYTES = 16 << 20  # that the budget advised is more than the least
+# of one slice while it is labelled: index, weight and score of each pixel's taps, all of it open
+LABEL_BYTES_PER_PIXEL = 100
+# slabs that exist at once in each stage: one in the making, one ready, one in use
+SLABS_ALIVE = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """Slices (slab) and windows (batch) at a time, and where the bytes of the peak go."""
+
+    slab: int
+    batch: int
+    parts: Mapping[str, int]
+
+    @property
+    def peak_bytes(self) -> int:
+        """The predicted peak of the whole process."""
+        return sum(self.parts.values())
+
+    def __str__(self) -> str:
+        """One line for people."""
+        parts = " + ".join(f"{name} {in_megabytes(count)}" for name, count in self.parts.items())
+        return (
+            f"{self.slab} slices and {self.batch} windows at a time, "
+            f"predicted peak {in_megabytes(self.peak_bytes)} = {parts}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What takes memory besides the scan itself.
+
+    Attributes:
+        classes: K, background included.
+        loaded_bytes: What the process holds with the engine loaded and no scan read.
+        growth_bytes: Batch -> what running the engine adds, as a trial measured it.
+        tiling: How windows are laid.
+        mirror: Whether mirrored windows are scored, too.
+        uncertainty: Whether an entropy map is made.
+        scans: How many are held at once, where others are read and written meanwhile.
+        results: The same of labels.
+    """
+
+    classes: int
+    loaded_bytes: int = 0
+    growth_bytes: Mapping[int, int] = field(default_factory=dict)
+    tiling: Tiling = DEFAULT_TILING
+    mirror: bool = False
+    uncertainty: bool = False
+    scans: int = 1
+    results: int = 1
+
+
+def make_plan(
+    stack: Stack, workload: Workload, *, batch: int, max_bytes: int | None = None
+) -> MemoryPlan:
+    """The plan with the batch asked for, or the largest smaller one that keeps to the budget.
+
+    Raises InputError, naming the least that would do, if no batch fits.
+    """
+    smaller = {1, batch, *(other for other in workload.growth_bytes if other < batch)}
+    plans = [_plan_for(size, stack, workload) for size in sorted(smaller, reverse=True)]
+    for plan in plans:
+        if max_bytes is None or plan.peak_bytes <= max_bytes:
+            return plan
+    # the next process may be a little larger than this one when it plans
+    least = min(plan.peak_bytes for plan in plans) + SPARE_BYTES
+    raise InputError(
+        f"{stack.volume.name} cannot be done in {in_megabytes(max_bytes or 0)}: "
+        f"the least that would do is --max-memory {-(-least // 10**6)}M ({plans[-1]})"
+    )
+
+
+def _plan_for(batch: int, stack: Stack, workload: Workload) -> MemoryPlan:
+    classes, tiling = workload.classes, workload.tiling
+    per_slice = windows_per_slice(stack.grid_shape, stack.window, tiling.overlap)
+    blocks = stack.window_slices > 1
+    slab = min(stack.depth, stack.window_slices if blocks else max(1, batch // per_slice))
+    window = stack.recipe.window
+    plane = stack.plane_shape[0] * stack.plane_shape[1]
+    grid = max(stack.grid_shape[0], window[0]) * max(stack.grid_shape[1], window[1])
+    itemsize = stack.volume.raw.dtype.itemsize
+    # of the scan's own slices, those that a slab of the model grid is made of
+    read = slab if stack.depth == stack.scan_depth else 2 + slab * stack.scan_depth // stack.depth
+    images = 4 * slab * grid + read * (4 * grid * (read != slab) + itemsize * plane)
+    # blended scores besides the engine's own, where windows overlap
+    scores = 4 * classes * grid * slab
+    # and a second set of a batch's, blended, mirrored or put together
+    copies = (per_slice > 1) + workload.mirror + tiling.skip_floor
+    blending = 4 * classes * prod(stack.window) * batch * copies
+    # blocks of slices that overlap: images and sums held, a block's scores in the making
+    held = blocks * (4 * slab * grid + 3 * scores)
+    # grid slices that wait for the next, where the scan has others
+    held += (stack.depth != stack.scan_depth) * 2 * scores
+    voxels = stack.volume.raw.size
+    return MemoryPlan(
+        slab=slab,
+        batch=batch,
+        parts={
+            "program": workload.loaded_bytes + SLACK_BYTES,
+            "network": _growth(workload.growth_bytes, batch),
+            "scan": workload.scans * voxels * itemsize,
+            "labels": workload.results * (2 if workload.uncertainty else 1) * voxels,
+            "slabs": SLABS_ALIVE * (images + scores)
+            + blending
+            + held
+            + LABEL_BYTES_PER_PIXEL * plane,
+        },
+    )
+
+
+def _growth(growth_bytes: Mapping[int, int], batch: int) -> int:
+    """Measured where it was, else in proportion to the nearest larger or largest batch."""
+    if batch in growth_bytes:
+        return growth_bytes[batch]
+    if not growth_bytes:
+        return 0
+    nearest = min((b for b in growth_bytes if b > batch), default=max(growth_bytes))
+    return max(growth_bytes[nearest] * batch // nearest, 0)

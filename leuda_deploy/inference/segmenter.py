@@ -1,0 +1,253 @@
+"""model + settings -> a Segmenter: any number of scans in, labels on their own grids out."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leuda_deploy.engines.engine import Engine, EngineName, Float32
+from leuda_deploy.engines.open_engine import open_engine
+from leuda_deploy.errors import InputError
+from leuda_deploy.inference.memory_plan import MemoryPlan, Workload, make_plan
+from leuda_deploy.inference.segment import Segmentation, segment
+from leuda_deploy.inference.settings import DEFAULT_SETTINGS, Settings
+from leuda_deploy.inference.slabs import Scoring
+from leuda_deploy.machine.memory import resident_bytes
+from leuda_deploy.machine.progress import Progress, no_progress
+from leuda_deploy.model.card import ModelCard
+from leuda_deploy.model.model_file import ModelFile
+from leuda_deploy.proof.choose_engine import (
+    Choice,
+    check_named,
+    choose_engine,
+    installed_engines,
+    is_settled,
+)
+from leuda_deploy.scans.stack import Stack
+from leuda_deploy.scans.volume import Volume, read_volume, volume_of
+
+TRIED_WINDOWS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """An engine that was opened, and what the process holds with it and no scan."""
+
+    engine: Engine
+    resident_bytes: int
+
+
+class Segmenter:
+    """A model ready to label scans. Its engine is loaded once and shared by threads.
+
+    Example:
+        >>> from leuda_deploy import Segmenter, Settings
+        >>> segmenter = Segmenter("exports/phantom-heart", Settings(engine="openvino"))
+        >>> labels = segmenter("scan.nii.gz").labels  # (X, Y, Z) uint8, on the scan's grid
+
+    Attributes:
+        model: The opened model file.
+        settings: What was asked for.
+        card: The model's card: structures, recipe, provenance.
+    """
+
+    def __init__(
+        self, model: ModelFile | Path | str | None = None, settings: Settings = DEFAULT_SETTINGS
+    ) -> None:
+        """Open a model, and the engine if the settings name one.
+
+        Args:
+            model: Export folder, `*.onnx` file or opened `ModelFile`; None for the phantom model
+                that ships with the package.
+            settings: Engine, precision, threads, batch and memory limits.
+
+        Raises:
+            ModelError: The model cannot be used.
+            InputError: The settings ask for what this model, or the engine, cannot do.
+            MissingExtraError: The engine is not installed.
+            LeudaError: The engine does not run here.
+        """
+        if model is None:
+            from leuda_deploy.model.default_model import default_model
+
+            model = default_model()
+        self.model = model if isinstance(model, ModelFile) else ModelFile.open(model)
+        self.settings = settings
+        if settings.mirror and not self.card.tiling.mirror:
+            raise InputError(
+                f"{self.model.path} does not say that a mirrored window means the same; "
+                "without --mirror"
+            )
+        self._lock = threading.Lock()
+        self._resident_bytes = resident_bytes() or 0
+        # what cannot run is said at once, not at the first scan
+        self._named = None if settings.engine == "auto" else self._load(settings.engine)
+        self._ready: tuple[Loaded, Choice] | None = None
+
+    @property
+    def card(self) -> ModelCard:
+        """The model's card."""
+        return self.model.card
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the model file."""
+        return self.model.sha256
+
+    def __call__(
+        self,
+        scan: Path | str | NDArray[Any] | Any,
+        *,
+        affine: NDArray[np.float64] | None = None,
+        frame: int | None = None,
+        uncertainty: bool = False,
+    ) -> Segmentation:
+        """Label a scan.
+
+        Args:
+            scan: A file, a nibabel image, a `Volume`, or an array (X, Y, Z) with its affine.
+            affine: (4, 4) voxel index -> RAS+ world in mm; needed with an array, refused otherwise.
+            frame: Which one of a 4D scan, from 0.
+            uncertainty: Also make the entropy map.
+
+        Returns:
+            Labels (X, Y, Z) uint8 on the scan's own grid, and what was found on the way.
+
+        Raises:
+            InputError: The scan cannot be used, or needs more memory than it may take.
+            ModelError: The model gives scores that are not finite.
+        """
+        stack = self.stack(self.read(scan, affine=affine, frame=frame))
+        plan = self.plan(stack, uncertainty=uncertainty)
+        return self.segment(stack, plan, uncertainty=uncertainty)
+
+    def read(
+        self,
+        scan: Path | str | NDArray[Any] | Any,
+        *,
+        affine: NDArray[np.float64] | None = None,
+        frame: int | None = None,
+    ) -> Volume:
+        """Whatever `__call__` takes -> Volume. Raises InputError."""
+        if isinstance(scan, np.ndarray):
+            if affine is None:
+                raise InputError("an array does not say where it lies; give its affine")
+            return volume_of(scan, affine, frame=frame)
+        if affine is not None:
+            raise InputError("an affine is given for arrays alone; this scan has its own")
+        if isinstance(scan, Volume):
+            return scan
+        if isinstance(scan, str | Path):
+            return read_volume(scan, frame=frame)
+        return volume_of(scan, None, frame=frame)
+
+    def stack(self, volume: Volume) -> Stack:
+        """The scan as this model's recipe has it."""
+        return Stack(volume, self.card.recipe, window_depth=self.card.depth)
+
+    def plan(
+        self, stack: Stack, *, uncertainty: bool = False, scans: int = 1, results: int = 1
+    ) -> MemoryPlan:
+        """Slices and windows at a time for this scan, and the memory it will take.
+
+        Args:
+            stack: The scan, or its header alone.
+            uncertainty: Whether an entropy map is made.
+            scans: How many scans are held at once.
+            results: How many label volumes are.
+
+        Raises:
+            InputError: It is more than `max_bytes`; names the least that would do.
+        """
+        loaded, choice = self._ready_for(stack)
+        workload = Workload(
+            classes=1 + len(self.card.structures),
+            loaded_bytes=loaded.resident_bytes,
+            growth_bytes=choice.trial.growth_bytes,
+            tiling=self.card.tiling,
+            mirror=self.settings.mirror,
+            uncertainty=uncertainty,
+            scans=scans,
+            results=results,
+        )
+        batch = self.settings.batch or choice.trial.batch
+        return make_plan(stack, workload, batch=batch, max_bytes=self.settings.max_bytes)
+
+    def segment(
+        self,
+        stack: Stack,
+        plan: MemoryPlan,
+        *,
+        uncertainty: bool = False,
+        progress: Progress = no_progress,
+    ) -> Segmentation:
+        """Label a scan as planned."""
+        scoring = Scoring(
+            tiling=self.card.tiling,
+            batch=plan.batch,
+            slab=plan.slab,
+            mirror=self.settings.mirror,
+            probabilities=self.card.probabilities,
+        )
+        engine = self.engine_for(stack)
+        return segment(stack, engine, scoring, uncertainty=uncertainty, progress=progress)
+
+    def engine_for(self, stack: Stack) -> Engine:
+        """The engine that runs; where it is left to trials, the first scan decides."""
+        return self._ready_for(stack)[0].engine
+
+    @property
+    def asked(self) -> dict[str, object]:
+        """What was asked for that decides the labels, besides model and scan.
+
+        Not what it came to here: another machine's choice for "auto" is as good an answer.
+        """
+        asked = self.settings
+        return {"engine": asked.engine, "precision": asked.precision, "mirror": asked.mirror}
+
+    @property
+    def settled(self) -> bool:
+        """Whether all trials that are needed have been made on this machine before."""
+        return is_settled(self.model, self.settings.engine, self.settings)
+
+    def _ready_for(self, stack: Stack) -> tuple[Loaded, Choice]:
+        """The engine and its trial: a plan needs the memory that a trial measures."""
+        with self._lock:
+            if self._ready is None:
+                self._ready = self._make_ready(stack)
+            return self._ready
+
+    def _make_ready(self, stack: Stack) -> tuple[Loaded, Choice]:
+        def windows() -> Float32:
+            return sample_windows(stack)
+
+        if self._named is not None:
+            assert self.settings.engine != "auto"
+            choice = check_named(self.model, self.settings.engine, self.settings, windows)
+            return self._named, choice
+        before = resident_bytes() or 0
+        candidates = installed_engines(self.model, self.settings.precision)
+        # it may have loaded TensorRT, to ask its version
+        self._resident_bytes += (resident_bytes() or 0) - before
+        choice = choose_engine(self.model, candidates, self.settings, windows)
+        return self._load(choice.engine), choice
+
+    def _load(self, name: EngineName) -> Loaded:
+        before = resident_bytes() or 0
+        engine = open_engine(self.model, name, self.settings)
+        # the growth alone: a scan that was read before is none of the program's own
+        growth = (resident_bytes() or 0) - before
+        return Loaded(engine=engine, resident_bytes=self._resident_bytes + growth)
+
+
+def sample_windows(stack: Stack, count: int = TRIED_WINDOWS) -> Float32:
+    """Windows from the middle of evenly spread slices of a scan: (count, 1, *window) float32."""
+    starts = ((np.arange(count) + 0.5) / count * (stack.depth - stack.window_slices + 1)).astype(
+        int
+    )
+    return np.stack([stack.window_at(start)[None] for start in starts.tolist()])

@@ -1,0 +1,43 @@
+"""what the user asked for: one frozen object, from the command line to the segmenter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import get_args
+
+from leuda_deploy.engines.engine import ON_THE_CPU, EngineChoice, EngineName, EngineSettings
+from leuda_deploy.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(EngineSettings):
+    """How a `Segmenter` works. Plain values, so it can be sent to another process.
+
+    Attributes:
+        engine: A name is that engine or an error; "auto" takes the fastest that is installed and
+            agrees with ONNX Runtime on this model.
+        precision: "fp32", "bf16" (OpenVINO), or "auto": the fastest that the engine has.
+        threads: CPU threads of the engine; None for all.
+        batch: Windows at a time; None for what a short trial on this machine found.
+        max_bytes: Peak memory that is never passed: a scan that needs more is refused first.
+        max_gpu_bytes: The same for the GPU's memory.
+        mirror: Average over mirrored windows, along the axes that the model's card allows.
+
+    Raises:
+        InputError: An engine that does not exist, or a limit on a GPU that the engine does not use.
+    """
+
+    engine: EngineChoice = "ort-cpu"
+    batch: int | None = None
+    max_bytes: int | None = None
+    mirror: bool = False
+
+    def __post_init__(self) -> None:
+        known = ("auto", *get_args(EngineName))
+        if self.engine not in known:
+            raise InputError(f"no engine is called {self.engine!r}; there are {', '.join(known)}")
+        if self.max_gpu_bytes is not None and self.engine in ON_THE_CPU:
+            raise InputError(f"{self.engine} uses no GPU memory; leave out --max-gpu-memory")
+
+
+DEFAULT_SETTINGS = Settings()

@@ -1,0 +1,154 @@
+"""slabs of slices in, in order -> their scores out, on the model grid's slices or the scan's.
+
+A 2D graph scores each slab by itself. Windows of a 3D graph overlap along the slice axis as they do
+within a slice: what comes in is held until the last window that reads it, and scores go out as soon
+as no later window adds to them. So a window's slices and scores are held, however long the scan is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from leuda_deploy.engines.engine import Float32, Scorer
+from leuda_deploy.inference.sliding_window import (
+    blend_weights,
+    score_slices,
+    window_starts,
+    windows_per_slice,
+)
+from leuda_deploy.model.tiling import DEFAULT_TILING, Tiling
+from leuda_deploy.scans.resample import taps
+from leuda_deploy.scans.stack import Stack
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """How the scores of a scan are worked out.
+
+    Attributes:
+        tiling: How windows are laid and blended, and which are left out.
+        batch: Windows given to the engine at a time.
+        slab: Slices held at a time, by default as many as fill a batch; a 3D window has its own.
+        mirror: Average over mirrored windows, along the axes that `tiling` allows.
+        probabilities: The engine's scores are after a softmax.
+    """
+
+    tiling: Tiling = DEFAULT_TILING
+    batch: int = 8
+    slab: int | None = None
+    mirror: bool = False
+    probabilities: bool = False
+
+
+DEFAULT_SCORING = Scoring()
+
+
+class SlabScorer:
+    """For a 2D engine: some slices at a time, each scored by itself.
+
+    cuts  where the slabs end that are to be given in turn
+    """
+
+    def __init__(self, engine: Scorer, stack: Stack, scoring: Scoring, *, fill: float) -> None:
+        self._engine, self._window = engine, stack.window
+        self._fill, self._tiling, self._batch = fill, scoring.tiling, scoring.batch
+        per_slice = windows_per_slice(stack.grid_shape, stack.window, scoring.tiling.overlap)
+        slab = scoring.slab or max(1, scoring.batch // per_slice)
+        self.cuts = [*range(slab, stack.depth, slab), stack.depth]
+        self._start = 0
+
+    def __call__(self, slices: Float32) -> tuple[int, Float32]:
+        """The next slab (n, h, w) -> its first slice, scores (n, K, h, w)."""
+        start, self._start = self._start, self._start + len(slices)
+        return start, self._score(slices)
+
+    def _score(self, images: Float32) -> Float32:
+        return score_slices(
+            self._engine,
+            images,
+            window=self._window,
+            fill=self._fill,
+            tiling=self._tiling,
+            batch=self._batch,
+        )
+
+
+class BlockScorer(SlabScorer):
+    """For a 3D engine: each slab completes a window.
+
+    A scan of fewer slices than a window is padded about its centre, as within a slice.
+    """
+
+    def __init__(self, engine: Scorer, stack: Stack, scoring: Scoring, *, fill: float) -> None:
+        super().__init__(engine, stack, scoring, fill=fill)
+        tiling = scoring.tiling
+        self._size = stack.window_slices
+        self._starts = window_starts(stack.depth, self._size, tiling.overlap)
+        self.cuts = [min(start + self._size, stack.depth) for start in self._starts]
+        self._weights = blend_weights((self._size,), tiling.blending)
+        self._next = 0  # of the windows
+        self._slices: Float32 | None = None  # held, from the next window's first on
+        self._sums: Float32 | None = None  # (n, K, h, w), weighted scores of the same slices
+        self._total: Float32 = self._weights
+
+    def __call__(self, slices: Float32) -> tuple[int, Float32]:
+        """The next slab (n, h, w) -> first slice, scores (m, K, h, w) of slices that are done."""
+        held = slices if self._slices is None else np.concatenate([self._slices, slices])
+        start = self._starts[self._next]
+        self._next += 1
+        last = self._next == len(self._starts)
+        done = len(held) if last else self._starts[self._next] - start
+        scores = self._weighted_scores(held)
+        if self._sums is None:
+            self._sums, self._total = scores, self._weights[: len(held)].copy()
+        else:
+            self._sums += scores
+            self._total += self._weights
+        found: Float32 = self._sums[:done] / self._total[:done, None, None, None]
+        self._slices = held[done:].copy()
+        for values in (self._sums, self._total):
+            values[: len(values) - done] = values[done:]
+            values[len(values) - done :] = 0
+        return start, found
+
+    def _weighted_scores(self, block: Float32) -> Float32:
+        """(n, h, w), n up to the window's -> (n, K, h, w)."""
+        missing = self._size - len(block)
+        before = missing // 2
+        padded = np.pad(
+            block, [(before, missing - before), (0, 0), (0, 0)], constant_values=self._fill
+        )
+        (scores,) = self._score(padded[None])
+        found = np.moveaxis(scores, 0, 1)[before : before + len(block)]
+        return np.ascontiguousarray(found * self._weights[: len(block), None, None, None])
+
+
+class ScanSlices:
+    """Scores of the model grid's slices, as they come -> of the scan's own, linear in between.
+
+    The same slices where the two coincide.
+    """
+
+    def __init__(self, depth: int, scan_depth: int) -> None:
+        self._same = depth == scan_depth
+        self._index, self._weight = taps(depth, scan_depth)
+        self._next, self._held_from = 0, 0
+        self._held: Float32 | None = None
+
+    def __call__(self, start: int, scores: Float32) -> Iterator[tuple[int, Float32]]:
+        """The next (n, K, h, w), from grid slice `start` -> (slice of the scan, (m, K, h, w))."""
+        if self._same:
+            yield start, scores
+            return
+        held = scores if self._held is None else np.concatenate([self._held, scores])
+        stop, last = start + len(scores), self._index.shape[1]
+        while self._next < last and self._index[:, self._next].max() < stop:
+            places, shares = self._index[:, self._next], self._weight[:, self._next]
+            plane = np.tensordot(shares, held[places - self._held_from], axes=1)
+            yield self._next, plane[None]
+            self._next += 1
+        first = int(self._index[:, self._next].min()) if self._next < last else stop
+        self._held, self._held_from = held[first - self._held_from :].copy(), first

@@ -1,0 +1,1 @@
+"""this computer: its files, memory, GPU, processes, clock and progress bar. May import errors."""

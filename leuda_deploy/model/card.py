@@ -1,0 +1,183 @@
+"""the model card: what a model file says of itself, kept as JSON in its ONNX metadata.
+
+It is all that training hands to deployment besides the weights. The card of a file from elsewhere
+is untrusted: size-limited, validated against this schema, never evaluated.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from leuda_deploy.errors import ModelError, describe
+from leuda_deploy.model.tiling import Tiling
+from leuda_deploy.scans.likeness import IntensityProfile
+from leuda_deploy.scans.recipe import Depth, Recipe
+
+SCHEMA_VERSION = 1
+METADATA_KEY = "leuda.card"
+MAX_CARD_BYTES = 1 << 20
+AGAIN = "export it again: leuda export RUN -o exports/NAME"
+
+Text = Annotated[str, Field(max_length=500)]
+Channel = Annotated[int, Field(ge=0, le=255)]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+
+# Distinct on grey images, also for the colour-blind (after Okabe and Ito, 2008).
+PALETTE: tuple[tuple[int, int, int], ...] = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (213, 94, 0),
+    (0, 158, 115),
+    (204, 121, 167),
+    (240, 228, 66),
+    (0, 114, 178),
+    (160, 160, 160),
+)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Structure(_Part):
+    """One class of the model.
+
+    name    of the structure
+    value   its class number, which it also has in the label files that are written
+    colour  red, green and blue in pictures
+    """
+
+    name: Text
+    value: Annotated[int, Field(ge=1, le=255)]
+    colour: tuple[Channel, Channel, Channel]
+
+
+class Provenance(_Part):
+    """Where the weights come from.
+
+    method         what was trained on what
+    network        which of the networks of the run it is
+    cohort         name of the cohort
+    cohort_sha256  over what the cohort says and the bytes of its scans and labels
+    config         the resolved config of the run
+    seed           of the run
+    steps          training steps
+    created        date of the export
+    versions       of the packages that made it
+    test_dice      on the cohort's held-out scans, by structure; None: there were none
+    """
+
+    method: Text
+    network: Text
+    cohort: Text
+    cohort_sha256: Text
+    config: dict[str, object]
+    seed: int
+    steps: int
+    created: Text
+    versions: dict[str, Text]
+    test_dice: dict[str, float] | None = None
+
+
+class GraphOptions(_Part):
+    """What the graph does beyond (B, 1, *window) -> logits with a fixed window.
+
+    dynamic_window    it takes any window whose sides are multiples of window_multiple
+    window_multiple   see dynamic_window; 1 if the window is fixed
+    output            its scores: logits, or after a softmax over the classes
+    """
+
+    dynamic_window: bool = False
+    window_multiple: Annotated[int, Field(ge=1, le=4096)] = 1
+    output: Literal["logits", "probabilities"] = "logits"
+
+
+class ModelCard(_Part):
+    """What a model is, how scans are prepared for it, and what its outputs mean.
+
+    schema_version  of this table
+    name            of the model
+    modality        of the scans it is for
+    structures      the classes, in order; background is class 0 and has no entry
+    opset           of ONNX
+    licence         under which the weights may be used
+    feed  what the graph is given is always the normalised target scan; this says what the network
+          inside reads: the target itself, or the target through the generator `to_source`
+    precision  what most of the network computes in; inputs and scores are always fp32
+    domain  intensity profile of the target scans of training; None: not known
+    tiling  how windows are laid, blended, mirrored and left out
+    depth   of a 3D graph's windows; None: the graph is 2D
+    sha256  over graph, weights and card; see `model_file`
+    """
+
+    schema_version: Literal[1] = 1
+    name: Text
+    modality: Text
+    recipe: Recipe
+    structures: Annotated[tuple[Structure, ...], Field(min_length=1, max_length=255)]
+    feed: Literal["target", "target_as_source"]
+    precision: Precision = "fp32"
+    options: GraphOptions = GraphOptions()
+    domain: IntensityProfile | None = None
+    tiling: Tiling = Tiling()
+    depth: Depth | None = None
+    opset: Annotated[int, Field(ge=1)]
+    licence: Text
+    provenance: Provenance
+    sha256: Text
+
+    @property
+    def window(self) -> tuple[int, ...]:
+        """What the graph reads at once: (h, w), or (d, h, w) of a 3D graph."""
+        return (self.depth.slices, *self.recipe.window) if self.depth else self.recipe.window
+
+    @property
+    def probabilities(self) -> bool:
+        """Whether the graph's scores are after a softmax."""
+        return self.options.output == "probabilities"
+
+    @property
+    def label_names(self) -> dict[int, str]:
+        """Label value -> structure name."""
+        return {structure.value: structure.name for structure in self.structures}
+
+    def to_json(self) -> str:
+        """The text that is stored in the model file."""
+        return self.model_dump_json()
+
+
+def parse_card(text: str, origin: str) -> ModelCard:
+    """Validate a card from a model file. Raises ModelError in one line; origin names the file."""
+    size = len(text.encode())
+    if size > MAX_CARD_BYTES:
+        raise ModelError(
+            f"the model card of {origin} has {size:,} bytes; at most {MAX_CARD_BYTES:,} are read"
+        )
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"the model card of {origin} is not JSON: {error}") from error
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        newer = isinstance(version, int) and version > SCHEMA_VERSION
+        fix = "update leuda" if newer else AGAIN
+        raise ModelError(
+            f"the model card of {origin} has schema version {str(version)[:20]!r}, this leuda "
+            f"reads version {SCHEMA_VERSION}: {fix}"
+        )
+    try:
+        card = ModelCard.model_validate(content)
+    except ValidationError as error:
+        raise ModelError(
+            f"the model card of {origin} is not valid: {describe(error)}; if another version of "
+            f"leuda wrote it, {AGAIN}"
+        ) from error
+    names = [structure.name for structure in card.structures]
+    if len(set(names)) != len(names):
+        raise ModelError(f"the model card of {origin} names two structures alike: {names}")
+    if [structure.value for structure in card.structures] != list(range(1, len(names) + 1)):
+        raise ModelError(f"the model card of {origin} numbers its structures out of order")
+    return card

@@ -1,0 +1,103 @@
+"""export folder -> the name of each file in it, and manifest.json: what belongs to it, by SHA-256.
+
+exports/NAME/model.onnx               the model file
+exports/NAME/card.json                its card, to read
+exports/NAME/parity.json              what its proof found
+exports/NAME/model.TARGET.engine      a TensorRT engine built from it
+exports/NAME/model.TARGET.json        the engine's passport, to read; the manifest holds it, too
+exports/NAME/manifest.json            SHA-256 of everything, passports
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from leuda_deploy.errors import InputError, ModelError, describe
+from leuda_deploy.machine.files import atomic_path, file_sha256
+from leuda_deploy.model.passport import Passport
+
+MODEL_FILE, CARD_FILE, PARITY_FILE = "model.onnx", "card.json", "parity.json"
+MANIFEST_FILE = "manifest.json"
+ENGINE_ENDING = ".engine"
+MAX_MANIFEST_BYTES = 8 << 20
+FileName = Annotated[str, Field(pattern=r"^[\w.+-]{1,200}$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Manifest(BaseModel):
+    """Files of an export folder and their SHA-256; the passport of each engine among them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    files: dict[FileName, Sha256]
+    engines: dict[FileName, Passport] = {}
+
+
+def engine_file(target: str) -> str:
+    """Name of the engine for a target, such as "rtx-ampere"."""
+    return f"model.{target}{ENGINE_ENDING}"
+
+
+def passport_file(engine: str) -> str:
+    """Name of the file beside an engine that holds its passport."""
+    return f"{engine.removesuffix(ENGINE_ENDING)}.json"
+
+
+def check_replaceable(output: Path) -> None:
+    """An export replaces an earlier export without engines, and nothing else. Raises InputError."""
+    if output.name in ("", ".."):  # such a folder holds other things by its nature
+        raise InputError(f"{output} cannot be an export; give it a name: -o exports/NAME")
+    if not output.exists():
+        return
+    if not output.is_dir():
+        raise InputError(f"{output} is a file; an export is a folder: -o exports/NAME")
+    files = sorted(path.name for path in output.iterdir())
+    engines = [name for name in files if name.endswith(ENGINE_ENDING)]
+    if files and MANIFEST_FILE not in files:
+        raise InputError(
+            f"{output} holds other things than an export ({files[0]}, and no {MANIFEST_FILE}); "
+            "choose another -o"
+        )
+    if engines:
+        raise InputError(f"{output} holds engines ({engines[0]}); remove it or choose another -o")
+
+
+def write_manifest(
+    folder: Path,
+    engines: Mapping[str, Passport] | None = None,
+    *,
+    known: Mapping[str, str] | None = None,
+) -> Manifest:
+    """Write folder/manifest.json over the files that are in the folder now.
+
+    known  SHA-256 of files that were hashed already, by name
+    """
+    known = known or {}
+    files = {
+        path.name: known.get(path.name) or file_sha256(path)
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name != MANIFEST_FILE and not path.name.startswith(".")
+    }
+    manifest = Manifest(files=files, engines=dict(engines or {}))
+    with atomic_path(folder / MANIFEST_FILE) as temporary:
+        temporary.write_text(manifest.model_dump_json(indent=1))
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of an export folder. Raises ModelError in one line if it cannot be used."""
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        raise ModelError(f"{folder} has no {MANIFEST_FILE}; it was not written by `leuda export`")
+    size = path.stat().st_size
+    if size > MAX_MANIFEST_BYTES:
+        raise ModelError(f"{path} has {size:,} bytes; at most {MAX_MANIFEST_BYTES:,} are read")
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ModelError(f"{path} is not valid: {describe(error)}") from error

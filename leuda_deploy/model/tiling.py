@@ -1,0 +1,32 @@
+"""how windows cover a slice, and what may be done with them: a part of the model card."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Blending = Literal["gaussian", "constant"]
+MirrorAxis = Literal["rows", "columns"]
+
+
+class Tiling(BaseModel):
+    """How windows cover a slice, and what may be done with them.
+
+    overlap     least share of a window that it has in common with the next
+    blending    weights of a window's scores where windows overlap
+    mirror      axes along which a mirrored window means the same (no left and right organs among
+                the structures): test-time mirroring is allowed along these alone
+    skip_floor  windows in which every pixel is the darkest value are scored once a scan: the graph
+                was seen to score a window by itself, whatever else is in the batch
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    overlap: Annotated[float, Field(ge=0, le=0.9)] = 0.5
+    blending: Blending = "gaussian"
+    mirror: tuple[MirrorAxis, ...] = ()
+    skip_floor: bool = False
+
+
+DEFAULT_TILING = Tiling()

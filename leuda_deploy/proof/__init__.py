@@ -1,0 +1,1 @@
+"""do two engines say the same? May import engines and what stands below."""

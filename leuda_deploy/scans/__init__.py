@@ -1,0 +1,1 @@
+"""a scan file <-> arrays that know where they stand. May import errors and machine."""

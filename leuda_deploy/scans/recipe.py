@@ -1,0 +1,60 @@
+"""how a scan becomes what a network reads, as settings that travel with the model.
+
+One `Recipe` is used by training and by inference; it travels in the checkpoint and in the model
+file, so the two cannot drift apart. A 3D graph's card adds a `Depth`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SliceAxis = Literal["right", "anterior", "superior", "array-0", "array-1", "array-2"]
+
+
+class Recipe(BaseModel):
+    """How a scan becomes what the network reads.
+
+    slice_axis        a world direction (the array axis closest to it is used, and in-plane axes
+                      are turned to the viewing convention), or an array axis (nothing is turned)
+    spacing_mm        (row, column) pixel size of the model grid in mm, or "native"
+    window            (h, w) pixels that the network reads at once
+    clip_percentiles  of the whole scan's finite voxels; values outside are clipped (the paper
+                      clips the top 2 % of the 3D histogram)
+    normalisation     after clipping, over the whole scan: "zscore" (mean 0, standard deviation 1,
+                      the paper's) or "minmax" (-1 to 1)
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    slice_axis: SliceAxis
+    spacing_mm: (
+        tuple[Annotated[float, Field(gt=0, le=100)], Annotated[float, Field(gt=0, le=100)]]
+        | Literal["native"]
+    )
+    window: tuple[Annotated[int, Field(ge=8, le=4096)], Annotated[int, Field(ge=8, le=4096)]]
+    clip_percentiles: tuple[
+        Annotated[float, Field(ge=0, le=100)], Annotated[float, Field(ge=0, le=100)]
+    ] = (0.0, 98.0)
+    normalisation: Literal["zscore", "minmax"] = "zscore"
+
+    @model_validator(mode="after")
+    def _percentiles_in_order(self) -> Self:
+        low, high = self.clip_percentiles
+        if low >= high:
+            raise ValueError(f"clip_percentiles must rise, got {low} and {high}")
+        return self
+
+
+class Depth(BaseModel):
+    """What a 3D graph reads at once along the slice axis: windows are (slices, h, w).
+
+    slices      of a window
+    spacing_mm  from slice to slice of the model grid, or "native": the scan's own slices
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    slices: Annotated[int, Field(ge=2, le=1024)]
+    spacing_mm: Annotated[float, Field(gt=0, le=100)] | Literal["native"] = "native"

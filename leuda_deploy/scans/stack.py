@@ -1,0 +1,161 @@
+"""Volume -> stack of slices on the model grid; planes of labels -> the scan's own grid.
+
+    scan (X, Y, Z)  --orient-->  stack (D, H, W)  --clip, normalise-->
+                                                  --resample in plane-->  grid (D, h, w)
+
+For a 3D graph, whose card has a `Depth`, slices are resampled along the third axis, too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from nibabel import orientations
+from numpy.typing import NDArray
+
+from leuda_deploy.errors import ScanError
+from leuda_deploy.scans.intensity import Intensity, fit_intensity
+from leuda_deploy.scans.recipe import Depth, Recipe
+from leuda_deploy.scans.resample import fit_to_window, resize, taps
+from leuda_deploy.scans.volume import Volume
+
+Float32 = NDArray[np.float32]
+MAX_GRID = 8192  # pixels a side; more means a wrong pixel size somewhere
+# For a slice axis that is a world direction: where the axes D, H, W of the stack point.
+# Rows run down the picture and columns to its right, as a radiologist looks at it.
+STACK_DIRECTIONS = {"superior": "SPL", "anterior": "AIL", "right": "RIP"}
+
+
+class Stack:
+    """A scan as the network sees it, read slab by slab: D slices, native (H, W), grid (h, w).
+
+    window_depth      of a 3D graph; with a spacing of its own, the grid has `depth` slices where
+                      the scan has `scan_depth`
+    pixel_spacing_mm  overrides the header's in-plane pixel size, for data whose header is wrong
+    """
+
+    def __init__(
+        self,
+        volume: Volume,
+        recipe: Recipe,
+        *,
+        window_depth: Depth | None = None,
+        pixel_spacing_mm: tuple[float, float] | None = None,
+    ) -> None:
+        self.volume, self.recipe = volume, recipe
+        self.window = (window_depth.slices, *recipe.window) if window_depth else recipe.window
+        self.window_slices = window_depth.slices if window_depth else 1
+        self._orientation = _stack_orientation(volume.affine, recipe.slice_axis)
+        # a view: nothing is copied until a slab is read
+        self._raw = orientations.apply_orientation(volume.raw, self._orientation)
+        self.scan_depth, *plane = map(int, self._raw.shape)
+        self.plane_shape = (plane[0], plane[1])
+        spacing = np.empty(3)
+        spacing[self._orientation[:, 0].astype(int)] = volume.spacing_mm
+        self.slice_spacing_mm = float(spacing[0])
+        self.plane_spacing_mm = pixel_spacing_mm or (float(spacing[1]), float(spacing[2]))
+        true_spacing = np.array([self.slice_spacing_mm, *self.plane_spacing_mm])
+        x, y, z = true_spacing[self._orientation[:, 0].astype(int)].tolist()
+        self.voxel_spacing_mm: tuple[float, float, float] = (x, y, z)  # along the scan's own axes
+        self.depth, *grid = self._grid(window_depth)
+        self.grid_shape = (grid[0], grid[1])
+        self._intensity: Intensity | None = None
+
+    def _grid(self, window_depth: Depth | None) -> list[int]:
+        """(D, h, w) of the model grid, which covers the scan's field of view."""
+        have = (self.slice_spacing_mm, *self.plane_spacing_mm)
+        want = list(have)
+        if self.recipe.spacing_mm != "native":
+            want[1:] = self.recipe.spacing_mm
+        if window_depth is not None and window_depth.spacing_mm != "native":
+            want[0] = window_depth.spacing_mm
+        shape = (self.scan_depth, *self.plane_shape)
+        grid = [max(1, round(n * a / b)) for n, a, b in zip(shape, have, want, strict=True)]
+        if max(grid) > max(MAX_GRID, *shape):
+            raise ScanError(
+                "too large a grid",
+                f"{self.volume.name}: its voxels of {' x '.join(f'{a:g}' for a in have)} mm on a "
+                f"grid of {' x '.join(f'{b:g}' for b in want)} mm make "
+                f"{' x '.join(map(str, grid))}; at most {MAX_GRID} a side",
+            )
+        return grid
+
+    @property
+    def intensity(self) -> Intensity:
+        """The scan's clip and normalisation, worked out once."""
+        if self._intensity is None:
+            self._intensity = fit_intensity(self.volume, self.recipe)
+        return self._intensity
+
+    def images(self, start: int, stop: int) -> Float32:
+        """Slices start..stop as the network reads them: (d, h, w) float32, normalised."""
+        if self.depth == self.scan_depth:
+            return self._scan_slices(start, stop)
+        index, weight = (part[:, start:stop] for part in taps(self.scan_depth, self.depth))
+        first = int(index.min())
+        slices = self._scan_slices(first, int(index.max()) + 1)
+        images = np.zeros((stop - start, *self.grid_shape), dtype=np.float32)
+        for places, shares in zip(index - first, weight, strict=True):
+            for image, place, share in zip(images, places, shares, strict=True):
+                image += share * slices[place]
+        return images
+
+    def _scan_slices(self, start: int, stop: int) -> Float32:
+        images = np.empty((stop - start, *self.grid_shape), dtype=np.float32)
+        # slice by slice, so that what is worked on stays in the processor's cache
+        for image, raw in zip(images, np.ascontiguousarray(self._raw[start:stop]), strict=True):
+            values = raw.astype(np.float32)
+            values *= np.float32(self.volume.slope)
+            values += np.float32(self.volume.inter)
+            image[...] = resize(self.intensity(values), self.grid_shape)
+        return images
+
+    def window_at(self, start: int) -> Float32:
+        """What the network reads at grid slice `start`, for trials: the middle of the plane.
+
+        Returns:
+            (h, w) float32; of a 3D graph the block from there on, (d, h, w), or the scan's last.
+        """
+        size, floor = self.window_slices, self.intensity.floor
+        start = max(0, min(start, self.depth - size))
+        images = self.images(start, min(start + size, self.depth))
+        missing = size - len(images)
+        padding = [(missing // 2, missing - missing // 2), (0, 0), (0, 0)]
+        images = np.pad(images, padding, constant_values=floor)
+        window = fit_to_window(images, self.recipe.window, floor)
+        return np.ascontiguousarray(window.reshape(self.window))
+
+    def labels(self, start: int, stop: int, *, classes: int) -> NDArray[np.uint8]:
+        """Slices of a label map's volume on the model grid: (d, h, w) uint8, classes 1 and up.
+
+        Each pixel gets the class that covers most of it.
+        """
+        numbers = self._raw[start:stop]
+        cover = np.stack([(numbers == k).astype(np.float32) for k in range(1, classes + 1)], axis=1)
+        background = 1.0 - cover.sum(axis=1, keepdims=True, dtype=np.float32)
+        cover = resize(np.concatenate([background, cover], axis=1), self.grid_shape)
+        covering: NDArray[np.uint8] = cover.argmax(axis=1).astype(np.uint8)
+        return covering
+
+    def of_scan(self, values: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """A view of values on the scan's own grid (X, Y, Z) as the stack (scan_depth, H, W).
+
+        What is written into it slab by slab lies where it belongs: nothing is turned back later.
+        """
+        view: NDArray[np.uint8] = orientations.apply_orientation(values, self._orientation)
+        assert view.shape == (self.scan_depth, *self.plane_shape)
+        assert np.may_share_memory(view, values)
+        return view
+
+
+def _stack_orientation(affine: NDArray[np.float64], slice_axis: str) -> NDArray[Any]:
+    """The axis order and flips (nibabel's orientation array) that turn (X, Y, Z) into (D, H, W)."""
+    if slice_axis.startswith("array-"):
+        axis = int(slice_axis[-1])
+        order = [axis] + [other for other in range(3) if other != axis]
+        return np.array([[order.index(other), 1] for other in range(3)])
+    have = orientations.io_orientation(affine)
+    want = orientations.axcodes2ornt(STACK_DIRECTIONS[slice_axis])
+    turn: NDArray[Any] = orientations.ornt_transform(have, want)
+    return turn

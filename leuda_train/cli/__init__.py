@@ -1,0 +1,21 @@
+"""the `leuda` command: the deployment half's commands and those that make models.
+
+A module a command or two; each registers on the one `app`.
+"""
+
+# Each module registers its commands, in the order in which `leuda --help` lists them.
+# isort: off
+from leuda_deploy.cli import app, run
+from leuda_train.cli import data
+from leuda_train.cli import train
+from leuda_train.cli import export
+from leuda_train.cli import evaluate
+from leuda_train.cli import demo
+# isort: on
+
+__all__ = ["app", "data", "demo", "evaluate", "export", "main", "train"]
+
+
+def main() -> None:
+    """The `leuda` command."""
+    run(app)

@@ -1,0 +1,109 @@
+"""`leuda export`: a run or a graph -> an export folder, proven."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from leuda_deploy.cli import JsonOption, app
+from leuda_train.cli.need import need_torch
+
+ExportPrecision = Literal["fp32", "fp16", "bf16", "int8"]
+Blending = Literal["gaussian", "constant"]
+
+
+class Axis(StrEnum):  # typer takes no list of a Literal
+    """Of the window, along which `infer --mirror` may mirror it."""
+
+    ROWS = "rows"
+    COLUMNS = "columns"
+
+
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(help="A finished run, or an exported *.onnx file.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="exports/NAME. Default: the *.onnx file's own folder."),
+    ] = None,
+    card: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of an *.onnx from elsewhere: its model card, as exports/NAME/card.json."
+        ),
+    ] = None,
+    precision: Annotated[
+        ExportPrecision, typer.Option(help="Written into the graph, and proven.")
+    ] = "fp32",
+    dynamic_window: Annotated[
+        bool, typer.Option("--dynamic-window", help="Other window sizes than the recipe's, too.")
+    ] = False,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="The softmax is inside the graph.")
+    ] = False,
+    overlap: Annotated[
+        float, typer.Option(min=0.0, max=0.9, help="Of windows, where a slice has several.")
+    ] = 0.5,
+    blending: Annotated[Blending, typer.Option(help="Of their scores.")] = "gaussian",
+    mirror: Annotated[
+        list[Axis] | None,
+        typer.Option(help="A mirrored window means the same (no left and right): allow --mirror."),
+    ] = None,
+    trt: Annotated[bool, typer.Option("--trt", help="Also build a TensorRT engine.")] = False,
+    trt_target: Annotated[
+        str,
+        typer.Option(help="this-machine, or ahead of time, without a GPU: rtx-ampere,rtx-ada,..."),
+    ] = "this-machine",
+    trt_batch: Annotated[int, typer.Option(min=1, help="Largest batch of the engine.")] = 8,
+    trt_workspace_mb: Annotated[int, typer.Option(min=1, help="The builder's memory.")] = 1024,
+    prove: Annotated[
+        list[Path] | None,
+        typer.Option(help="Scans to compare an engine on. Default for a run: its own slices."),
+    ] = None,
+    triton: Annotated[
+        Path | None, typer.Option(help="Also write it into this Triton model repository.")
+    ] = None,
+    licence: Annotated[str, typer.Option(help="Licence of the weights.")] = "not stated",
+    as_json: JsonOption = False,
+) -> None:
+    """Write a model and prove it, or refuse.  [dim]A run needs: leuda\\[train].[/dim]"""
+    if source.suffix != ".onnx":
+        need_torch("leuda export")
+    from leuda_deploy.cli.show import export_summary
+    from leuda_deploy.export.to_tensorrt import engine_targets
+    from leuda_deploy.machine.progress import show_progress
+    from leuda_deploy.model.card import GraphOptions
+    from leuda_deploy.model.tiling import Tiling
+    from leuda_train.export.request import ExportRequest, export_as_asked
+
+    targets = (  # refused before the long work
+        engine_targets(trt_target.split(","), batch=trt_batch, workspace_mb=trt_workspace_mb)
+        if trt
+        else []
+    )
+    request = ExportRequest(
+        source=source,
+        output=output,
+        card=card,
+        precision=precision,
+        graph=GraphOptions(
+            dynamic_window=dynamic_window, output="probabilities" if probabilities else "logits"
+        ),
+        tiling=Tiling(
+            overlap=overlap, blending=blending, mirror=tuple(axis.value for axis in mirror or ())
+        ),
+        licence=licence,
+        targets=tuple(targets),
+        prove=tuple(prove or ()),
+        triton=triton,
+    )
+    summary = export_summary(*export_as_asked(request, show_progress))
+    if as_json:
+        typer.echo(json.dumps(summary, allow_nan=False))
+        return
+    for key, value in summary["lines"]:
+        typer.echo(f"{key:<9}{value}")

@@ -1,0 +1,1 @@
+"""TOML -> a frozen, validated config. Imports no other folder of this package."""

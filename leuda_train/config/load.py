@@ -1,0 +1,84 @@
+"""run.toml + method.toml -> TrainConfig; a config and a cohort's grid -> Recipe.
+
+A config says how large and how long; a method says what is trained on what. Both are TOML with the
+same keys; the method is laid over the config.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from leuda_deploy.errors import InputError, describe
+from leuda_deploy.scans.recipe import Recipe
+from leuda_train.config.schema import TrainConfig
+
+
+def shipped(kind: Literal["configs", "methods"]) -> list[str]:
+    """Names of the configs or methods in the package."""
+    folder = resources.files("leuda_train") / kind
+    return sorted(
+        Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml")
+    )
+
+
+def load_config(config: str, method: str, **overrides: Any) -> TrainConfig:
+    """A shipped name or a TOML path each; overrides (seed=, device=, ...) are laid over both.
+
+    Raises InputError naming the first fault.
+    """
+    content = _merge(_read("configs", config), _read("methods", method))
+    content.setdefault("name", Path(config).stem)
+    content.setdefault("method", Path(method).stem)
+    content |= {key: value for key, value in overrides.items() if value is not None}
+    return parse_config(content, f"config {config} with method {method}")
+
+
+def parse_config(content: dict[str, Any], origin: str) -> TrainConfig:
+    """Validate a resolved config. Raises InputError naming the first fault."""
+    try:
+        return TrainConfig.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"{origin}: {describe(error)}") from error
+
+
+def make_recipe(config: TrainConfig, slice_axis: str, spacing_mm: object) -> Recipe:
+    """The cohort's slice axis and spacing with the config's window and intensities.
+
+    Raises InputError naming the first fault.
+    """
+    content = {"slice_axis": slice_axis, "spacing_mm": spacing_mm, **config.recipe.model_dump()}
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"recipe of config {config.name}: {describe(error)}") from error
+
+
+def _read(kind: Literal["configs", "methods"], name: str) -> dict[str, Any]:
+    path = Path(name)
+    if path.suffix == ".toml":
+        if not path.is_file():
+            raise InputError(f"no such file: {path}")
+        text = path.read_bytes()
+    elif name in shipped(kind):
+        text = (resources.files("leuda_train") / kind / f"{name}.toml").read_bytes()
+    else:
+        raise InputError(
+            f"no {kind[:-1]} named {name!r}; shipped: {', '.join(shipped(kind))}; or a *.toml file"
+        )
+    try:
+        return tomllib.loads(text.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{name} is not TOML: {error}") from error
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged

@@ -1,0 +1,297 @@
+"""TrainConfig and its parts: everything about a run but the scans; frozen, validated."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from leuda_train.config.appearance import AppearanceConfig, StyleConfig
+from leuda_train.config.objective import ObjectiveConfig
+from leuda_train.config.values import Count, Part, Positive, Probability, Rate, Share, Weight
+
+
+class RecipeConfig(Part):
+    """How intensities and windows are prepared; slice axis and spacing are the cohort's.
+
+    window            (height, width) in pixels that the networks read at once
+    clip_percentiles  of a whole scan; intensities outside are clipped
+    normalisation     after clipping, over the whole scan: "zscore", or "minmax" to -1 to 1
+    """
+
+    window: tuple[int, int]
+    clip_percentiles: tuple[float, float]
+    normalisation: Literal["zscore", "minmax"]
+
+
+class TranslationConfig(Part):
+    """Stage 1: images of one domain -> the other's appearance.
+
+    kind                  "cyclegan", or "fourier": amplitude swap, which needs no training but
+                          cannot be part of an exported graph, so nothing is tested on x^{t→s}
+    fourier_radius        half the side of the swapped square, as a share of the spectrum's side
+    width                 channels of the generators' first layer
+    blocks                residual blocks of a generator
+    discriminator_width   channels of the patch discriminators' first layer
+    discriminator_layers  stride-2 convolutions of a patch discriminator
+    steps                 iterations in all
+    batch                 images of each domain in a step
+    learning_rate         of generators and discriminators; it falls to 0 in the second half
+    lambda_cycle          weight of the cycle loss
+    lambda_identity       weight of the identity loss, as a share of lambda_cycle
+    pool                  earlier translated images that the discriminators are shown again
+    """
+
+    kind: Literal["cyclegan", "fourier"] = "cyclegan"
+    fourier_radius: Annotated[float, Field(gt=0, le=0.5)] = 0.06
+    width: Positive
+    blocks: Positive
+    discriminator_width: Positive
+    discriminator_layers: Positive
+    steps: Positive
+    batch: Positive
+    learning_rate: Rate
+    lambda_cycle: Weight
+    lambda_identity: Weight
+    pool: Count
+
+    @property
+    def title(self) -> str:
+        """The translator's name, for people."""
+        return {"cyclegan": "CycleGAN", "fourier": "Fourier"}[self.kind]
+
+
+class UNetConfig(Part):
+    """The segmentation network.
+
+    widths   channels by level, finest first
+    dropout  of the encoder, by level
+    """
+
+    widths: Annotated[tuple[Positive, ...], Field(min_length=2)]
+    dropout: tuple[Probability, ...]
+
+    @model_validator(mode="after")
+    def _one_dropout_a_level(self) -> Self:
+        if len(self.dropout) != len(self.widths):
+            raise ValueError(f"dropout needs {len(self.widths)} values, one a level of widths")
+        return self
+
+
+class AdversarialConfig(Part):
+    """Feature adaptation: the discriminators on decoder features.
+
+    levels         which feature maps, counted from the output: 1 is the last
+    width          channels of a discriminator's first layer
+    learning_rate  of the discriminators
+    """
+
+    levels: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    width: Positive
+    learning_rate: Rate
+
+
+class ScheduleConfig(Part):
+    """How long stage 2 trains, and on how much at a time.
+
+    epochs              how many
+    steps_per_epoch     iterations of an epoch
+    batch_labelled      images a step of each stream of supervised_on, over all processes
+    batch_unlabelled    the same for each unlabelled stream
+    learning_rate       of the student, after the warm-up
+    decay               of the learning rate after the warm-up: the paper's is constant
+    checkpoint_seconds  time from one checkpoint to the next
+    structure_share     of a labelled batch, slices that show a structure; without it, as they come
+    coarse_window       (height, width) in pixels that the first steps show the recipe's window in:
+                        less work
+    coarse_share        share of the steps that do so; the others see full resolution
+    """
+
+    epochs: Positive
+    steps_per_epoch: Positive
+    batch_labelled: Positive
+    batch_unlabelled: Positive
+    learning_rate: Rate
+    decay: Literal["constant", "cosine"] = "constant"
+    structure_share: Share | None = None
+    coarse_window: tuple[Positive, Positive] | None = None
+    coarse_share: Share = 0.0
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = 30.0
+
+
+class AugmentConfig(Part):
+    """The random affine; drawn anew for each image family.
+
+    scale             smallest and largest factor
+    rotation_degrees  largest angle, to either side
+    stretch           largest factor between the scales of the two axes: 1 keeps shapes
+    translation       largest shift, as a share of the window
+    """
+
+    scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+    rotation_degrees: Annotated[float, Field(ge=0, le=180)]
+    stretch: Annotated[float, Field(ge=1, le=2)] = 1.0
+    translation: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+
+    @model_validator(mode="after")
+    def _scale_in_order(self) -> Self:
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale must not fall, got {self.scale}")
+        return self
+
+
+class TestConfig(Part):
+    """Which network is the product of the run, and what it reads of a target scan.
+
+    network       one of the three, or "auto": the label-free score chooses among those in use
+    feed          of student and intra-domain teacher; the inter-domain one always reads x^t
+    batchnorm     "trained": statistics as they were gathered in training; "feed": those of all the
+                  unlabelled target scans, read once more by the finished network
+    select        "last": as it is after the last epoch, as in the paper; "label-free": as at the
+                  epoch with the best label-free score
+    select_epochs  from one look at the label-free score to the next
+    """
+
+    network: Literal["student", "intra_teacher", "inter_teacher", "auto"]
+    feed: Literal["target", "target_as_source"]
+    batchnorm: Literal["trained", "feed"] = "trained"
+    select: Literal["last", "label-free"] = "last"
+    select_epochs: Positive = 5
+
+    def feed_of(self, network: str) -> Literal["target", "target_as_source"]:
+        """What a network is fed at test time."""
+        return "target" if network in ("inter_teacher", "distilled") else self.feed
+
+
+class DistilConfig(Part):
+    """Stage 3: both teachers -> one network that reads the target.
+
+    width          channels as a share of the U-Net's, 0.25 for an edge-sized network
+    steps          iterations in all
+    learning_rate  of the network
+    """
+
+    width: Annotated[float, Field(gt=0, le=1)]
+    steps: Positive
+    learning_rate: Rate
+
+    def widths(self, full: tuple[int, ...]) -> tuple[int, ...]:
+        """The distilled network's channels by level."""
+        return tuple(max(4, round(self.width * channels)) for channels in full)
+
+
+class TrainConfig(Part):
+    """Everything about a run but the scans.
+
+    name       of the config; without it, the file's
+    method     name of the method; without it, the file's
+    seed       of everything random: weights, order of the data, augmentation, noise
+    device     "auto": a GPU where there is one
+    precision  of training; "auto": bf16 where the device has it, else fp16 on a GPU, fp32 on a CPU
+    compile    torch.compile student and teachers: pays in long runs alone (benchmarks/training.py)
+    """
+
+    name: str
+    method: str
+    seed: Count = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    compile: bool = False
+    recipe: RecipeConfig
+    translation: TranslationConfig
+    unet: UNetConfig
+    objective: ObjectiveConfig
+    adversarial: AdversarialConfig
+    schedule: ScheduleConfig
+    augment: AugmentConfig
+    style: StyleConfig = StyleConfig()
+    appearance: AppearanceConfig | None = None
+    target_appearance: AppearanceConfig = AppearanceConfig(curve=0.3, convolution=0.0, plain=0.2)
+    distil: DistilConfig | None = None
+    test: TestConfig
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        factor = 2 ** (len(self.unet.widths) - 1)
+        # the generator halves its input twice
+        factor = math.lcm(factor, 4) if self.uses_translation else factor
+        if any(size % factor for size in self.recipe.window):
+            raise ValueError(f"recipe.window {self.recipe.window} must be multiples of {factor}")
+        coarse = self.schedule.coarse_window or self.recipe.window
+        if any(size % factor for size in coarse):
+            raise ValueError(f"schedule.coarse_window {coarse} must be multiples of {factor}")
+        if max(self.adversarial.levels) > len(self.unet.widths) - 1:
+            raise ValueError(
+                f"adversarial.levels {self.adversarial.levels}: "
+                f"the U-Net has {len(self.unet.widths) - 1} decoder levels"
+            )
+        self._discriminators_fit(min(*self.recipe.window, *coarse))
+        if self.translation.kind == "fourier" and self.test.feed != "target":
+            raise ValueError(
+                'translation.kind = "fourier" has no generator: set test.feed = "target"'
+            )
+        if self.distil is not None and not self.teachers:
+            raise ValueError("distil needs a teacher, but no term of L asks one")
+        if self.distil is not None and self.uses_target_labels:
+            raise ValueError('distil is for runs without target labels: not supervised_on "target"')
+        if not self.candidates:
+            raise ValueError(f"test.network = {self.test.network}, but no term of L asks it")
+        return self
+
+    def _discriminators_fit(self, window: int) -> None:
+        """Discriminators halve what they are shown several times; something must be left."""
+        # three halvings, on the smallest feature map
+        least = 8 * 2 ** (max(self.adversarial.levels) - 1)
+        if (self.objective.lambda_adv_intra or self.objective.lambda_adv_inter) and window < least:
+            raise ValueError(
+                f"adversarial.levels {self.adversarial.levels} need a recipe.window of {least}"
+            )
+        # a patch discriminator's last two 4x4 convolutions take one pixel each
+        least = 3 * 2**self.translation.discriminator_layers
+        if self.uses_translation and window < least:
+            raise ValueError(
+                f"translation.discriminator_layers = {self.translation.discriminator_layers} "
+                f"needs a recipe.window of {least}"
+            )
+
+    def at(self, epoch: int) -> TrainConfig:
+        """The config of an epoch: before `pseudo_from_epoch` nothing of self-training is run."""
+        if epoch >= self.objective.pseudo_from_epoch or self.objective.lambda_pseudo == 0:
+            return self
+        objective = self.objective.model_copy(update={"lambda_pseudo": 0.0, "copy_paste": 0.0})
+        return self.model_copy(update={"objective": objective})
+
+    def window_at(self, step: int) -> tuple[int, int]:
+        """(h, w) pixels of the images of a step of stage 2."""
+        schedule = self.schedule
+        coarse = step < schedule.coarse_share * schedule.epochs * schedule.steps_per_epoch
+        return schedule.coarse_window or self.recipe.window if coarse else self.recipe.window
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """The networks that may become the product."""
+        used = tuple(name for name, used in self.objective.networks_in_use.items() if used)
+        return used if self.test.network == "auto" else tuple({self.test.network} & {*used})
+
+    @property
+    def reports_oracle(self) -> bool:
+        """Whether a choice was made that test labels might have made better."""
+        return self.test.select == "label-free" or self.test.network == "auto" or bool(self.distil)
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """The teachers that some term of L asks."""
+        used = self.objective.networks_in_use.items()
+        return tuple(name for name, asked in used if asked and name != "student")
+
+    @property
+    def uses_translation(self) -> bool:
+        """Whether stage 1 is needed at all."""
+        read = {*self.objective.supervised_on, *self.objective.unlabelled_streams, self.test.feed}
+        return self.distil is not None or bool(read - {"source", "target"})
+
+    @property
+    def uses_target_labels(self) -> bool:
+        """Whether this is the supervised upper bound, the one method that reads target labels."""
+        return "target" in self.objective.supervised_on

@@ -1,0 +1,1 @@
+"""scans + cohort file -> slices and batches. May import config and loop."""

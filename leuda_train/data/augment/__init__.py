@@ -1,0 +1,1 @@
+"""slices -> other slices of the same anatomy: affine, style, Fourier."""

@@ -1,0 +1,297 @@
+"""aligned image sets -> the batch of step n: drawn, warped, on the device.
+
+Nothing is remembered between steps: what step n draws follows from the seed and n alone, so a
+resumed run sees exactly what an uninterrupted one would have seen. Of several processes, each keeps
+its share of what is drawn for all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from leuda_train.config.appearance import AppearanceConfig, StyleConfig
+from leuda_train.config.schema import AugmentConfig
+from leuda_train.config.streams import SOURCE_STREAMS, TARGET_STREAMS, Stream
+from leuda_train.data.augment.affine import random_affine, warp, warp_labelled
+from leuda_train.data.augment.class_style import randomise_appearance
+from leuda_train.data.augment.copy_paste import paste
+from leuda_train.data.augment.style import randomise_style
+from leuda_train.data.slices import UNLABELLED
+from leuda_train.loop.hardware import Hardware
+from leuda_train.loop.ranks import Ranks
+
+RESIDENT_SHARE = 0.25  # of the GPU's free memory, that image sets may take
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignedSets:
+    """Six image sets, (N, h, w) float32 each; rows of one family show the same slice.
+
+    Memory-mapped, or, after `on_device`, tensors on the GPU.
+
+    labels         (N, h, w) uint8, of the rows of the family that is supervised
+    labelled_rows  the rows that have labels
+    target_scans   (N,) which scan each target slice is of; slices of a scan follow one another
+    """
+
+    images: Mapping[Stream, NDArray[np.float32] | Tensor]
+    labels: NDArray[np.uint8] | Tensor
+    labelled_rows: NDArray[np.int64]
+    target_scans: NDArray[np.int64] | None = None
+
+    @cached_property
+    def structure_rows(self) -> NDArray[np.int64]:
+        """The labelled rows that show any structure."""
+        shown = [bool((self.labels[int(row)] > 0).any()) for row in self.labelled_rows]
+        return self.labelled_rows[np.array(shown, dtype=bool)]
+
+    @cached_property
+    def classes(self) -> int:
+        """K: one more than the highest class number in the labels."""
+        return 1 + max((int(self.labels[int(row)].max()) for row in self.labelled_rows), default=0)
+
+    @cached_property
+    def class_shares(self) -> Tensor:
+        """(K,) float32: the share of the labelled rows' pixels that each class has."""
+        counts = torch.zeros(self.classes)
+        for row in self.labelled_rows:
+            label = self.labels[int(row)]
+            label = label.cpu().numpy() if isinstance(label, Tensor) else label
+            counts += torch.from_numpy(np.bincount(label.ravel(), minlength=self.classes))
+        return counts / counts.sum()
+
+    def on_device(self, hardware: Hardware) -> AlignedSets:
+        """The same sets on the GPU where they fit `RESIDENT_SHARE` of its free memory."""
+        *images, labels = on_device([*self.images.values(), self.labels], hardware)
+        return replace(self, images=dict(zip(self.images, images, strict=True)), labels=labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """What a step's batch is made of: which streams, how many images of each, how they are varied.
+
+    seed                of every random choice, together with the step's number
+    supervised          the streams with labels; they show the same slices, so share one label
+    labelled_count      images of each of them
+    unlabelled          the streams without labels; those of one family show the same slices
+    unlabelled_count    images of each of them
+    restyle_target      also draw `Batch.strong`; "target" is then among `unlabelled`
+    augment, style      the random affine of every image; the random style of what is trained on
+    appearance          in place of the style: by structure for the supervised streams, and one for
+                        the restyled target
+    structure_share     of the supervised images, those that show a structure; None: as they come
+    copy_paste          how often a supervised region is pasted into the restyled target
+    size                (h, w) of every image; None: as in the sets
+    """
+
+    seed: int
+    supervised: tuple[Stream, ...]
+    labelled_count: int
+    unlabelled: tuple[Stream, ...]
+    unlabelled_count: int
+    restyle_target: bool
+    augment: AugmentConfig
+    style: StyleConfig
+    appearance: tuple[AppearanceConfig, AppearanceConfig] | None = None
+    structure_share: float | None = None
+    copy_paste: float = 0.0
+    size: tuple[int, int] | None = None
+
+    @property
+    def images_per_step(self) -> int:
+        """How many images all processes together draw for a step."""
+        unlabelled = len(self.unlabelled) + self.restyle_target
+        return self.labelled_count * len(self.supervised) + self.unlabelled_count * unlabelled
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What one iteration sees; every image is (B, 1, H, W), channels last, on the device.
+
+    labelled    the supervised images, one tensor a stream, all with the same `labels` (B, H, W)
+    unlabelled  those of the six streams that the method reads
+    strong      x^t restyled, pixel for pixel on unlabelled["target"]; for methods that self-train
+    known       (B, H, W) labels of strong that are settled beforehand, UNLABELLED elsewhere: of
+                pasted source regions, or pseudo-labels of whole scans
+    """
+
+    labelled: list[Tensor]
+    labels: Tensor
+    unlabelled: dict[Stream, Tensor] = field(default_factory=dict)
+    strong: Tensor | None = None
+    known: Tensor | None = None
+
+
+def on_device(
+    sets: Sequence[NDArray[Any] | Tensor], hardware: Hardware
+) -> list[NDArray[Any] | Tensor]:
+    """The sets as tensors on the GPU if all of them fit there; else, and on CPUs, as they are."""
+    if hardware.device.type != "cuda":
+        return list(sets)
+    free, _ = torch.cuda.mem_get_info(hardware.device)
+    if sum(images.nbytes for images in sets) > RESIDENT_SHARE * free:
+        return list(sets)
+    return [torch.from_numpy(np.array(images)).to(hardware.device) for images in sets]
+
+
+def take_rows(images: NDArray[Any] | Tensor, rows: NDArray[np.int64], hardware: Hardware) -> Tensor:
+    """Some rows of a set (N, h, w), on the device.
+
+    From host memory they go through pinned memory, so that the next batch is drawn and copied while
+    the device is still busy with this one.
+    """
+    if isinstance(images, Tensor):
+        return images[torch.from_numpy(rows).to(images.device)]
+    chosen = torch.from_numpy(images[rows])
+    if hardware.device.type == "cuda":
+        chosen = chosen.pin_memory()
+    return chosen.to(hardware.device, non_blocking=True)
+
+
+def step_generator(seed: int, purpose: str, step: int) -> torch.Generator:
+    """The random numbers of one step."""
+    digest = hashlib.blake2b(f"{seed}/{purpose}/{step}".encode(), digest_size=7).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+
+
+def seed_dropout(seed: int, purpose: str, step: int, hardware: Hardware) -> None:
+    """Seed torch's own generators, which dropout draws from: other masks in every process."""
+    own = "" if hardware.ranks.first else f"/{hardware.ranks.rank}"
+    torch.manual_seed(step_generator(seed, purpose + own, step).initial_seed())
+
+
+def draw_rows(
+    rows: NDArray[np.int64], count: int, step: int, seed: int, purpose: str
+) -> NDArray[np.int64]:
+    """count rows for step n: every row once before any row again, in a new order each time."""
+    places = np.arange(step * count, (step + 1) * count)
+    return np.array(
+        [rows[_order(len(rows), seed, purpose, int(k) // len(rows))[k % len(rows)]] for k in places]
+    )
+
+
+def draw_labelled(sets: AlignedSets, draw: Draw, step: int) -> NDArray[np.int64]:
+    """Labelled rows for step n, in fixed shares of rows that show a structure and of any others."""
+    count, share = draw.labelled_count, draw.structure_share
+    others = np.setdiff1d(sets.labelled_rows, sets.structure_rows)
+    if share is None or not len(sets.structure_rows) or not len(others):
+        return draw_rows(sets.labelled_rows, count, step, draw.seed, "labelled")
+    showing = min(count, max(1, round(share * count)))
+    parts = ((sets.structure_rows, showing, "structures"), (others, count - showing, "others"))
+    return np.concatenate(
+        [draw_rows(rows, part, step, draw.seed, name) for rows, part, name in parts if part]
+    )
+
+
+@lru_cache(maxsize=16)
+def _order(size: int, seed: int, purpose: str, turn: int) -> NDArray[np.int64]:
+    generator = step_generator(seed, f"order/{purpose}", turn)
+    return torch.randperm(size, generator=generator).numpy()
+
+
+def make_batch(
+    sets: AlignedSets, draw: Draw, hardware: Hardware, step: int, pseudo: Tensor | None = None
+) -> Batch:
+    """Draw and augment the batch of a step. Each family (and its label) shares one warp.
+
+    B is this process's share of the draw's counts.
+
+    pseudo  (N, h, w) pseudo-labels of every target slice, UNLABELLED where unsure
+    """
+    ranks = hardware.ranks
+    rows = draw_labelled(sets, draw, step)
+    images = _take_family(sets, draw.supervised, rows, hardware)
+    labels = take_rows(sets.labels, ranks.share(rows), hardware).long()
+    affine = _draw_affine(draw, images[0], len(rows), step, "labelled")
+    images, labels = warp_labelled(images, labels, ranks.share(affine), draw.size)
+    labelled = [hardware.put(image) for image in images]
+
+    unlabelled: dict[Stream, Tensor] = {}
+    known: Tensor | None = None
+    for family in (SOURCE_STREAMS, TARGET_STREAMS):
+        streams = tuple(stream for stream in family if stream in draw.unlabelled)
+        if not streams:
+            continue
+        every = np.arange(len(sets.images[family[0]]))
+        rows = draw_rows(every, draw.unlabelled_count, step, draw.seed, family[0])
+        images = _take_family(sets, streams, rows, hardware)
+        affine = ranks.share(_draw_affine(draw, images[0], len(rows), step, family[0]))
+        if pseudo is not None and family is TARGET_STREAMS:
+            known = take_rows(pseudo, ranks.share(rows), hardware).long()
+            images, known = warp_labelled(images, known, affine, draw.size)
+        else:
+            images = warp(images, affine, draw.size)
+        unlabelled |= {s: hardware.put(image) for s, image in zip(streams, images, strict=True)}
+
+    restyle = step_generator(draw.seed, "style", step)
+    labelled = [
+        _restyled(image, labels, sets, draw, restyle, ranks, unlabelled.get("target"))
+        for image in labelled
+    ]
+    strong = None
+    if draw.restyle_target:
+        strong = _restyled(unlabelled["target"], None, sets, draw, restyle, ranks)
+        if draw.copy_paste > 0:
+            generator = step_generator(draw.seed, "copy-paste", step)
+            strong, pasted = paste(strong, labelled[0], labels, draw.copy_paste, generator, ranks)
+            known = pasted if known is None else torch.where(pasted != UNLABELLED, pasted, known)
+    return Batch(
+        labelled=labelled, labels=labels, unlabelled=unlabelled, strong=strong, known=known
+    )
+
+
+def _take_family(
+    sets: AlignedSets, streams: tuple[Stream, ...], rows: NDArray[np.int64], hardware: Hardware
+) -> list[Tensor]:
+    """This process's share of the same rows of several aligned sets, (B, 1, h, w) each."""
+    own = hardware.ranks.share(rows)
+    return [take_rows(sets.images[stream], own, hardware)[:, None] for stream in streams]
+
+
+def _draw_affine(draw: Draw, images: Tensor, count: int, step: int, purpose: str) -> Tensor:
+    """The warp of each image of the joint batch, (count, 2, 3)."""
+    height, width = images.shape[-2:]
+    return random_affine(
+        count,
+        scale=draw.augment.scale,
+        rotation_degrees=draw.augment.rotation_degrees,
+        stretch=draw.augment.stretch,
+        translation=draw.augment.translation,
+        aspect=height / width,
+        generator=step_generator(draw.seed, f"warp/{purpose}", step),
+    )
+
+
+def _restyled(
+    images: Tensor,
+    labels: Tensor | None,
+    sets: AlignedSets,
+    draw: Draw,
+    generator: torch.Generator,
+    ranks: Ranks,
+    references: Tensor | None = None,
+) -> Tensor:
+    """Images in random styles; by structure where there are labels and the draw asks for it."""
+    if draw.appearance is not None:
+        look = draw.appearance[0] if labels is not None else draw.appearance[1]
+        return randomise_appearance(
+            images, labels, sets.classes, look, generator, ranks, references
+        )
+    style = draw.style
+    return randomise_style(
+        images,
+        generator,
+        ranks,
+        curve=style.curve,
+        convolution=style.convolution,
+        noise=style.noise,
+    )

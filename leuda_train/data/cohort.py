@@ -1,0 +1,253 @@
+"""cohort.toml -> Cohort: which scan plays which role, all checked before any training starts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from leuda_deploy.errors import InputError, describe
+from leuda_deploy.scans.label_map import check_same_grid, read_label_map
+from leuda_deploy.scans.volume import read_volume
+from leuda_train.data.cohort_file import (
+    CohortSpec,
+    Domain,
+    Globs,
+    ImagesSpec,
+    LabelledSpec,
+    PixelSize,
+    SourceSpec,
+    TargetSpec,
+)
+
+Role = Literal["source labelled", "source unlabelled", "target unlabelled", "target test"]
+EXTENSIONS = (".nii.gz", ".nii", ".hdr", ".img", ".mgz", ".mgh")
+SUFFIXES = re.compile(r"[_-](image|images|img|label|labels|manual|seg|mask|gt)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """One scan of the cohort. label is None where the role has none."""
+
+    role: Role
+    subject: str
+    image: Path
+    label: Path | None
+    pixel_spacing_mm: PixelSize | None
+
+    @property
+    def domain(self) -> Domain:
+        """Whose label values this scan's labels have."""
+        return "source" if self.role.startswith("source") else "target"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cohort:
+    """A checked cohort. sha256 covers the file's meaning and the bytes of every scan and label."""
+
+    spec: CohortSpec
+    scans: tuple[Scan, ...]
+    sha256: str
+
+    def role(self, *roles: Role) -> list[Scan]:
+        """The scans that play these roles, in the file's order."""
+        return [scan for scan in self.scans if scan.role in roles]
+
+    def with_labelled(self, count: int) -> Cohort:
+        """The same cohort with labels on its first `count` labelled source scans alone.
+
+        Raises InputError if it has fewer.
+        """
+        labelled = self.role("source labelled")
+        if not 1 <= count <= len(labelled):
+            raise InputError(f"{count} labelled scans asked for; the cohort has {len(labelled)}")
+        if count == len(labelled):
+            return self
+        dropped = {scan.image for scan in labelled[count:]}
+        scans = tuple(
+            replace(scan, role="source unlabelled", label=None) if scan.image in dropped else scan
+            for scan in self.scans
+        )
+        sha256 = hashlib.sha256(f"{self.sha256} labelled {count}".encode()).hexdigest()
+        return replace(self, scans=scans, sha256=sha256)
+
+    @property
+    def structures(self) -> dict[str, int]:
+        """Structure name -> class number of the model, from 1."""
+        return self.spec.structures
+
+
+def read_spec(path: Path | str) -> CohortSpec:
+    """Read cohort.toml without looking at any scan. Raises InputError."""
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name its cohort file, e.g. {path / 'cohort.toml'}")
+    if not path.is_file():
+        raise InputError(f"no such cohort file: {path}")
+    try:
+        return CohortSpec.model_validate(tomllib.loads(path.read_bytes().decode()))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not TOML: {error}") from error
+    except ValidationError as error:
+        raise InputError(f"{path}: {describe(error)}") from error
+    except re.error as error:
+        raise InputError(f"{path}: 'subject' is not a regular expression: {error}") from error
+
+
+def read_cohort(path: Path | str) -> Cohort:
+    """Read and check a cohort: files, roles, subjects, grids and label values.
+
+    Headers come first, since they are read in no time. Voxels are read of label files, whose values
+    are checked, and of test scans, which nobody reads before training is over. Those of training
+    scans are read next, when slices are made.
+
+    Raises:
+        InputError: For the first thing that is wrong.
+    """
+    path = Path(path)
+    spec = read_spec(path)
+    scans = _find_scans(spec, path.parent)
+    _check_roles(scans)
+    for scan in scans:
+        _check_headers(scan)
+    for scan in scans:
+        _check_voxels(scan, spec)
+    return Cohort(spec=spec, scans=tuple(scans), sha256=_sha256(spec, scans))
+
+
+def _find_scans(spec: CohortSpec, root: Path) -> list[Scan]:
+    source, target = spec.source, spec.target
+    scans = _match("source labelled", source.labelled, source, spec, root)
+    if source.unlabelled is not None:
+        scans += _match("source unlabelled", source.unlabelled, source, spec, root)
+    scans += _match("target unlabelled", target.unlabelled, target, spec, root)
+    if target.test is not None:
+        scans += _match("target test", target.test, target, spec, root)
+    return scans
+
+
+def _match(
+    role: Role,
+    files: ImagesSpec,
+    domain: SourceSpec | TargetSpec,
+    spec: CohortSpec,
+    root: Path,
+) -> list[Scan]:
+    """The scans of one role; images and labels are paired by subject."""
+    key = role.replace(" ", ".")
+    images = _by_subject(files.images, f"{key}.images", spec, root)
+    labels: dict[str, Path] = {}
+    if isinstance(files, LabelledSpec):
+        labels = _by_subject(files.labels, f"{key}.labels", spec, root)
+        _check_paired(images, labels, key)
+    elif role == "target unlabelled" and isinstance(domain, TargetSpec) and domain.upper_bound:
+        labels = _by_subject(domain.upper_bound.labels, "target.upper_bound.labels", spec, root)
+        _check_paired(images, labels, "target.upper_bound")
+    return [
+        Scan(
+            role=role,
+            subject=subject,
+            image=image,
+            label=labels.get(subject),
+            pixel_spacing_mm=domain.pixel_spacing_mm,
+        )
+        for subject, image in images.items()
+    ]
+
+
+def _by_subject(globs: Globs, key: str, spec: CohortSpec, root: Path) -> dict[str, Path]:
+    found: dict[Path, None] = {}  # a file that two globs match is one file
+    for pattern in (globs,) if isinstance(globs, str) else globs:
+        found |= dict.fromkeys(_glob(pattern, key, root))
+    subjects: dict[str, Path] = {}
+    for path in found:
+        subject = subject_of(path, spec.subject)
+        if subject in subjects:
+            raise InputError(
+                f"{key}: {subjects[subject].name} and {path.name} are both subject {subject!r}; "
+                "narrow the glob or set `subject`"
+            )
+        subjects[subject] = path
+    return subjects
+
+
+def _glob(pattern: str, key: str, root: Path) -> list[Path]:
+    """The scans that a pattern matches, in order of name. Raises InputError if there are none."""
+    base, relative = (Path("/"), pattern[1:]) if pattern.startswith("/") else (root, pattern)
+    try:
+        found = sorted(path for path in base.glob(relative) if path.name.endswith(EXTENSIONS))
+    # pathlib's: "**" within a name, nothing at all; a pattern that begins with two slashes
+    except (ValueError, NotImplementedError) as error:
+        raise InputError(f"{key} = {pattern!r} is not a glob: {error}") from error
+    if not found:
+        raise InputError(f"{key} = {pattern!r} matches no scan under {root}")
+    return found
+
+
+def subject_of(path: Path, pattern: str | None = None) -> str:
+    """The subject a file belongs to. Raises InputError if the pattern does not find one."""
+    if pattern is not None:
+        found = re.search(pattern, path.name)
+        if found is None:
+            raise InputError(f"subject = {pattern!r} finds no subject in {path.name}")
+        return found.group(1)
+    name = path.name
+    for extension in EXTENSIONS:
+        name = name.removesuffix(extension)
+    return SUFFIXES.sub("", name)
+
+
+def _check_paired(images: dict[str, Path], labels: dict[str, Path], key: str) -> None:
+    for have, lack, what in ((images, labels, "labels"), (labels, images, "image")):
+        for subject, path in have.items():
+            if subject not in lack:
+                raise InputError(f"{key}: {path.name} (subject {subject!r}) has no {what}")
+
+
+def _check_roles(scans: list[Scan]) -> None:
+    """No file twice, no test subject in training."""
+    owner: dict[Path, Scan] = {}
+    for scan in scans:
+        if scan.label is not None and scan.label.resolve() == scan.image.resolve():
+            raise InputError(f"{scan.image} is both image and labels of {scan.role}")
+        for path in filter(None, (scan.image, scan.label)):
+            other = owner.setdefault(path.resolve(), scan)
+            if other is not scan:
+                raise InputError(f"{path} is both {other.role} and {scan.role}")
+    training = {scan.subject: scan for scan in scans if scan.role != "target test"}
+    for scan in scans:
+        if scan.role == "target test" and scan.subject in training:
+            raise InputError(
+                f"subject {scan.subject!r} is in training ({training[scan.subject].image.name}, "
+                f"{training[scan.subject].role}) and in test ({scan.image.name})"
+            )
+
+
+def _check_headers(scan: Scan) -> None:
+    image = read_volume(scan.image, voxels=False)
+    if scan.label is not None:
+        check_same_grid(image, read_volume(scan.label, voxels=False))
+
+
+def _check_voxels(scan: Scan, spec: CohortSpec) -> None:
+    if scan.label is not None:
+        read_label_map(scan.label, class_of_raw=spec.class_of_raw(scan.domain))
+    if scan.role == "target test":
+        read_volume(scan.image)
+
+
+def _sha256(spec: CohortSpec, scans: Iterable[Scan]) -> str:
+    digest = hashlib.sha256(json.dumps(spec.model_dump(mode="json"), sort_keys=True).encode())
+    for scan in scans:
+        digest.update(f"{scan.role}/{scan.subject}".encode())
+        for path in filter(None, (scan.image, scan.label)):
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""seed -> MR and CT heart phantoms with labels, written as a cohort."""

@@ -1,0 +1,155 @@
+"""cohort + recipe -> cached slices, memory-mapped; written once, reused while both are the same."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leuda_deploy.machine.files import write_json
+from leuda_deploy.machine.progress import Progress, no_progress
+from leuda_deploy.scans.intensity import Intensity, fit_intensity
+from leuda_deploy.scans.label_map import read_label_map
+from leuda_deploy.scans.recipe import Recipe
+from leuda_deploy.scans.resample import fit_to_window
+from leuda_deploy.scans.stack import Stack
+from leuda_deploy.scans.volume import read_volume
+from leuda_train.data.cache import content_key, made_once
+from leuda_train.data.cohort import Cohort, Scan
+from leuda_train.data.cohort_file import CohortSpec
+from leuda_train.loop.ranks import ALONE, Ranks
+
+UNLABELLED = 255
+INDEX_FILE = "index.json"
+FORMAT = 1  # raise it when the same recipe gives other slices, so that old stores are not reused
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slices:
+    """All training slices of a cohort, as the network reads them. Test scans are not among them.
+
+    source, target                (N, h, w) float32, memory-mapped
+    source_labels, target_labels  (N, h, w) uint8 class numbers, 255 throughout where unlabelled;
+                                  target_labels is None unless the upper bound was asked for
+    labelled_rows                 rows of source that have labels
+    target_scans                  (N,) which scan each target slice is of
+    target_intensities            how each target scan was clipped and normalised, one a scan
+    """
+
+    key: str
+    source: NDArray[np.float32]
+    source_labels: NDArray[np.uint8]
+    labelled_rows: NDArray[np.int64]
+    target: NDArray[np.float32]
+    target_labels: NDArray[np.uint8] | None
+    target_scans: NDArray[np.int64]
+    target_intensities: tuple[Intensity, ...]
+
+
+def load_slices(
+    cohort: Cohort,
+    recipe: Recipe,
+    cache: Path,
+    *,
+    target_labels: bool = False,
+    progress: Progress = no_progress,
+    ranks: Ranks = ALONE,
+) -> Slices:
+    """Open the slices of a cohort, writing them first if they are not there.
+
+    Args:
+        cohort: Whose training scans are sliced.
+        recipe: How.
+        cache: Where they are kept, under a name made of what they are made of.
+        target_labels: Also store the target's upper-bound labels; no adaptation method may ask for
+            it.
+        progress: Counts scans.
+        ranks: Of several processes the first one writes.
+
+    Raises:
+        InputError: A scan cannot be read, or has nothing to normalise by.
+    """
+    key = content_key(FORMAT, cohort.sha256, recipe.model_dump(mode="json"), target_labels)
+    folder = made_once(
+        cache / f"slices-{key}",
+        lambda temporary: _write(cohort, recipe, temporary, target_labels, progress),
+        ranks=ranks,
+    )
+    labels = np.load(folder / "source_labels.npy", mmap_mode="r")
+    return Slices(
+        key=key,
+        source=np.load(folder / "source.npy", mmap_mode="r"),
+        source_labels=labels,
+        labelled_rows=np.flatnonzero(labels[:, 0, 0] != UNLABELLED),
+        target=np.load(folder / "target.npy", mmap_mode="r"),
+        target_labels=np.load(folder / "target_labels.npy", mmap_mode="r")
+        if target_labels
+        else None,
+        target_scans=_target_scans(folder / INDEX_FILE),
+        target_intensities=_target_intensities(folder / INDEX_FILE, cohort, recipe),
+    )
+
+
+def _write(
+    cohort: Cohort, recipe: Recipe, folder: Path, target_labels: bool, progress: Progress
+) -> None:
+    source = cohort.role("source labelled", "source unlabelled")
+    target = cohort.role("target unlabelled")
+    total, done = len(source) + len(target), 0
+    index: list[dict[str, object]] = []
+    for domain, scans in (("source", source), ("target", target)):
+        with_labels = domain == "source" or target_labels
+        images: list[NDArray[np.float32]] = []
+        labels: list[NDArray[np.uint8]] = []
+        for scan in scans:
+            image, label, intensity = _slices_of(scan, recipe, cohort.spec, with_labels)
+            images.append(image)
+            labels.append(label)
+            row = {"domain": domain, "subject": scan.subject, "slices": len(image)}
+            index.append({**row, "intensity": asdict(intensity)})
+            done += 1
+            progress(done, total, scan.subject)
+        np.save(folder / f"{domain}.npy", np.concatenate(images))
+        if with_labels:
+            np.save(folder / f"{domain}_labels.npy", np.concatenate(labels))
+    write_json(folder / INDEX_FILE, index)
+
+
+def _target_scans(index: Path) -> NDArray[np.int64]:
+    """(N,) the scan's place among the target scans, by slice."""
+    rows = json.loads(index.read_text())
+    counts = [row["slices"] for row in rows if row["domain"] == "target"]
+    return np.repeat(np.arange(len(counts)), counts)
+
+
+def _target_intensities(index: Path, cohort: Cohort, recipe: Recipe) -> tuple[Intensity, ...]:
+    """Of each target scan, in the cohort's order."""
+    rows = [row for row in json.loads(index.read_text()) if row["domain"] == "target"]
+    if all("intensity" in row for row in rows):
+        return tuple(
+            Intensity(**{**row["intensity"], "quartiles": tuple(row["intensity"]["quartiles"])})
+            for row in rows
+        )
+    # slices from before the index kept them
+    scans = cohort.role("target unlabelled")
+    return tuple(fit_intensity(read_volume(scan.image), recipe) for scan in scans)
+
+
+def _slices_of(
+    scan: Scan, recipe: Recipe, spec: CohortSpec, with_labels: bool
+) -> tuple[NDArray[np.float32], NDArray[np.uint8], Intensity]:
+    """One scan's windows (D, h, w), cropped or padded about the centre, their class numbers, and
+    how their intensities were normalised.
+    """
+    volume = read_volume(scan.image)
+    stack = Stack(volume, recipe, pixel_spacing_mm=scan.pixel_spacing_mm)
+    images = fit_to_window(stack.images(0, stack.depth), recipe.window, stack.intensity.floor)
+    if not with_labels or scan.label is None:
+        return images, np.full(images.shape, UNLABELLED, dtype=np.uint8), stack.intensity
+    label = read_label_map(scan.label, class_of_raw=spec.class_of_raw(scan.domain), like=volume)
+    marks = Stack(label.volume, recipe, pixel_spacing_mm=scan.pixel_spacing_mm)
+    classes = marks.labels(0, marks.depth, classes=len(spec.structures))
+    return images, fit_to_window(classes, recipe.window, 0), stack.intensity

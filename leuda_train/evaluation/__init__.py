@@ -1,0 +1,1 @@
+"""labels + truth -> Dice and distances. May import data and networks."""

@@ -1,0 +1,1 @@
+"""run -> exported model, proven against PyTorch. May import data and networks."""

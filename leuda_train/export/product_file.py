@@ -1,0 +1,87 @@
+"""a run's deployed network, and what has to be known of it <-> RUN/model.pt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from leuda_deploy.errors import TrainingError
+from leuda_deploy.scans.likeness import IntensityProfile
+from leuda_deploy.scans.recipe import Recipe
+from leuda_train.loop import checkpoint
+from leuda_train.loop.run_folder import RunFolder
+from leuda_train.networks.cyclegan import Generator
+from leuda_train.networks.product import DeployedNetwork
+from leuda_train.networks.unet import UNet
+
+
+class ProductFacts(BaseModel):
+    """What has to be known to build the module again and to write its model card."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipe: Recipe
+    structures: tuple[str, ...]
+    modality: str
+    feed: Literal["target", "target_as_source"]
+    network: str
+    widths: tuple[int, ...]
+    dropout: tuple[float, ...]
+    generator: tuple[int, int]
+    method: str
+    cohort: str
+    cohort_sha256: str
+    config: dict[str, Any]
+    seed: int
+    steps: int
+    hardware: str
+    domain: IntensityProfile | None = None  # a run from before it was kept has none
+
+
+def build_product(facts: ProductFacts) -> DeployedNetwork:
+    """An untrained module of the right shape."""
+    network = UNet(1 + len(facts.structures), facts.widths, facts.dropout)
+    to_source = Generator(*facts.generator) if facts.feed == "target_as_source" else None
+    return DeployedNetwork(network, to_source)
+
+
+def save_product(
+    run: Path,
+    product: DeployedNetwork,
+    facts: ProductFacts,
+    samples: Mapping[str, NDArray[np.float32]],
+) -> None:
+    """Write RUN/model.pt: weights, facts, and windows (N, h, w) by image family.
+
+    The windows are what exports are compared on, and those of "target" what int8 is calibrated on.
+    """
+    state = {
+        "facts": facts.model_dump_json(),
+        "weights": {name: value.cpu() for name, value in product.state_dict().items()},
+        "samples": {
+            family: torch.from_numpy(np.array(images)) for family, images in samples.items()
+        },
+    }
+    checkpoint.save(RunFolder(run).model, state)
+
+
+def load_product(run: Path) -> tuple[DeployedNetwork, ProductFacts, dict[str, NDArray[np.float32]]]:
+    """The inverse of `save_product`; the module is in evaluation mode, float32, on the CPU."""
+    path = RunFolder(run).model
+    if not path.is_file():
+        raise TrainingError(f"{run} holds no finished run ({path.name}); run `leuda train` first")
+    state = checkpoint.load(path)
+    facts = ProductFacts.model_validate_json(state["facts"])
+    product = build_product(facts)
+    product.load_state_dict(state["weights"])
+    samples = state["samples"]
+    if isinstance(samples, Tensor):  # a run from before there were families
+        samples = {"target": samples}
+    return product.eval(), facts, {family: images.numpy() for family, images in samples.items()}

@@ -1,0 +1,1 @@
+"""step by step: processes, checkpoints, metrics, profile. Imports no other folder."""

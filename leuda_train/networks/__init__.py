@@ -1,0 +1,1 @@
+"""the networks: U-Net, discriminators, CycleGAN. May import config and loop."""

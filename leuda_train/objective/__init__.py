@@ -1,0 +1,3 @@
+"""the paper: the step on one page, its losses, averages and schedules. May import data and
+networks.
+"""

@@ -1,0 +1,1 @@
+"""cohort + config -> a run folder; many runs -> one table. May import everything but cli."""

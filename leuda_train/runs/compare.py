@@ -1,0 +1,215 @@
+"""cohort + methods x labelled counts x seeds -> runs, and one table of them.
+
+OUT/METHOD-labelledN-seedS/   a run each; those that are done are not done again
+OUT/comparison.json .csv .txt .png
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from statistics import fmean, pstdev
+from textwrap import wrap
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group
+from rich.table import Table
+
+from leuda_deploy.errors import InputError
+from leuda_deploy.machine.files import atomic_path, write_json
+from leuda_deploy.machine.progress import ShowProgress, show_nothing, titled
+from leuda_train.config.load import load_config
+from leuda_train.config.schema import TrainConfig
+from leuda_train.data.cohort import Cohort
+from leuda_train.runs.run import check_upper_bound
+from leuda_train.runs.train import train
+
+NAME_WIDTH = 16  # of a method, so that the table has 80 columns
+VARIANTS = ("as_predicted", "largest_component")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Which runs are compared.
+
+    methods    shipped names or TOML files
+    labelled   numbers of labelled source scans; None for all of them
+    seeds      each method is run with seeds 0 .. seeds - 1
+    config     a shipped name or a TOML file
+    overrides  of the config's values, as for `load_config`
+    """
+
+    methods: Sequence[str]
+    labelled: Sequence[int | None] = (None,)
+    seeds: int = 3
+    config: str = "paper-cardiac"
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+
+def compare(
+    cohort: Cohort,
+    out: Path,
+    asked: Comparison,
+    *,
+    cache: Path | None = None,
+    show: ShowProgress = show_nothing,
+) -> dict[str, Any]:
+    """Train whatever is missing, in a fixed order, and write the table."""
+    # all that can be wrong is looked at first, so that it does not show up hours later
+    configs = {
+        method: [
+            load_config(asked.config, method, seed=seed, **asked.overrides)
+            for seed in range(asked.seeds)
+        ]
+        for method in asked.methods
+    }
+    cohorts = {
+        count: cohort if count is None else cohort.with_labelled(count) for count in asked.labelled
+    }
+    check_comparable(cohort, [config for by_seed in configs.values() for config in by_seed])
+    head = {
+        "cohort": cohort.spec.name,
+        "config": Path(asked.config).stem,
+        "leuda": metadata.version("leuda"),
+    }
+    rows: list[dict[str, Any]] = []
+    for count, labelled in cohorts.items():
+        for by_seed in configs.values():
+            found: list[dict[str, Any]] = []
+            for config in by_seed:
+                name = config.method  # of a TOML file, its stem
+                run = out / f"{name}-labelled{count or 'all'}-seed{config.seed}"
+                found.append(
+                    train(
+                        labelled,
+                        config,
+                        run,
+                        cache=cache or out / "cache",
+                        show=titled(show, run.name),
+                    )
+                )
+                _write(out, head, [*rows, summarise_seeds(name, count, found)])
+            rows.append(summarise_seeds(by_seed[0].method, count, found))
+    return _write(out, head, rows)
+
+
+def check_comparable(cohort: Cohort, configs: Sequence[TrainConfig]) -> None:
+    """Raises InputError if a run could not be trained, or not be tested, on this cohort."""
+    if not cohort.role("target test"):
+        raise InputError(f"cohort {cohort.spec.name} has no [target] test scans to compare on")
+    for config in configs:
+        check_upper_bound(config, cohort)
+
+
+def summarise_seeds(
+    method: str, labelled: int | None, found: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """Mean and standard deviation over seeds, by variant; distances only where they exist."""
+    row: dict[str, Any] = {
+        "method": method,
+        "labelled": labelled or "all",
+        "seeds": len(found),
+        "network": sorted({evaluation["network"] for evaluation in found}),
+        "minutes": round(fmean(evaluation["seconds"] for evaluation in found) / 60, 1),
+        "hardware": found[0]["hardware"],
+    }
+    row["oracle_dice"] = _mean([e["oracle"]["dice"] for e in found if "oracle" in e])
+    for variant in VARIANTS:
+        summaries = [evaluation["summary"][variant] for evaluation in found]
+        for key in ("dice", "assd_mm"):
+            values = [summary["mean"][key] for summary in summaries]
+            row[f"{variant}.{key}"] = _mean(values)
+            row[f"{variant}.{key}_std"] = _mean(values, pstdev)
+        row[f"{variant}.missing"] = sum(s["mean"]["n_missing_distance"] for s in summaries)
+        row[f"{variant}.structures"] = {
+            name: _mean([s["structures"][name]["dice"] for s in summaries])
+            for name in summaries[0]["structures"]
+        }
+    return row
+
+
+def _mean(
+    values: Sequence[float | None], of: Callable[[Sequence[float]], float] = fmean
+) -> float | None:
+    """Of those that exist; None if none does."""
+    known = [value for value in values if value is not None]
+    return round(of(known), 4) if known else None
+
+
+def _write(out: Path, head: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    comparison = {**head, "rows": rows}
+    write_json(out / "comparison.json", comparison)
+    text = io.StringIO()
+    flat = [{k: v for k, v in row.items() if not isinstance(v, dict | list)} for row in rows]
+    writer = csv.DictWriter(text, fieldnames=list(flat[0]))
+    writer.writeheader()
+    writer.writerows(flat)
+    _replace(out / "comparison.csv", text.getvalue())
+    console = Console(width=140, file=io.StringIO())
+    console.print(table(comparison))
+    assert isinstance(console.file, io.StringIO)
+    _replace(out / "comparison.txt", console.file.getvalue())
+    _draw(out / "comparison.png", rows)
+    return comparison
+
+
+def _replace(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text)
+
+
+def table(comparison: dict[str, Any]) -> Group:
+    """For 80 columns: a table a variant, mean ± standard deviation over seeds."""
+    first, second = (_table(variant, comparison["rows"]) for variant in VARIANTS)
+    return Group(first, "", second)
+
+
+def _table(variant: str, rows: list[dict[str, Any]]) -> Table:
+    """labels: scans that have them; oracle: Dice of the network that test labels would choose.
+
+    min: minutes of the last session; a translation or slices that were in the cache took none.
+    """
+    shown = Table(
+        title=variant.replace("_", " "), title_justify="left", box=SIMPLE_HEAD, pad_edge=False,
+        collapse_padding=True, show_edge=False,
+    )  # fmt: skip
+    shown.add_column("method", no_wrap=True)
+    with_oracle = variant == "as_predicted"
+    headings = ("labels", "seeds", "Dice", "ASSD mm", "no\ndist.", "oracle", "min")
+    for heading in headings:
+        if with_oracle or heading != "oracle":
+            shown.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        cells = [str(row["labelled"]), str(row["seeds"])]
+        for key, digits in (("dice", 3), ("assd_mm", 2)):
+            mean, deviation = row[f"{variant}.{key}"], row[f"{variant}.{key}_std"]
+            known = mean is not None
+            cells.append(f"{mean:.{digits}f} ± {deviation:.{digits}f}" if known else "-")
+        cells.append(str(row[f"{variant}.missing"]))
+        if with_oracle:
+            cells.append("-" if row["oracle_dice"] is None else f"{row['oracle_dice']:.3f}")
+        method = "\n".join(wrap(row["method"], NAME_WIDTH))  # broken at its hyphens
+        shown.add_row(method, *cells, f"{row['minutes']:.0f}")
+    return shown
+
+
+def _draw(path: Path, rows: list[dict[str, Any]]) -> None:
+    figure = Figure(figsize=(8, 1.2 + 0.4 * len(rows)), layout="constrained")
+    axis = figure.subplots()
+    names = [f"{row['method']}, {row['labelled']}" for row in rows]
+    dice = [row["as_predicted.dice"] or 0.0 for row in rows]
+    spread = [row["as_predicted.dice_std"] or 0.0 for row in rows]
+    axis.barh(names, dice, xerr=spread, color="#56B4E9")
+    axis.invert_yaxis()
+    axis.set_xlim(0, 1)
+    axis.set_xlabel("mean Dice on the test scans (method, labelled volumes)")
+    for index, value in enumerate(dice):
+        axis.text(0.01, index, f"{value:.3f}", va="center")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=100, format="png")

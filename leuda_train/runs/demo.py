@@ -1,0 +1,112 @@
+"""nothing -> phantoms, four trained methods, an exported model, labels, a picture and a table.
+
+The main job end to end. Whatever is there already is reused; a killed demo goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from leuda_deploy.inference.segmenter import Segmenter
+from leuda_deploy.jobs.find_jobs import Job
+from leuda_deploy.jobs.run_jobs import run_job
+from leuda_deploy.machine.files import write_json
+from leuda_deploy.machine.progress import Progress, ShowProgress, show_nothing, titled
+from leuda_train.config.load import load_config
+from leuda_train.data.cohort import read_cohort
+from leuda_train.data.phantom.phantom_cohort import write_cohort
+from leuda_train.export.export_run import export_run
+from leuda_train.loop.run_folder import RunFolder
+from leuda_train.runs.train import train
+
+METHODS = ("source-only", "le-uda", "le-uda-plus", "supervised")
+PRODUCT = "le-uda-plus"
+SEED = 0
+SUMMARY = "summary.json"
+
+
+def read_demo(out: Path) -> dict[str, Any] | None:
+    """The summary of a finished demo all of whose results are still there; else None."""
+    path = out / SUMMARY
+    if not path.is_file():
+        return None
+    summary: dict[str, Any] = json.loads(path.read_text())
+    return summary if all(Path(there).exists() for there in summary["look_at"].values()) else None
+
+
+def run_demo(out: Path, show: ShowProgress = show_nothing) -> dict[str, Any]:
+    """Do everything, under `out`; returns and keeps summary.json."""
+    seconds: dict[str, float] = {}
+
+    @contextmanager
+    def timed(name: str, title: str) -> Iterator[Progress]:
+        began = time.monotonic()
+        with show(title) as progress:
+            yield progress
+        seconds[name] = round(time.monotonic() - began, 1)
+
+    with timed("phantom", "1/4 phantom scans") as progress:
+        cohort_file = write_cohort(out / "cohort", seed=SEED, progress=progress)
+    cohort = read_cohort(cohort_file)
+    evaluations = {}
+    for number, method in enumerate(METHODS, start=1):
+        prefix = f"2/4 method {number} of {len(METHODS)}, {method}"
+        evaluations[method] = train(
+            cohort,
+            load_config("demo", method, seed=SEED),
+            out / method,
+            cache=out / "cache",
+            show=titled(show, prefix),
+        )
+        seconds[f"train {method}"] = evaluations[method]["seconds"]
+    product = RunFolder(out / PRODUCT)
+    with timed("export", "3/4 export: PyTorch -> ONNX, compared on real slices") as progress:
+        model, parity = export_run(product.path, out / "model", licence="MIT", progress=progress)
+    # without torch's help
+    scan = sorted((cohort_file.parent / "ct_test").glob("*_image.nii.gz"))[0]
+    with timed("infer", "4/4 inference on a held-out CT"):
+        report = run_job(Job(scan=scan, output=out / "labels.nii.gz"), Segmenter(model))
+    seconds["total"] = round(sum(seconds.values()), 1)
+    summary = {
+        "dice": {method: _dice(evaluation) for method, evaluation in evaluations.items()},
+        "parity": {"max_abs": parity.max_abs, "windows": parity.windows},
+        "seconds": seconds,
+        "hardware": evaluations[PRODUCT]["hardware"],
+        "seed": SEED,
+        "look_at": {
+            "labels on a new scan": str(report.overlay),
+            "image sets and curves": str(product.run_picture),
+            "truth and prediction": str(product.predictions_picture),
+            "labels": report.labels,
+            "model": str(model.path),
+            "summary": str(out / SUMMARY),
+        },
+    }
+    write_json(out / SUMMARY, summary)
+    return summary
+
+
+def _dice(evaluation: dict[str, Any]) -> dict[str, float]:
+    """Dice by structure and their mean, as predicted."""
+    summary = evaluation["summary"]["as_predicted"]
+    rows = {**summary["structures"], "mean": summary["mean"]}
+    return {name: round(row["dice"], 4) for name, row in rows.items()}
+
+
+def table(summary: dict[str, Any]) -> Table:
+    """Dice by structure and method, for a terminal."""
+    dice = summary["dice"]
+    shown = Table(title="Dice on held-out target scans", title_justify="left")
+    shown.add_column("structure")
+    for method in METHODS:
+        shown.add_column(method, justify="right")
+    for structure in dice[PRODUCT]:
+        shown.add_row(structure, *(f"{dice[method][structure]:.3f}" for method in METHODS))
+    return shown

@@ -1,0 +1,109 @@
+"""trained networks -> what is kept of a run: the deployed network, its scores, two pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leuda_deploy.scans.likeness import profile_of
+from leuda_train.config.schema import TrainConfig
+from leuda_train.config.streams import Stream
+from leuda_train.data.slices import Slices
+from leuda_train.evaluation.held_out import HeldOut
+from leuda_train.export.product_file import ProductFacts, save_product
+from leuda_train.runs.pictures import draw_predictions, draw_run
+from leuda_train.runs.run import Run
+from leuda_train.stages.adapt import Adapted
+from leuda_train.stages.translated_sets import TranslatedSets
+
+# The image families that look like what the product is fed, and how many slices of each are kept
+# to prove exports on.
+PARITY_SAMPLES: dict[Stream, int] = {"target": 64, "source_as_target": 16, "target_cycled": 16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What the stages of a run leave behind."""
+
+    slices: Slices
+    translated: TranslatedSets
+    adapted: Adapted
+
+
+def save_result(run: Run, trained: Trained) -> None:
+    """Write RUN/model.pt: the deployed network, its facts, and slices to prove exports on."""
+    facts, samples = product_facts(run, trained), parity_samples(trained.translated)
+    save_product(run.folder.path, trained.adapted.chosen, facts, samples)
+
+
+def evaluate_run(run: Run, trained: Trained) -> dict[str, Any]:
+    """Score the test scans, if there are any, and draw the pictures; all but the seconds."""
+    adapted = trained.adapted
+    evaluation: dict[str, Any] = {}
+    if run.cohort.role("target test"):
+        held_out = HeldOut(run.cohort, run.recipe, run.hardware)
+        with run.show("test scans") as progress:
+            evaluation = held_out.evaluate(adapted.chosen, run.folder.predictions, progress)
+            if run.config.reports_oracle:
+                dice = evaluation["summary"]["as_predicted"]["mean"]["dice"]
+                evaluation["oracle"] = held_out.oracle(
+                    adapted.products, dice, run.folder.oracle, progress
+                )
+        picture, predictions = run.folder.predictions_picture, run.folder.predictions
+        draw_predictions(picture, evaluation, run.cohort, run.recipe, predictions)
+    draw_run(run.folder.run_picture, trained.translated, adapted.history)
+    return evaluation | {
+        "method": run.config.method,
+        "network": adapted.network,
+        "feed": run.config.test.feed_of(adapted.network),
+        "epoch": adapted.epoch,
+        "label_free_score": adapted.score,
+        "label_free_scores": adapted.scores,
+        "hardware": str(run.hardware),
+    }
+
+
+def parity_samples(translated: TranslatedSets) -> dict[str, NDArray[np.float32]]:
+    """Slices (n, h, w) of each image family that there is, evenly spread over it."""
+    samples: dict[str, NDArray[np.float32]] = {}
+    for family, count in PARITY_SAMPLES.items():
+        if family in translated.images:
+            every = translated.images[family]
+            chosen = np.linspace(0, len(every) - 1, min(count, len(every)))
+            samples[family] = np.array(every[chosen.astype(int)])
+    return samples
+
+
+def product_facts(run: Run, trained: Trained) -> ProductFacts:
+    """What has to be known of the product besides its weights."""
+    config, cohort, adapted = run.config, run.cohort, trained.adapted
+    widths = config.unet.widths
+    if config.distil is not None:
+        widths = config.distil.widths(widths)
+    return ProductFacts(
+        recipe=run.recipe,
+        structures=tuple(cohort.structures),
+        modality=cohort.spec.target.modality,
+        feed=config.test.feed_of(adapted.network),
+        network=adapted.network,
+        widths=widths,
+        dropout=config.unet.dropout,
+        generator=(config.translation.width, config.translation.blocks),
+        method=config.method,
+        cohort=cohort.spec.name,
+        cohort_sha256=cohort.sha256,
+        config=config.model_dump(mode="json"),
+        seed=config.seed,
+        steps=_steps(adapted, config),
+        hardware=str(run.hardware),
+        domain=profile_of(trained.slices.target_intensities),
+    )
+
+
+def _steps(adapted: Adapted, config: TrainConfig) -> int:
+    """Steps of stages 2 and 3 that the product's weights have seen."""
+    epochs = config.schedule.epochs if adapted.epoch is None else adapted.epoch
+    return epochs * config.schedule.steps_per_epoch + (config.distil.steps if config.distil else 0)

@@ -1,0 +1,108 @@
+"""cohort + config + folder -> a run: what its stages are told, and what is refused beforehand."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from leuda_deploy.errors import InputError
+from leuda_deploy.machine.files import atomic_path
+from leuda_deploy.machine.progress import ShowProgress
+from leuda_deploy.scans.recipe import Recipe
+from leuda_train.config.load import parse_config
+from leuda_train.config.schema import TrainConfig
+from leuda_train.data.cohort import Cohort
+from leuda_train.loop.hardware import Hardware
+from leuda_train.loop.loop import StageRun, Watch
+from leuda_train.loop.metrics_log import Metrics
+from leuda_train.loop.ranks import Ranks
+from leuda_train.loop.run_folder import RunFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run of a method on a cohort.
+
+    cache     slices and translations, shared by every run with the same settings
+    metrics   None in a process that is not the first
+    profiles  stage -> where its time went; None if nobody asked
+    """
+
+    cohort: Cohort
+    config: TrainConfig
+    recipe: Recipe
+    folder: RunFolder
+    cache: Path
+    hardware: Hardware
+    show: ShowProgress
+    metrics: Metrics | None
+    profiles: dict[str, Any] | None
+
+    @property
+    def classes(self) -> int:
+        """How many classes the networks tell apart, background included."""
+        return 1 + len(self.cohort.structures)
+
+    @contextmanager
+    def stage(self, title: str, folder: Path) -> Iterator[StageRun]:
+        """A stage of this run, which finds and leaves its checkpoints in the folder."""
+        with self.show(title) as progress:
+            yield StageRun(
+                hardware=self.hardware,
+                folder=folder,
+                checkpoint_seconds=self.config.schedule.checkpoint_seconds,
+                watch=Watch(progress=progress, metrics=self.metrics, profiles=self.profiles),
+            )
+
+
+def check_upper_bound(config: TrainConfig, cohort: Cohort) -> None:
+    """Raises InputError if the method reads target labels that the cohort does not have."""
+    if config.uses_target_labels and cohort.spec.target.upper_bound is None:
+        raise InputError(
+            f"method {config.method} needs [target] upper_bound labels, which cohort "
+            f"{cohort.spec.name} does not have"
+        )
+
+
+def check_shares(config: TrainConfig, ranks: Ranks) -> None:
+    """Raises InputError if the batches of stage 2 or 3 cannot be shared by the processes."""
+    ranks.check_share(config.schedule.batch_labelled, "schedule.batch_labelled")
+    if config.objective.unlabelled_streams or config.distil is not None:
+        ranks.check_share(config.schedule.batch_unlabelled, "schedule.batch_unlabelled")
+
+
+def check_same_run(folder: RunFolder, config: TrainConfig, cohort: Cohort) -> None:
+    """Raises InputError if the folder holds a run of another config or cohort."""
+    path = folder.config
+    if path.is_file() and not _is_same(path, config, cohort):
+        raise InputError(
+            f"{folder.path} holds a run of another config or cohort (see {path}); choose another "
+            "--out"
+        )
+
+
+def _is_same(path: Path, config: TrainConfig, cohort: Cohort) -> bool:
+    """Whether a config.toml says the same; a key that it lacks, being older, has its default."""
+    content = tomllib.loads(path.read_text())
+    if content.pop("cohort_sha256") != cohort.sha256:
+        return False
+    try:
+        return parse_config(content, str(path)) == config
+    except InputError:
+        return False
+
+
+def write_config(folder: RunFolder, config: TrainConfig, cohort: Cohort) -> None:
+    """Write the resolved config: from here on the folder is this run's."""
+    content = config.model_dump(mode="json", exclude_none=True) | {"cohort_sha256": cohort.sha256}
+    with atomic_path(folder.config) as temporary:
+        temporary.write_text(
+            "# The resolved config of this run, written by `leuda train`.\n"
+            + tomli_w.dumps(content)
+        )

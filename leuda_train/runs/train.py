@@ -1,0 +1,182 @@
+"""cohort + config -> a finished run folder: slices, translation, adaptation, distillation, results.
+
+    RUN/config.toml       the resolved config
+    RUN/checkpoints/      the newest two states while stage 2 runs
+    RUN/model.pt          the product: what `leuda export` reads
+    RUN/metrics.jsonl     loss terms of every stage, and images/s, as they come
+    RUN/predictions/      labels of the test scans
+    RUN/evaluation.json   Dice and distances on them
+    RUN/run.png           its image sets and the curves
+    RUN/predictions.png   best, median and worst test scan: truth and prediction
+    RUN/profile.json      on request: where the time went, by stage
+    RUN/tensorboard/      on request: metrics.jsonl for TensorBoard, a folder a stage
+
+Slices and translated sets are in the cache folder, shared by every run with the same settings.
+Of several processes (see `ranks.py`) all train; the first one writes, logs and evaluates.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leuda_deploy.machine.files import write_json
+from leuda_deploy.machine.progress import ShowProgress, show_nothing
+from leuda_train.config.load import make_recipe
+from leuda_train.config.schema import TrainConfig
+from leuda_train.data.batches import AlignedSets
+from leuda_train.data.cohort import Cohort
+from leuda_train.data.slices import Slices, load_slices
+from leuda_train.loop.hardware import check_compiler, choose_hardware
+from leuda_train.loop.metrics_log import Metrics
+from leuda_train.loop.ranks import process_group
+from leuda_train.loop.run_folder import RunFolder
+from leuda_train.runs.results import Trained, evaluate_run, save_result
+from leuda_train.runs.run import (
+    Run,
+    check_same_run,
+    check_shares,
+    check_upper_bound,
+    write_config,
+)
+from leuda_train.stages.adapt import adapt
+from leuda_train.stages.distil import distil
+from leuda_train.stages.translate import load_translation
+from leuda_train.stages.translated_sets import TranslatedSets, untranslated
+
+
+def train(
+    cohort: Cohort,
+    config: TrainConfig,
+    out: Path,
+    *,
+    cache: Path | None = None,
+    show: ShowProgress = show_nothing,
+    profile: bool = False,
+    tensorboard: bool = False,
+) -> dict[str, Any]:
+    """Train a method on a cohort, evaluate it on the test scans, and keep all of it in a folder.
+
+    What is done already is not done again: a killed run goes on from its last checkpoint, a
+    finished one returns at once. Target labels are read for the evaluation alone (and by the
+    method `supervised`, the upper bound).
+
+    Args:
+        cohort: The scans, as `read_cohort` gives them; `cohort.with_labelled(n)` keeps the labels
+            of n source scans alone.
+        config: What is trained, and how long, as `load_config` gives it.
+        out: The run folder, made if it is not there.
+        cache: Slices and translations, shared by runs. Default: the folder `cache` beside `out`.
+        show: A stage's title -> a context manager that yields its progress callback.
+        profile: Also write where the time went.
+        tensorboard: Also write the metrics for TensorBoard.
+
+    Returns:
+        What evaluation.json holds: `summary`, `volumes` and `structures` as `evaluate_paths`
+        returns them if the cohort has test scans; the method, the chosen network and what it is
+        fed; hardware and seconds.
+
+    Raises:
+        InputError: `out` holds a run of another config or cohort, or the config cannot be run on
+            this cohort or machine.
+        TrainingError: A loss is not finite, or a checkpoint cannot be written.
+    """
+    began = time.monotonic()
+    with process_group(config.device) as ranks:
+        recipe = make_recipe(config, cohort.spec.slices.axis, cohort.spec.slices.spacing_mm)
+        folder = RunFolder(out)
+        check_same_run(folder, config, cohort)
+        there = ranks.first and folder.evaluation.is_file()
+        finished: dict[str, Any] | None = ranks.broadcast(
+            json.loads(folder.evaluation.read_text()) if there else None
+        )
+        if finished is not None:
+            return finished
+        check_upper_bound(config, cohort)
+        hardware = choose_hardware(config.device, config.precision, ranks)
+        check_shares(config, ranks)
+        if config.compile:
+            check_compiler(hardware)
+        if ranks.first:
+            write_config(folder, config, cohort)
+        run = Run(
+            cohort=cohort,
+            config=config,
+            recipe=recipe,
+            folder=folder,
+            cache=cache or out.parent / "cache",
+            hardware=hardware,
+            show=show if ranks.first else show_nothing,
+            metrics=Metrics(folder, tensorboard=tensorboard) if ranks.first else None,
+            profiles={} if profile else None,
+        )
+        trained = _do_stages(run)
+        evaluation: dict[str, Any] | None = None
+        if ranks.first:
+            if run.profiles:
+                write_json(folder.profile, run.profiles)
+            save_result(run, trained)
+            evaluation = evaluate_run(run, trained)
+            evaluation["seconds"] = round(time.monotonic() - began, 1)
+            write_json(folder.evaluation, evaluation)
+            shutil.rmtree(folder.checkpoints, ignore_errors=True)
+        told: dict[str, Any] = ranks.broadcast(evaluation)
+        return told
+
+
+def _do_stages(run: Run) -> Trained:
+    """Slices, then stages 1 to 3, those that the method has."""
+    config = run.config
+    with run.show("slices") as progress:
+        slices = load_slices(
+            run.cohort,
+            run.recipe,
+            run.cache,
+            target_labels=config.uses_target_labels,
+            progress=progress,
+            ranks=run.hardware.ranks,
+        )
+    translated = untranslated(slices)
+    if config.uses_translation:
+        with run.stage(f"translation ({config.translation.title})", run.cache) as stage:
+            translated = load_translation(slices, config.translation, config.seed, stage)
+    sets = aligned_sets(slices, translated, config)
+    with run.stage(config.method, run.folder.checkpoints) as stage:
+        adapted = adapt(sets, run.classes, config, stage, translated.to_source)
+    if config.distil is not None:
+        with run.stage("distillation", run.folder.distillation_checkpoints) as stage:
+            # the teachers, as they are after the last step, become one small network
+            teachers = {name: adapted.products[name] for name in config.teachers}
+            distilled = distil(teachers, sets, run.classes, config, stage)
+        adapted = replace(
+            adapted,
+            chosen=distilled,
+            network="distilled",
+            products={**adapted.products, "distilled": distilled},
+            epoch=None,
+            score=None,
+        )
+    if run.metrics is not None:
+        run.metrics.close()
+    return Trained(slices=slices, translated=translated, adapted=adapted)
+
+
+def aligned_sets(slices: Slices, translated: TranslatedSets, config: TrainConfig) -> AlignedSets:
+    """The image sets that there are, with the labels of the domain that is supervised."""
+    images = translated.images
+    if config.uses_target_labels:
+        assert slices.target_labels is not None
+        every = np.arange(len(slices.target))
+        return AlignedSets(images=images, labels=slices.target_labels, labelled_rows=every)
+    return AlignedSets(
+        images=images,
+        labels=slices.source_labels,
+        labelled_rows=slices.labelled_rows,
+        target_scans=slices.target_scans,
+    )

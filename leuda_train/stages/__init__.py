@@ -1,0 +1,1 @@
+"""translate, adapt, distil. May import objective and what stands below."""

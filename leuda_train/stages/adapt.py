@@ -1,0 +1,271 @@
+"""stage 2: aligned image sets -> student and two teachers, by the step in `step.py`."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from leuda_train.config.schema import TrainConfig
+from leuda_train.data.batches import (
+    AlignedSets,
+    Draw,
+    make_batch,
+    seed_dropout,
+    step_generator,
+    take_rows,
+)
+from leuda_train.loop.hardware import Hardware, compile_networks
+from leuda_train.loop.loop import StageRun, run_steps
+from leuda_train.loop.metrics_log import Row
+from leuda_train.loop.profile import phase
+from leuda_train.networks.batchnorm import reestimate, with_joint_batchnorm
+from leuda_train.networks.cyclegan import Generator
+from leuda_train.networks.discriminators import FeatureDiscriminator
+from leuda_train.networks.product import DeployedNetwork
+from leuda_train.networks.unet import UNet
+from leuda_train.objective.class_prior import ClassPrior
+from leuda_train.objective.ema import teacher_mode
+from leuda_train.objective.label_free import label_free_score, make_probe
+from leuda_train.objective.schedules import lambdas, learning_rate
+from leuda_train.objective.step import Networks, le_uda_step
+from leuda_train.objective.volume_labels import label_volumes
+
+FEED_BATCHES = 8  # batches read at once when batch norms are re-estimated: steadier statistics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapted:
+    """The trained networks, in evaluation mode, after the last step, and which one is the product.
+
+    products  network name -> what would be shipped of it: the network, behind the generator if it
+              reads x^{t→s}
+    chosen    the product of the run, and its network, epoch and label-free score; None of the two
+              where it was distilled
+    scores    label-free scores by epoch, a row each
+    """
+
+    products: dict[str, DeployedNetwork]
+    chosen: DeployedNetwork
+    network: str
+    epoch: int | None
+    score: float | None
+    scores: list[Row]
+    history: list[Row]
+
+
+def adapt(
+    sets: AlignedSets,
+    classes: int,
+    config: TrainConfig,
+    run: StageRun,
+    to_source: Generator | None = None,
+) -> Adapted:
+    """Train by the config's method; classes counts background. Resumes from the run's folder.
+
+    to_source  the generator of stage 1, where a network is tested on x^{t→s}
+    """
+    trainer = Adaptation(sets, classes, config, run.hardware, to_source)
+    schedule = config.schedule
+    steps = schedule.epochs * schedule.steps_per_epoch
+    history = run_steps(trainer, run, name=config.method, steps=steps)
+    best = trainer.best
+    used = config.objective.networks_in_use
+    products = {name: trainer.product(name).eval() for name, asked in used.items() if asked}
+    chosen = copy.deepcopy(products[best["network"]])
+    chosen.network.load_state_dict(best["weights"])
+    if config.test.batchnorm == "feed":
+        for product in (*products.values(), chosen):
+            _fit_to_feed(product, sets, config, run.hardware)
+    return Adapted(
+        products=products,
+        chosen=chosen,
+        network=best["network"],
+        epoch=best["epoch"],
+        score=best["score"],
+        scores=trainer.scores,
+        history=history,
+    )
+
+
+def _fit_to_feed(
+    product: DeployedNetwork, sets: AlignedSets, config: TrainConfig, hardware: Hardware
+) -> None:
+    """Re-estimate a product's batch norms on its unlabelled feed, in a fixed order of slices."""
+    images, size = sets.images["target"], config.schedule.batch_unlabelled * FEED_BATCHES
+    rows = np.random.default_rng(config.seed).permutation(len(images))
+    # whole batches alone: each counts the same
+    parts = np.array_split(rows, max(1, round(len(rows) / size)))
+    batches = (hardware.put(take_rows(images, part, hardware)[:, None]) for part in parts)
+    with hardware.autocast():
+        reestimate(product.network, hardware.place(product), batches)
+
+
+def draw_of(config: TrainConfig, step: int) -> Draw:
+    """What a step of stage 2 draws."""
+    config = config.at(step // config.schedule.steps_per_epoch)
+    look = config.appearance
+    return Draw(
+        seed=config.seed,
+        supervised=config.objective.supervised_on,
+        labelled_count=config.schedule.batch_labelled,
+        unlabelled=config.objective.unlabelled_streams,
+        unlabelled_count=config.schedule.batch_unlabelled,
+        restyle_target=config.objective.lambda_pseudo > 0,
+        augment=config.augment,
+        style=config.style,
+        appearance=None if look is None else (look, config.target_appearance),
+        structure_share=config.schedule.structure_share,
+        copy_paste=config.objective.copy_paste,
+        size=config.window_at(step),
+    )
+
+
+class Adaptation:
+    """One LE-UDA iteration at a time."""
+
+    def __init__(
+        self,
+        sets: AlignedSets,
+        classes: int,
+        config: TrainConfig,
+        hardware: Hardware,
+        to_source: Generator | None = None,
+    ) -> None:
+        self.sets, self.config, self.hardware = sets.on_device(hardware), config, hardware
+        last = config.schedule.epochs * config.schedule.steps_per_epoch - 1
+        self.draw = draw_of(config, last)
+        self.images_per_step = self.draw.images_per_step
+        self.to_source = hardware.place(to_source) if to_source is not None else None
+        self.probe = None if config.uses_target_labels else make_probe(sets, hardware, config.seed)
+        self.pseudo: Tensor | None = None  # (N, h, w) labels of the target scans, if made by scan
+        self.scores: list[Row] = []
+        self.best: dict[str, Any] = {}
+        torch.manual_seed(config.seed)
+        student: nn.Module = UNet(classes, config.unet.widths, config.unet.dropout)
+        if hardware.ranks.size > 1 or config.objective.batchnorm_over == "stream":
+            student = with_joint_batchnorm(student, hardware.ranks)
+        student = hardware.place(student)
+        teachers = [copy.deepcopy(student).requires_grad_(False) for _ in range(2)]
+        for teacher in teachers:
+            teacher_mode(teacher, config.objective.teacher_batchnorm)
+        if config.compile:
+            compile_networks([student, *teachers])
+        levels = config.adversarial.levels
+        widths = [config.unet.widths[level - 1] for level in levels]
+        discriminators = [
+            hardware.place(
+                FeatureDiscriminator(widths, [-level for level in levels], config.adversarial.width)
+            )
+            for _ in range(2)
+        ]
+        self.nets = Networks(
+            student=student,
+            intra_teacher=teachers[0],
+            inter_teacher=teachers[1],
+            intra_discriminator=discriminators[0],
+            inter_discriminator=discriminators[1],
+            class_prior=ClassPrior(sets.class_shares, config.objective.pseudo_prior).to(
+                hardware.device
+            ),
+            student_optimizer=torch.optim.Adam(
+                student.parameters(), lr=config.schedule.learning_rate, fused=True
+            ),
+            discriminator_optimizer=torch.optim.Adam(
+                nn.ModuleList(discriminators).parameters(),
+                lr=config.adversarial.learning_rate,
+                betas=(0.5, 0.999),
+                fused=True,
+            ),
+            scaler=torch.amp.GradScaler(hardware.device.type, enabled=hardware.needs_scaler),
+        )
+
+    def step(self, step: int) -> dict[str, Tensor]:
+        """Draw the batch of this step and train on it."""
+        epoch = step // self.config.schedule.steps_per_epoch
+        config = self.config.at(epoch)
+        objective = config.objective
+        rate = learning_rate(step, config.schedule, objective.warmup_epochs)
+        self.nets.student_optimizer.param_groups[0]["lr"] = rate
+        with phase("pseudo-labels"):
+            self._label_target(step, config)
+        with phase("data"):
+            self.draw = draw_of(self.config, step)
+            batch = make_batch(self.sets, self.draw, self.hardware, step, self.pseudo)
+        seed_dropout(config.seed, "dropout", step, self.hardware)
+        terms = le_uda_step(
+            self.nets,
+            batch,
+            lambdas(epoch, objective),
+            objective,
+            self.hardware,
+            update=step,
+            generator=step_generator(config.seed, "teacher noise", step),
+        )
+        with phase("selection"):
+            self._select(step + 1)
+        return terms
+
+    def _label_target(self, step: int, config: TrainConfig) -> None:
+        """Every few epochs of self-training by scan: the target's pseudo-labels, made anew."""
+        objective = config.objective
+        if objective.lambda_pseudo == 0 or objective.pseudo_by == "slice":
+            return
+        if self.pseudo is None or not step % (
+            objective.pseudo_every_epochs * config.schedule.steps_per_epoch
+        ):
+            assert self.sets.target_scans is not None
+            self.pseudo = label_volumes(
+                self.nets.inter_teacher,
+                self.sets.images["target"],
+                self.sets.target_scans,
+                self.sets.class_shares,
+                strength=objective.pseudo_prior,
+                floor=objective.pseudo_confidence,
+                hardware=self.hardware,
+            )
+
+    def product(self, network: str) -> DeployedNetwork:
+        """What would be shipped of a network as it is now."""
+        through = self.config.test.feed_of(network) == "target_as_source"
+        assert self.to_source is not None or not through
+        return DeployedNetwork(getattr(self.nets, network), self.to_source if through else None)
+
+    def _select(self, done: int) -> None:
+        """Score the candidates every few epochs and at the end; keep the best that may be kept."""
+        schedule, test = self.config.schedule, self.config.test
+        last = done == schedule.epochs * schedule.steps_per_epoch
+        if not last and (
+            test.select == "last" or done % (test.select_epochs * schedule.steps_per_epoch)
+        ):
+            return
+        row: Row = {"epoch": done / schedule.steps_per_epoch}
+        for name in self.config.candidates:
+            row[name] = 0.0
+            if self.probe is not None:
+                row[name] = label_free_score(self.product(name), self.probe, self.hardware)
+            if not self.best or row[name] > self.best["score"]:
+                weights = getattr(self.nets, name).state_dict()
+                self.best = {
+                    "score": row[name],
+                    "network": name,
+                    "epoch": round(row["epoch"]),
+                    "weights": {key: value.detach().clone() for key, value in weights.items()},
+                }
+        self.scores.append(row)
+
+    def state(self) -> dict[str, Any]:
+        """Every network, optimiser and the scaler, and what was selected so far."""
+        parts = {name: part.state_dict() for name, part in vars(self.nets).items()}
+        return parts | {"scores": self.scores, "best": self.best, "pseudo": self.pseudo}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+        for name, part in vars(self.nets).items():
+            part.load_state_dict(state[name])
+        self.scores, self.best = list(state["scores"]), state["best"]
+        self.pseudo = state["pseudo"]

@@ -1,0 +1,72 @@
+"""The error tree: one line each, and facts that survive the way from process to process."""
+
+from __future__ import annotations
+
+import math
+import pickle
+
+import pytest
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from leuda_deploy.errors import (
+    GridMismatchError,
+    InputError,
+    LeudaError,
+    MissingExtraError,
+    ParityError,
+    UndeclaredLabelError,
+    describe,
+    one_line,
+)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        LeudaError("plain"),
+        InputError("a scan"),
+        GridMismatchError(("a", "b"), ((1, 2, 3), (1, 2, 4)), math.inf),
+        UndeclaredLabelError("l.nii", [7, 9], [0, 1]),
+        ParityError("they differ", window=3),
+        MissingExtraError("reading DICOM", "highdicom", "dicom"),
+    ],
+)
+def test_an_error_is_the_same_in_another_process(error: LeudaError) -> None:
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert str(again) == str(error)
+    assert vars(again) == vars(error)
+    assert "\n" not in str(error)
+
+
+def test_one_line_of_what_a_library_says() -> None:
+    assert one_line(ValueError("a\n  b\tc")) == "a b c"
+    assert len(one_line(ValueError("x" * 1000))) == 300
+    assert one_line(EOFError()) == "EOFError"
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    size: int
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ({"sise": 1}, ("sise", "1 more")),  # the key that is there, not the one that is missing
+        ({}, ("size", "missing")),
+        ({"size": "big\x1b[31m\n"}, ("size", "big?[31m?")),
+        ({"size": "x" * 500}, ("size", "x" * 80)),
+    ],
+)
+def test_the_first_fault_of_a_model_is_one_printable_line(
+    content: dict[str, object], parts: tuple[str, ...]
+) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Model.model_validate(content)
+    line = describe(caught.value)
+    assert line.isprintable()
+    assert len(line) < 200
+    for part in parts:
+        assert part in line
