@@ -51,8 +51,8 @@ class AlignedSets:
     @cached_property
     def structure_rows(self) -> NDArray[np.int64]:
         """The labelled rows that show any structure."""
-        shown = [bool((self.labels[int(row)] > 0).any()) for row in self.labelled_rows]
-        return self.labelled_rows[np.array(shown, dtype=bool)]
+        rows = [int(row) for row in self.labelled_rows if (self.labels[int(row)] > 0).any()]
+        return np.array(rows, dtype=np.int64)
 
     @cached_property
     def classes(self) -> int:

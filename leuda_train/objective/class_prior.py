@@ -62,6 +62,9 @@ class ClassPrior(nn.Module):
     strength  0 to 1, the exponent of the weights: 1 asks for the source's frequencies outright
     """
 
+    wanted: Tensor
+    found: Tensor
+
     def __init__(self, shares: Tensor, strength: float = 1.0) -> None:
         super().__init__()
         self.strength = strength

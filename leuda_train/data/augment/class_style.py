@@ -169,7 +169,10 @@ def scanned(grey: Tensor, strength: Tensor | float, draws: Draws) -> Tensor:
 
     strength  0 to 1, of all of them; a number or (B, 1, 1, 1)
     """
-    part = lambda low, high: draws.uniform(low, high, 1, 1, 1).to(grey) * strength
+
+    def part(low: float, high: float) -> Tensor:
+        return draws.uniform(low, high, 1, 1, 1).to(grey) * strength
+
     field = draws.smooth(FIELD_CELLS, *grey.shape[2:]).to(grey) * part(0.0, 0.3)
     image = unit_range(grey) * field.exp()
     image = torch.where(part(0.0, 1.0) > 0.75, blurred(image, 0.8), image)

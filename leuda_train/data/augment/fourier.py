@@ -52,4 +52,5 @@ def swap_low_frequencies(images: Tensor, references: Tensor, radius: Tensor) -> 
     low = torch.maximum(rows[:, None], columns) <= reach  # (B, 1, H, W)
     own, theirs = torch.fft.fft2(images), torch.fft.fft2(references)
     amplitude = torch.where(low, theirs.abs(), own.abs())
-    return torch.fft.ifft2(torch.polar(amplitude, own.angle())).real
+    swapped: Tensor = torch.fft.ifft2(torch.polar(amplitude, own.angle())).real
+    return swapped
