@@ -40,18 +40,24 @@ PATCH_CELLS = 4  # of the random mask that says which curve holds where
 class Draws:
     """Random numbers for the joint batch of all processes, of which each gets its images' share."""
 
-    def __init__(self, count: int, generator: torch.Generator, ranks: Ranks = ALONE) -> None:
-        self.count, self.generator, self.ranks = count, generator, ranks
+    def __init__(
+        self,
+        count: int,
+        generator: torch.Generator,
+        ranks: Ranks = ALONE,
+        device: torch.device | None = None,
+    ) -> None:
+        self.count, self.generator, self.ranks, self.device = count, generator, ranks, device
 
     def uniform(self, low: float, high: float, *shape: int) -> Tensor:
         """(B, *shape) in [low, high)."""
         drawn = torch.rand(self.count * self.ranks.size, *shape, generator=self.generator)
-        return low + (high - low) * self.ranks.share(drawn)
+        return (low + (high - low) * self.ranks.share(drawn)).to(self.device)
 
     def normal(self, *shape: int) -> Tensor:
         """(B, *shape) of mean 0 and deviation 1."""
         drawn = torch.randn(self.count * self.ranks.size, *shape, generator=self.generator)
-        return self.ranks.share(drawn)
+        return self.ranks.share(drawn).to(self.device)
 
     def smooth(self, cells: int, height: int, width: int) -> Tensor:
         """(B, 1, H, W): a random value at each of cells x cells places, interpolated between."""
@@ -88,14 +94,14 @@ def randomise_appearance(
     Returns:
         (B, 1, H, W), mean about 0, deviation 0.4 to 1.5.
     """
-    draws = Draws(len(images), generator, ranks)
-    plain = draws.happens(config.plain).to(images.device)
+    draws = Draws(len(images), generator, ranks, images.device)
+    plain = draws.happens(config.plain)
     if references is not None and config.fourier > 0:
         partner = torch.arange(len(images), device=images.device) % len(references)
         swapped = swap_low_frequencies(images, references[partner], draws.uniform(*REACH))
-        chosen = draws.happens(config.fourier).to(images.device)
+        chosen = draws.happens(config.fourier)
         images = torch.where(chosen, swapped, images)
-        plain = plain | (chosen & draws.happens(STAYS_SWAPPED).to(images.device))
+        plain = plain | (chosen & draws.happens(STAYS_SWAPPED))
     grey = unit_range(images)
     styled = torch.where(draws.happens(config.curve), _patchwork(grey, config, draws), grey)
     if labels is not None and config.structures > 0:
@@ -131,7 +137,7 @@ def random_curves(grey: Tensor, free: float, draws: Draws) -> Tensor:
     knots = torch.where(draws.uniform(0.0, 1.0, 1) < free, anyhow, monotone)
     dark_air = draws.uniform(0.0, 1.0, 1) < DARK_AIR
     first = torch.where(dark_air, torch.zeros_like(knots[:, :1]), knots[:, :1])
-    knots = torch.cat([first, knots[:, 1:]], dim=1).to(grey)
+    knots = torch.cat([first, knots[:, 1:]], dim=1)
     place = grey.clamp(0.0, 1.0) * (KNOTS - 1)
     below = place.floor().clamp(max=KNOTS - 2)
     at = below.long().flatten(1)
@@ -142,9 +148,9 @@ def random_curves(grey: Tensor, free: float, draws: Draws) -> Tensor:
 def _patchwork(grey: Tensor, config: AppearanceConfig, draws: Draws) -> Tensor:
     """One random curve for the whole image or, now and then, two that hold in different places."""
     one, other = (random_curves(grey, config.free_curves, draws) for _ in range(2))
-    share = torch.sigmoid(4.0 * draws.smooth(PATCH_CELLS, *grey.shape[2:])).to(grey)
+    share = torch.sigmoid(4.0 * draws.smooth(PATCH_CELLS, *grey.shape[2:]))
     mixed = share * one + (1.0 - share) * other
-    return torch.where(draws.happens(config.patchwork).to(grey.device), mixed, one)
+    return torch.where(draws.happens(config.patchwork), mixed, one)
 
 
 def _by_structure(
@@ -160,7 +166,7 @@ def _by_structure(
     chosen = draws.uniform(0.0, 1.0, *shape) < OWN_STYLE
     chosen = (chosen & draws.happens(probability)).to(grey)
     share = blurred(masks, SOFT_EDGE) * chosen
-    own = (grey - mean) * contrast.to(grey) + brightness.to(grey)
+    own = (grey - mean) * contrast + brightness
     return styled * (1.0 - share.sum(1, keepdim=True)) + (own * share).sum(1, keepdim=True)
 
 
@@ -171,15 +177,15 @@ def scanned(grey: Tensor, strength: Tensor | float, draws: Draws) -> Tensor:
     """
 
     def part(low: float, high: float) -> Tensor:
-        return draws.uniform(low, high, 1, 1, 1).to(grey) * strength
+        return draws.uniform(low, high, 1, 1, 1) * strength
 
-    field = draws.smooth(FIELD_CELLS, *grey.shape[2:]).to(grey) * part(0.0, 0.3)
+    field = draws.smooth(FIELD_CELLS, *grey.shape[2:]) * part(0.0, 0.3)
     image = unit_range(grey) * field.exp()
     image = torch.where(part(0.0, 1.0) > 0.75, blurred(image, 0.8), image)
     deviation, mean = torch.std_mean(image, (1, 2, 3), keepdim=True)
     image = (image - mean) / deviation.clamp_min(1e-3)
     image = image * part(-0.9, 0.4).exp() + part(-0.4, 0.4)
-    return image + draws.normal(*grey.shape[1:]).to(grey) * part(0.0, 0.12)
+    return image + draws.normal(*grey.shape[1:]) * part(0.0, 0.12)
 
 
 def blurred(images: Tensor, deviation: float) -> Tensor:
