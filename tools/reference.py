@@ -60,9 +60,15 @@ def _commands() -> str:
     command = [sys.executable, "-m", "typer", "leuda_train.cli", "utils", "docs", "--name", "leuda"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     text = re.sub(r"<span [^>]*>(.*?)</span>", r"\1", text)  # the grey of the terminal
+    text = text.replace("  Needs: nothing more.", "")
     # square brackets are links in Markdown
     text = re.sub(r"leuda\[(\w+)\]", r"`leuda[\1]`", text)
-    text = re.sub(r" +\[([^\]\n]*)\]$", r" (\1)", text, flags=re.MULTILINE)
+    text = re.sub(r"^(\* `.*) +\[([^\]\n]*)\]$", r"\1 (\2)", text, flags=re.MULTILINE)
+    # the list of commands cuts their sentences short: say them whole
+    for name, sentence in re.findall(r"^## `leuda (\w+)`\n\n(.*)$", text, re.MULTILINE):
+        first = sentence.split("  ")[0]
+        whole = f"* [`{name}`](#leuda-{name}): {first}"
+        text = re.sub(rf"^\* `{name}`: .*$", whole, text, flags=re.MULTILINE)
     return text.replace("# `leuda`", "# Commands", 1).strip() + "\n"
 
 

@@ -63,9 +63,16 @@ class Verified:
 
 
 def verify(path: Path | str) -> Verified:
-    """Check model file, card, manifest and passports. Raises ModelError in one line. Runs nothing.
+    """Check model file, card, manifest and passports. Nothing is run.
 
-    That an engine does not fit this machine is a finding, not an error.
+    Args:
+        path: Export folder, or a model file by itself.
+
+    Returns:
+        What it is. That an engine does not fit this machine is a finding, not an error.
+
+    Raises:
+        ModelError: In one line: something is missing, damaged, foreign or altered.
     """
     path = Path(path)
     model = ModelFile.open(path)

@@ -42,12 +42,13 @@ from leuda_deploy.scans.volume import Volume
 class Segmentation:
     """What was found in one scan.
 
-    labels          (X, Y, Z) uint8 on the scan's grid, Fortran order as NIfTI files have it
-    uncertainty     (X, Y, Z) uint8 entropy of the softmax, 255 = all classes alike; or None
-    low_confidence  share of the voxels labelled as a structure whose class has a probability
-                    below 0.7, on the model grid
-    intensity       clip limits and normalisation fitted to this scan, in scanner units
-    seconds         busy wall seconds by stage; the stages overlap
+    Attributes:
+        labels: (X, Y, Z) uint8 on the scan's grid, Fortran order as NIfTI files have it.
+        uncertainty: (X, Y, Z) uint8 entropy of the softmax, 255 = all classes alike; or None.
+        low_confidence: Share of the voxels labelled as a structure whose class has a probability
+            below 0.7, on the model grid.
+        intensity: Clip limits and normalisation fitted to this scan, in scanner units.
+        seconds: Busy wall seconds by part of the work; the parts overlap.
     """
 
     labels: NDArray[np.uint8]

@@ -45,7 +45,7 @@ class Loaded:
 class Segmenter:
     """A model ready to label scans. Its engine is loaded once and shared by threads.
 
-    Example:
+    Examples:
         >>> from leuda_deploy import Segmenter, Settings
         >>> segmenter = Segmenter("exports/phantom-heart", Settings(engine="openvino"))
         >>> labels = segmenter("scan.nii.gz").labels  # (X, Y, Z) uint8, on the scan's grid

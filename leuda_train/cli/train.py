@@ -24,7 +24,7 @@ def train(
         str, typer.Option(help="demo, small, paper-cardiac, paper-abdominal, or a TOML file.")
     ] = "paper-cardiac",
     method: Annotated[
-        str, typer.Option(help="le-uda-plus, le-uda, source-only, ... (README), or a TOML file.")
+        str, typer.Option(help="Name of a shipped method, e.g. le-uda, or a TOML file.")
     ] = "le-uda-plus",
     labelled: Annotated[
         int | None, typer.Option(min=1, help="Keep the labels of the first N scans alone.")

@@ -27,9 +27,16 @@ def shipped(kind: Literal["configs", "methods"]) -> list[str]:
 
 
 def load_config(config: str, method: str, **overrides: Any) -> TrainConfig:
-    """A shipped name or a TOML path each; overrides (seed=, device=, ...) are laid over both.
+    """Read a config and a method, lay the method over the config, and check what comes of it.
 
-    Raises InputError naming the first fault.
+    Args:
+        config: How large and how long: a name that ships (demo, small, paper-cardiac,
+            paper-abdominal) or the path of a TOML file.
+        method: What is trained on what: a name that ships (le-uda-plus, le-uda, ...) or a path.
+        **overrides: Values laid over both, such as seed=1 or device="cpu". None overrides nothing.
+
+    Raises:
+        InputError: For the first thing that is wrong.
     """
     content = _merge(_read("configs", config), _read("methods", method))
     content.setdefault("name", Path(config).stem)

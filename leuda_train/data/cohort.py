@@ -108,6 +108,9 @@ def read_cohort(path: Path | str) -> Cohort:
     are checked, and of test scans, which nobody reads before training is over. Those of training
     scans are read next, when slices are made.
 
+    Args:
+        path: The cohort file, cohort.toml. Its globs start at its own folder.
+
     Raises:
         InputError: For the first thing that is wrong.
     """
