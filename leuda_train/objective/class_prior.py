@@ -14,9 +14,6 @@ from torch import Tensor, nn
 from leuda_train.loop.ranks import ALONE, Ranks
 
 MOMENTUM = 0.03  # of the running mean over steps
-ROUNDS = 60  # of fitting weights to class sizes
-SPARSE = 3  # class sizes are counted on every third pixel of every third row
-SIZE_LIMIT = 10.0  # of those weights
 LIMIT = 3.0  # a class is weighted by at most this, and at least one over it
 
 
@@ -27,32 +24,6 @@ def class_weights(wanted: Tensor, found: Tensor) -> Tensor:
     """
     weight = (wanted / found.clamp_min(1e-6)).clamp(1.0 / LIMIT, LIMIT)
     return torch.where(wanted > 0, weight, 1.0)
-
-
-def weights_by_size(q: Tensor, wanted: Tensor, strength: float) -> Tensor:
-    """Weights (K,) under which the most likely classes are as frequent as they should be.
-
-    The most likely class of a pixel is the background more often than the probabilities say: what
-    is found with 0.3 everywhere is labelled nowhere. So classes are weighted until their shares of
-    the labels are their mean probabilities, drawn towards the source's shares:
-    mean^(1 - strength) * wanted^strength.
-
-    Args:
-        q: (N, K, H, W) probabilities of whole scans.
-        wanted: (K,) shares of pixels in the source's labels; 0 for a class that they do not show.
-        strength: 0 to 1.
-    """
-    mean = q.float().mean((0, 2, 3))
-    some = q[:, :, ::SPARSE, ::SPARSE]
-    goal = torch.where(wanted > 0, mean ** (1.0 - strength) * wanted**strength, mean)
-    goal = goal / goal.sum()
-    weights = torch.ones_like(goal)
-    for turn in range(ROUNDS):  # shorter and shorter steps, so that they settle
-        labels = (some * weights[:, None, None]).argmax(dim=1)
-        found = torch.bincount(labels.flatten(), minlength=len(goal)) / labels.numel()
-        weights = weights * (goal / found.clamp_min(1e-6)) ** (0.5 * 0.93**turn)
-        weights = (weights / weights[0]).clamp(1.0 / SIZE_LIMIT, SIZE_LIMIT)
-    return weights
 
 
 class ClassPrior(nn.Module):

@@ -20,7 +20,7 @@ from leuda_train.data.batches import take_rows
 from leuda_train.data.slices import UNLABELLED
 from leuda_train.loop.hardware import Hardware
 from leuda_train.networks.batchnorm import reestimate
-from leuda_train.objective.class_prior import weights_by_size
+from leuda_train.objective.class_prior import class_weights
 
 AT_ONCE = 32  # slices read by the teacher at a time
 RIVAL = 0.5  # share of the largest piece from which on a piece may be the organ itself
@@ -45,7 +45,7 @@ def label_volumes(
         images: (N, h, w), slices of a scan in order.
         scans: (N,) which scan each slice is of.
         wanted: (K,) the share of pixels that each class has in the source's labels.
-        strength: 0 to 1, how far classes are weighted to have it; see `weights_by_size`.
+        strength: 0 to 1, how far classes are weighted to have it; see `class_weights`.
         floor: Pixels of a lower confidence stay unlabelled.
         hardware: Where the teacher runs.
 
@@ -64,7 +64,7 @@ def label_volumes(
         reestimate(teacher, teacher, batches(np.random.default_rng(0).permutation(rows)))
         q = torch.cat([teacher(part)[0].float().softmax(1).cpu() for part in batches(rows)])
     teacher.train(training)
-    q *= weights_by_size(q, wanted.cpu(), strength)[:, None, None]
+    q *= (class_weights(wanted.cpu(), q.mean((0, 2, 3))) ** strength)[:, None, None]
     confidence, best = (q / q.sum(dim=1, keepdim=True)).max(dim=1)
     found = best.numpy().astype(np.uint8)
     labels = np.where(confidence.numpy() < floor, np.uint8(UNLABELLED), found)

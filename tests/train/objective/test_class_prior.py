@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from leuda_train.objective.class_prior import LIMIT, ClassPrior, weights_by_size
+from leuda_train.objective.class_prior import LIMIT, ClassPrior
 
 
 def probabilities(shares: list[float], spread: float = 0.5) -> torch.Tensor:
@@ -66,34 +66,3 @@ def test_half_strength_goes_half_the_way():
         found = settled(ClassPrior(shares, strength), q)
         odds.append((found[0, 1, 0, 0] / found[0, 0, 0, 0]).log())
     assert torch.allclose(odds[1], (odds[0] + odds[2]) / 2, atol=1e-4)
-
-
-def shares_of_labels(q: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    labels = (q * weights[:, None, None]).argmax(dim=1)
-    return torch.bincount(labels.flatten(), minlength=q.shape[1]) / labels.numel()
-
-
-def test_a_class_that_is_likely_everywhere_and_most_likely_nowhere_gets_its_share_of_labels():
-    q = probabilities([0.7, 0.2, 0.1], spread=0.4)
-    mean = q.mean((0, 2, 3))
-    before = shares_of_labels(q, torch.ones(3))
-    after = shares_of_labels(q, weights_by_size(q, mean, 0.0))
-    assert before[2] < 0.01
-    torch.testing.assert_close(after, mean, atol=0.03, rtol=0)
-
-
-def test_class_sizes_are_drawn_towards_the_source():
-    q = probabilities([0.7, 0.2, 0.1], spread=1.0)
-    wanted = torch.tensor([0.7, 0.1, 0.2])
-    shares = [shares_of_labels(q, weights_by_size(q, wanted, s)) for s in (0.0, 0.5, 1.0)]
-    torch.testing.assert_close(shares[2], wanted, atol=0.03, rtol=0)
-    assert shares[0][1] > shares[1][1] > shares[2][1]
-    assert shares[0][2] < shares[1][2] < shares[2][2]
-
-
-def test_a_class_without_labels_keeps_the_share_of_its_probability():
-    q = probabilities([0.7, 0.2, 0.1], spread=1.0)
-    mean = q.mean((0, 2, 3))
-    wanted = torch.tensor([0.8, 0.2, 0.0])
-    found = shares_of_labels(q, weights_by_size(q, wanted, 1.0))
-    assert abs(found[2] - mean[2]) < 0.03
