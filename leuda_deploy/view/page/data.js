@@ -72,7 +72,7 @@ function windowsOf(scan, labels) {
   const inside = labels ? sample(scan, (i) => labels.img[i] > 0) : [];
   if (inside.length > 50) {
     const [low, high] = between(inside, 0.02, 0.98), room = 0.6 * (high - low);
-    made["The structures"] = [low - room, high + room];
+    made["The structures"] = [Math.max(all[0], low - room), Math.min(all.at(-1), high + room)];
   }
   made["This scan"] = between(all, 0.01, 0.99);
   if (all[0] <= -500 && state.facts.modality !== "MR") Object.assign(made, HOUNSFIELD); // air is there
