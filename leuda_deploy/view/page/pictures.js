@@ -34,7 +34,8 @@ function colourLabels() {
     const table = which === "difference" ? DIFFERENCE : rows, image = state.images[which];
     if (!image || !table.length) continue;
     const all = [[0, [0, 0, 0], ""], ...table];
-    image.hdr.intent_code = 1002; // labels: NiiVue outlines nothing else
+    // NiiVue outlines what the header calls labels, and fades its rims, which would hide a thin difference
+    image.hdr.intent_code = $("outline").checked && which !== "difference" ? 1002 : 0;
     image.setColormapLabel({
       I: all.map((row) => row[0]), R: all.map((row) => row[1][0]), G: all.map((row) => row[1][1]),
       B: all.map((row) => row[1][2]), labels: all.map((row) => row[2]),
