@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+FUZZ_INPUTS ?= 200000
 
-.PHONY: help demo test check lint format docs structure model clean
+.PHONY: help demo test fuzz check lint format docs structure model clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -14,6 +15,9 @@ demo: $(READY) ## the whole job on phantoms: train, export, infer, a picture and
 
 test: $(READY) ## all tests
 	$(BIN)/python -m pytest
+
+fuzz: $(READY) ## 200,000 damaged and hostile inputs (nightly; FUZZ_INPUTS=N)
+	LEUDA_FUZZ_INPUTS=$(FUZZ_INPUTS) $(BIN)/python -m pytest tests/fuzz -q --durations=0
 
 check: lint ## before every commit: format, lint, imports, types, fast tests
 	$(BIN)/python -m pytest -q -m "not slow"
