@@ -10,9 +10,21 @@ from leuda_deploy.cli import infer
 from leuda_deploy.cli import picture
 from leuda_deploy.cli import bench
 from leuda_deploy.cli import verify
+from leuda_deploy.cli import doctor
 # isort: on
 
-__all__ = ["JsonOption", "app", "bench", "infer", "main", "picture", "run", "say", "verify"]
+__all__ = [
+    "JsonOption",
+    "app",
+    "bench",
+    "doctor",
+    "infer",
+    "main",
+    "picture",
+    "run",
+    "say",
+    "verify",
+]
 
 
 def main() -> None:

@@ -36,7 +36,7 @@ from leuda_deploy.engines.engine import (
 from leuda_deploy.engines.engine_fit import fitting_engine
 from leuda_deploy.engines.onnx_runtime import runs_on_the_cpu
 from leuda_deploy.engines.open_engine import open_engine, reference_engine
-from leuda_deploy.errors import LeudaError, ParityError
+from leuda_deploy.errors import InputError, LeudaError, ParityError
 from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.machine.gpu import driver_version, find_gpu
 from leuda_deploy.machine.isolated import IsolatedProcessError, run_isolated
@@ -128,12 +128,21 @@ def try_engine(
     except IsolatedProcessError as error:
         failure: Failure = "too long" if error.exit_code is None else "crashed"
         trial = Trial(engine=name, description=name, failure=failure, detail=str(error))
-    if trial.failure in LASTS:
-        with atomic_path(_file(key)) as temporary:
-            temporary.write_text(trial.model_dump_json(indent=1))
-    elif trial.failure != "not judged":
+    if trial.failure != "not judged" and not (trial.failure in LASTS and _keep(key, trial)):
         _tried_here[key] = trial
     return trial
+
+
+def _keep(key: str, trial: Trial) -> bool:
+    """Keep a result for later processes; False, and a warning, where that cannot be done."""
+    try:
+        folder = own_cache()
+        with atomic_path(folder / f"{key}.json") as temporary:
+            temporary.write_text(trial.model_dump_json(indent=1))
+    except (OSError, InputError) as error:
+        _log.warning("the trial is not kept (%s); LEUDA_CACHE names another folder", error)
+        return False
+    return True
 
 
 def kept_trial(model: ModelFile, name: EngineName, settings: EngineSettings) -> Trial | None:
@@ -142,11 +151,12 @@ def kept_trial(model: ModelFile, name: EngineName, settings: EngineSettings) -> 
 
 
 def _found_before(key: str) -> Trial | None:
-    return _tried_here.get(key) or read_trial(_file(key))
-
-
-def _file(key: str) -> Path:
-    return cache_folder() / f"{key}.json"
+    if key in _tried_here:
+        return _tried_here[key]
+    try:
+        return read_trial(own_cache() / f"{key}.json")
+    except (OSError, InputError):
+        return None
 
 
 def read_trial(path: Path) -> Trial | None:
@@ -162,6 +172,26 @@ def cache_folder() -> Path:
     if given := os.environ.get("LEUDA_CACHE"):
         return Path(given)
     return platformdirs.user_cache_path("leuda", appauthor=False)
+
+
+def own_cache() -> Path:
+    """The cache folder, made where it is not there; nobody else can write into it.
+
+    Whoever can write a trial chooses the engine of whoever reads it.
+
+    Raises:
+        OSError: It cannot be made.
+        InputError: It belongs to another user.
+    """
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if hasattr(os, "getuid"):
+        status = folder.stat()
+        if status.st_uid != os.getuid():
+            raise InputError(f"{folder} belongs to another user")
+        if status.st_mode & 0o077:
+            folder.chmod(0o700)
+    return folder
 
 
 def trial_key(model: ModelFile, name: EngineName, settings: EngineSettings) -> str:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
 from fuzz.inputs import changed, changes
 from fuzz.targets import TARGETS
+from hypothesis import HealthCheck, given, settings
 
 from leuda_deploy.errors import LeudaError
 
