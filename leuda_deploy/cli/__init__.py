@@ -8,6 +8,7 @@ A module a command parses and delegates; show.py prints what was found, log.py w
 from leuda_deploy.cli.app import JsonOption, app, run, say
 from leuda_deploy.cli import infer
 from leuda_deploy.cli import picture
+from leuda_deploy.cli import view
 from leuda_deploy.cli import bench
 from leuda_deploy.cli import verify
 from leuda_deploy.cli import doctor
@@ -24,6 +25,7 @@ __all__ = [
     "run",
     "say",
     "verify",
+    "view",
 ]
 
 

@@ -30,7 +30,7 @@ def load_config(config: str, method: str, **overrides: Any) -> TrainConfig:
     """Read a config and a method, lay the method over the config, and check what comes of it.
 
     Args:
-        config: How large and how long: a name that ships (demo, small, paper-cardiac,
+        config: How large and how long: a name that ships (demo, mini, small, paper-cardiac,
             paper-abdominal) or the path of a TOML file.
         method: What is trained on what: a name that ships (le-uda-plus, le-uda, ...) or a path.
         **overrides: Values laid over both, such as seed=1 or device="cpu". None overrides nothing.

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from leuda_deploy.errors import InputError, describe, one_line, printable
+from leuda_deploy.machine.files import write_json
 from leuda_deploy.machine.isolated import IsolatedProcessError, run_isolated
 from leuda_deploy.machine.outside import read_toml
 from leuda_deploy.scans.label_map import check_same_grid, read_label_map
@@ -29,6 +31,7 @@ from leuda_train.data.cohort_file import (
 )
 
 Role = Literal["source labelled", "source unlabelled", "target unlabelled", "target test"]
+CHECKS = 1  # raise it when more is checked, so that older notes are not believed
 EXTENSIONS = (".nii.gz", ".nii", ".hdr", ".img", ".mgz", ".mgh")
 MOST_SECONDS = 60.0  # for a pattern of a cohort file to be gone through
 SUFFIXES = re.compile(r"[_-](image|images|img|label|labels|manual|seg|mask|gt)$", re.IGNORECASE)
@@ -99,7 +102,7 @@ def read_spec(path: Path | str) -> CohortSpec:
         raise InputError(f"{path}: {describe(error)}") from error
 
 
-def read_cohort(path: Path | str) -> Cohort:
+def read_cohort(path: Path | str, *, cache: Path | None = None) -> Cohort:
     """Read and check a cohort: files, roles, subjects, grids and label values.
 
     Headers come first, since they are read in no time. Voxels are read of label files, whose values
@@ -108,6 +111,8 @@ def read_cohort(path: Path | str) -> Cohort:
 
     Args:
         path: The cohort file, cohort.toml. Its globs start at its own folder.
+        cache: A folder where a checked cohort leaves a note. While the file says the same, and its
+            scans have the sizes and times that they had, none of them is read again.
 
     Raises:
         InputError: For the first thing that is wrong.
@@ -116,11 +121,30 @@ def read_cohort(path: Path | str) -> Cohort:
     spec = read_spec(path)
     scans = _find_scans(spec, path.parent)
     _check_roles(scans)
+    note = None if cache is None else cache / f"cohort-{_state_of_files(spec, scans)}.json"
+    if note is not None and note.is_file():
+        sha256 = json.loads(note.read_text())["sha256"]
+        return Cohort(spec=spec, scans=tuple(scans), sha256=sha256)
     for scan in scans:
         _check_headers(scan)
     for scan in scans:
         _check_voxels(scan, spec)
-    return Cohort(spec=spec, scans=tuple(scans), sha256=_sha256(spec, scans))
+    sha256 = _sha256(spec, scans)
+    if note is not None:
+        with suppress(OSError):  # without it, the scans are read again
+            write_json(note, {"cohort": spec.name, "sha256": sha256})
+    return Cohort(spec=spec, scans=tuple(scans), sha256=sha256)
+
+
+def _state_of_files(spec: CohortSpec, scans: Iterable[Scan]) -> str:
+    """A short name for a cohort and its files as they are: path, size, times of last change."""
+    state: list[object] = [CHECKS, spec.model_dump(mode="json")]
+    for scan in scans:
+        for path in filter(None, (scan.image, scan.label)):
+            found = path.stat() if path.exists() else None  # a link into nowhere is found later
+            facts = found and (found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+            state.append([scan.role, scan.subject, str(path.resolve()), facts])
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _find_scans(spec: CohortSpec, root: Path) -> list[Scan]:
