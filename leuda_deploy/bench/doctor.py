@@ -20,10 +20,10 @@ from leuda_deploy.engines.engine import TENSORRT, EngineName, EngineSettings
 from leuda_deploy.engines.engine_fit import fitting_engine
 from leuda_deploy.engines.open_engine import open_engine
 from leuda_deploy.errors import InputError, LeudaError, one_line, printable
+from leuda_deploy.machine.cache_folder import cache_folder, own_cache
 from leuda_deploy.machine.gpu import driver_version, find_gpu
 from leuda_deploy.machine.isolated import run_isolated
 from leuda_deploy.model.model_file import ModelFile
-from leuda_deploy.proof.trial import cache_folder, own_cache
 
 State = Literal["works", "absent", "broken", "conflict"]
 ENGINE_SECONDS = 120.0

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import numpy as np
-import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from leuda_deploy.engines.engine import (
@@ -37,6 +36,7 @@ from leuda_deploy.engines.engine_fit import fitting_engine
 from leuda_deploy.engines.onnx_runtime import runs_on_the_cpu
 from leuda_deploy.engines.open_engine import open_engine, reference_engine
 from leuda_deploy.errors import InputError, LeudaError, ParityError
+from leuda_deploy.machine.cache_folder import own_cache
 from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.machine.gpu import driver_version, find_gpu
 from leuda_deploy.machine.isolated import IsolatedProcessError, run_isolated
@@ -165,33 +165,6 @@ def read_trial(path: Path) -> Trial | None:
         return Trial.model_validate(read_json(path))
     except (LeudaError, ValidationError):
         return None
-
-
-def cache_folder() -> Path:
-    """$LEUDA_CACHE, or `leuda` in the user's cache folder."""
-    if given := os.environ.get("LEUDA_CACHE"):
-        return Path(given)
-    return platformdirs.user_cache_path("leuda", appauthor=False)
-
-
-def own_cache() -> Path:
-    """The cache folder, made where it is not there; nobody else can write into it.
-
-    Whoever can write a trial chooses the engine of whoever reads it.
-
-    Raises:
-        OSError: It cannot be made.
-        InputError: It belongs to another user.
-    """
-    folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if hasattr(os, "getuid"):
-        status = folder.stat()
-        if status.st_uid != os.getuid():
-            raise InputError(f"{folder} belongs to another user")
-        if status.st_mode & 0o077:
-            folder.chmod(0o700)
-    return folder
 
 
 def trial_key(model: ModelFile, name: EngineName, settings: EngineSettings) -> str:
