@@ -1,4 +1,7 @@
-"""cohort.toml -> Cohort: which scan plays which role, all checked before any training starts."""
+"""cohort.toml -> Cohort: which scan plays which role, all checked before any training starts.
+
+Long because each thing that can be wrong with a cohort file is found here, and told in one line.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ from leuda_train.data.cohort_file import (
     SourceSpec,
     TargetSpec,
 )
-from leuda_train.data.file_patterns import find_scans, subjects_of
+from leuda_train.data.file_names import scans_of, subjects_of
 
 Role = Literal["source labelled", "source unlabelled", "target unlabelled", "target test"]
 CHECKS = 1  # raise it when more is checked, so that older notes are not believed
@@ -186,7 +189,7 @@ def _match(
 def _by_subject(globs: Globs, key: str, spec: CohortSpec, root: Path) -> dict[str, Path]:
     found: dict[Path, None] = {}  # a file that two globs match is one file
     for pattern in (globs,) if isinstance(globs, str) else globs:
-        found |= dict.fromkeys(find_scans(pattern, key, root))
+        found |= dict.fromkeys(scans_of(pattern, key, root))
     names = subjects_of([path.name for path in found], spec.subject)
     subjects: dict[str, Path] = {}
     for path, subject in zip(found, names, strict=True):

@@ -1,7 +1,4 @@
-"""globs and the pattern of a cohort file -> scans, and the subjects that they belong to.
-
-The patterns are whatever somebody wrote, so what may take for ever runs in a process of its own.
-"""
+"""globs and names of files -> the scans they match, and the subject that each belongs to."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ MOST_SECONDS = 60.0  # for a pattern of a cohort file to be gone through
 SUFFIXES = re.compile(r"[_-](image|images|img|label|labels|manual|seg|mask|gt)$", re.IGNORECASE)
 
 
-def find_scans(pattern: str, key: str, root: Path) -> list[Path]:
+def scans_of(pattern: str, key: str, root: Path) -> list[Path]:
     """The scans that a pattern matches, in order of name. Raises InputError if there are none."""
     base, relative = (Path("/"), pattern[1:]) if pattern.startswith("/") else (root, pattern)
     try:
