@@ -8,7 +8,10 @@ from typing import Annotated
 import typer
 
 from leuda_deploy.cli.log import log_to_stderr
+from leuda_deploy.cli.streams import make_patient
 from leuda_deploy.errors import LeudaError
+from leuda_deploy.machine.stop import end_now, ending_when_told
+from leuda_deploy.machine.tracebacks import keep_traceback
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -41,11 +44,24 @@ def say(line: str) -> None:
 
 
 def run(command: typer.Typer) -> None:
-    """Run a command line; what the user can mend is one line on stderr and exit code 2."""
+    """Run a command line; what the user can mend is one line on stderr and exit code 2.
+
+    So is what nobody foresaw, but for its traceback, which goes into a file. Ctrl-C and SIGTERM end
+    it within two seconds.
+    """
+    make_patient()
     log_to_stderr()
-    try:
-        command()
-    # OSError: e.g. no room, or no right to write there
-    except (LeudaError, OSError, MemoryError) as error:
-        say(f"error: {' '.join(str(error).split()) or type(error).__name__}")
-        sys.exit(2)
+    with ending_when_told() as signals:
+        try:
+            command()
+        # OSError: e.g. no room, or no right to write there
+        except (LeudaError, OSError, MemoryError) as error:
+            say(f"error: {' '.join(str(error).split()) or type(error).__name__}")
+            sys.exit(2)
+        except Exception as error:  # noqa: BLE001  (the last boundary: whatever it is, one line)
+            say(f"error: {keep_traceback(error)}")
+            sys.exit(2)
+        except (KeyboardInterrupt, SystemExit):
+            if not signals:
+                raise
+            end_now(128 + signals[0])  # all is closed; Python would wait for threads

@@ -166,7 +166,8 @@ class _Ranked:
                 known[rank] = (prefix << DIGIT_BITS | digit, within - below)
         keys = np.array([known[rank][0] for rank in ranks], dtype=np.uint64)
         dtype = self._volume.raw.dtype
-        return _of_keys(keys.astype(_key_type(dtype)), dtype).astype(np.float64).tolist()
+        values: list[float] = _of_keys(keys.astype(_key_type(dtype)), dtype).astype(float).tolist()
+        return values
 
     def _count_digits(
         self, prefixes: set[int], shift: int, bits: int
@@ -194,7 +195,8 @@ def _keys(values: NDArray[Any]) -> NDArray[Any]:
     top = key.type(1 << (8 * key.itemsize - 1))
     if values.dtype.kind == "f":
         bits = values.astype(f"f{key.itemsize}", copy=False).view(key)
-        return np.where(bits & top, ~bits, bits | top)
+        rising: NDArray[Any] = np.where(bits & top, ~bits, bits | top)
+        return rising
     if values.dtype.kind == "u" or values.dtype.kind == "b":
         return values.astype(key)
     return values.astype(f"i{key.itemsize}").view(key) ^ top
@@ -205,7 +207,9 @@ def _of_keys(keys: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     top = keys.dtype.type(1 << (8 * keys.dtype.itemsize - 1))
     if dtype.kind == "f":
         bits = np.where(keys & top, keys ^ top, ~keys)
-        return bits.view(f"f{keys.dtype.itemsize}")
+        numbers: NDArray[Any] = bits.view(f"f{keys.dtype.itemsize}")
+        return numbers
     if dtype.kind == "u" or dtype.kind == "b":
         return keys
-    return (keys ^ top).view(f"i{keys.dtype.itemsize}")
+    whole: NDArray[Any] = (keys ^ top).view(f"i{keys.dtype.itemsize}")
+    return whole
