@@ -142,6 +142,8 @@ def test_interrupted_all_processes_stop_and_nothing_is_half_written(
             "-o", tmp_path / "out", "--jobs", "2", "--threads", "2", "--batch", "2", "--no-overlay",
         ],
         stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True,
+        # a test runner in the background of a shell ignores Ctrl-C, and so would its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     try:
         assert running.stderr is not None
