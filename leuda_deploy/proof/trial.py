@@ -118,12 +118,26 @@ def try_engine(
     except IsolatedProcessError as error:
         failure: Failure = "too long" if error.exit_code is None else "crashed"
         trial = Trial(engine=name, description=name, failure=failure, detail=str(error))
-    if trial.failure in LASTS:
-        with atomic_path(_file(key)) as temporary:
-            temporary.write_text(trial.model_dump_json(indent=1))
-    elif trial.failure != "not judged":
+    if trial.failure != "not judged":
         _tried_here[key] = trial
+    if trial.failure in LASTS:
+        _keep(trial, _file(key))
     return trial
+
+
+def _keep(trial: Trial, path: Path) -> None:
+    """Write a result down for the next run. Where that cannot be, the work goes on without."""
+    try:
+        with atomic_path(path) as temporary:
+            temporary.write_text(trial.model_dump_json(indent=1))
+    except OSError as error:
+        _log.warning(
+            "the trial of %s cannot be kept in %s (%s); set LEUDA_CACHE to a folder that can be "
+            "written, or it is made again each time",
+            trial.engine,
+            path.parent,
+            error.strerror or error,
+        )
 
 
 def kept_trial(model: ModelFile, name: EngineName, settings: EngineSettings) -> Trial | None:

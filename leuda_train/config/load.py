@@ -78,7 +78,7 @@ def _read(kind: Literal["configs", "methods"], name: str) -> dict[str, Any]:
             f"no {kind[:-1]} named {name!r}; shipped: {', '.join(shipped(kind))}; or a *.toml file"
         )
     try:
-        return tomllib.loads(text.decode())
+        return tomllib.loads(text.decode("utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{name} is not TOML: {error}") from error
 

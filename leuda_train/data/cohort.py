@@ -15,6 +15,8 @@ from pydantic import ValidationError
 
 from leuda_deploy.errors import InputError, describe
 from leuda_deploy.scans.label_map import check_same_grid, read_label_map
+from leuda_deploy.scans.recipe import Recipe
+from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import read_volume
 from leuda_train.data.cohort_file import (
     CohortSpec,
@@ -92,7 +94,7 @@ def read_spec(path: Path | str) -> CohortSpec:
     if not path.is_file():
         raise InputError(f"no such cohort file: {path}")
     try:
-        return CohortSpec.model_validate(tomllib.loads(path.read_bytes().decode()))
+        return CohortSpec.model_validate(tomllib.loads(path.read_bytes().decode("utf-8-sig")))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not TOML: {error}") from error
     except ValidationError as error:
@@ -185,13 +187,18 @@ def _glob(pattern: str, key: str, root: Path) -> list[Path]:
     """The scans that a pattern matches, in order of name. Raises InputError if there are none."""
     base, relative = (Path("/"), pattern[1:]) if pattern.startswith("/") else (root, pattern)
     try:
-        found = sorted(path for path in base.glob(relative) if path.name.endswith(EXTENSIONS))
+        found = sorted(path for path in base.glob(relative) if _is_scan_name(path.name))
     # pathlib's: "**" within a name, nothing at all; a pattern that begins with two slashes
     except (ValueError, NotImplementedError) as error:
         raise InputError(f"{key} = {pattern!r} is not a glob: {error}") from error
     if not found:
         raise InputError(f"{key} = {pattern!r} matches no scan under {root}")
     return found
+
+
+def _is_scan_name(name: str) -> bool:
+    """Hidden files are no scans: macOS lays a ._NAME beside each NAME on foreign disks."""
+    return name.endswith(EXTENSIONS) and not name.startswith(".")
 
 
 def subject_of(path: Path, pattern: str | None = None) -> str:
@@ -240,10 +247,16 @@ def _check_headers(scan: Scan) -> None:
 
 
 def _check_voxels(scan: Scan, spec: CohortSpec) -> None:
+    """Read what nobody reads before training is over: all that would be refused then."""
     if scan.label is not None:
         read_label_map(scan.label, class_of_raw=spec.class_of_raw(scan.domain))
     if scan.role == "target test":
-        read_volume(scan.image)
+        # whatever its window and clip limits will be: it must have a grid, and something in it
+        recipe = Recipe(
+            slice_axis=spec.slices.axis, spacing_mm=spec.slices.spacing_mm, window=(8, 8)
+        )
+        stack = Stack(read_volume(scan.image), recipe, pixel_spacing_mm=scan.pixel_spacing_mm)
+        _ = stack.intensity
 
 
 def _sha256(spec: CohortSpec, scans: Iterable[Scan]) -> str:

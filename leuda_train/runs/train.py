@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from leuda_train.loop.hardware import check_compiler, choose_hardware
 from leuda_train.loop.metrics_log import Metrics
 from leuda_train.loop.ranks import process_group
 from leuda_train.loop.run_folder import RunFolder
+from leuda_train.runs.checks import alone_in, check_classes
 from leuda_train.runs.results import Trained, evaluate_run, save_result
 from leuda_train.runs.run import (
     Run,
@@ -88,7 +90,7 @@ def train(
         TrainingError: A loss is not finite, or a checkpoint cannot be written.
     """
     began = time.monotonic()
-    with process_group(config.device) as ranks:
+    with process_group(config.device) as ranks, ExitStack() as held:
         recipe = make_recipe(config, cohort.spec.slices.axis, cohort.spec.slices.spacing_mm)
         folder = RunFolder(out)
         check_same_run(folder, config, cohort)
@@ -98,6 +100,8 @@ def train(
         )
         if finished is not None:
             return finished
+        if ranks.first:
+            held.enter_context(alone_in(folder))
         check_upper_bound(config, cohort)
         hardware = choose_hardware(config.device, config.precision, ranks)
         check_shares(config, ranks)
@@ -143,6 +147,8 @@ def _do_stages(run: Run) -> Trained:
             ranks=run.hardware.ranks,
         )
     translated = untranslated(slices)
+    supervised = aligned_sets(slices, translated, config)
+    check_classes(np.asarray(supervised.labels), supervised.labelled_rows, run.cohort.structures)
     if config.uses_translation:
         with run.stage(f"translation ({config.translation.title})", run.cache) as stage:
             translated = load_translation(slices, config.translation, config.seed, stage)
