@@ -3,17 +3,22 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test check lint format docs structure model clean
+.PHONY: help demo test test-browser check lint format docs structure model clean
 .DELETE_ON_ERROR:
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(READY) ## the whole job on phantoms: train, export, infer, a picture and a table
 	$(BIN)/leuda demo --out runs/demo
 
 test: $(READY) ## all tests
 	$(BIN)/python -m pytest
+
+test-browser: $(READY) ## the tests of the page in Chromium, which is installed first (Debian, as root)
+	apt-get install -y --no-install-recommends chromium chromium-driver
+	npm install --silent --no-save --prefix .cache axe-core@4.14.1
+	$(BIN)/python -m pytest tests/deploy/view/test_browser.py
 
 check: lint ## before every commit: format, lint, imports, types, fast tests
 	$(BIN)/python -m pytest -q -m "not slow"

@@ -13,12 +13,15 @@ LeudaError
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
 MAX_LINE = 300
+MAX_VALUE = 80  # characters of a value that is shown
 ScanFault = Literal[
     "missing",
     "damaged",
@@ -155,9 +158,36 @@ class MissingExtraError(LeudaError, ImportError):
         self.package, self.extra = package, extra
 
 
+def printable(text: str, most: int = MAX_LINE) -> str:
+    """Text from outside as it may be shown, in one line: a path, a name, a library's message.
+
+    Line breaks become blanks. What a terminal would obey, or what would turn the line about
+    (control characters, escapes, marks of direction, halves of characters) becomes "?".
+    """
+    shown = text[:most].rstrip() + ("..." if len(text) > most else "")
+    return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in shown)
+
+
 def one_line(error: BaseException) -> str:
     """What another library says of its error, as one line of at most 300 characters."""
-    return " ".join(str(error).split())[:MAX_LINE] or type(error).__name__
+    return printable(" ".join(str(error).split())[:MAX_LINE]) or type(error).__name__
+
+
+@contextmanager
+def reading(failed: Callable[[str], LeudaError]) -> Iterator[None]:
+    """Around a library that reads a file from elsewhere: whatever it raises is one LeudaError.
+
+    Readers of damaged files raise anything: TypeError, KeyError, AssertionError, RecursionError.
+
+    Args:
+        failed: Makes the error of what the library says.
+    """
+    try:
+        yield
+    except LeudaError:
+        raise
+    except Exception as error:
+        raise failed(one_line(error)) from error
 
 
 def describe(error: ValidationError) -> str:
@@ -165,17 +195,21 @@ def describe(error: ValidationError) -> str:
     faults = error.errors(include_url=False)
     # a misspelt key is also a missing one: the key that is there says more
     first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
-    place = _printable(".".join(str(part) for part in first["loc"]))
+    place = printable(".".join(str(part) for part in first["loc"]), MAX_VALUE)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         return f"unknown key '{place}'{more}"
     if first["type"] == "missing":
         return f"'{place}' is missing{more}"
     message = first["msg"].removeprefix("Value error, ")
-    value = _printable(str(first["input"]))
+    value = printable(_text(first["input"]), MAX_VALUE)
+    message = printable(message)
     return f"'{place}' = {value}: {message}{more}" if place else message + more
 
 
-def _printable(text: str) -> str:
-    """The first 80 characters, without line breaks and terminal codes: the text is untrusted."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:80])
+def _text(value: object) -> str:
+    """A value as text, however deep or large it is."""
+    try:
+        return str(value)
+    except (RecursionError, ValueError):  # nested too deep; too many digits
+        return f"a {type(value).__name__}"

@@ -76,7 +76,7 @@ def test_a_command_is_there_and_takes_its_arguments(command: str) -> None:
         case "torchrun":
             _parse(arguments[arguments.index("leuda_train") + 1 :])
         case "make":
-            targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+            targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
             assert {*arguments} <= {*targets}
         case "python":
             assert (ROOT / arguments[0]).is_file()

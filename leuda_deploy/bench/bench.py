@@ -6,29 +6,30 @@ the labels on disk.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict, get_args
+from typing import Annotated, Any, TypedDict, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field, ValidationError
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from leuda_deploy.bench.machine_floor import least_seconds
 from leuda_deploy.engines.engine import EngineChoice, EngineName
-from leuda_deploy.errors import InputError, one_line
+from leuda_deploy.errors import InputError, describe
 from leuda_deploy.inference.segmenter import Segmenter
 from leuda_deploy.inference.settings import Settings
 from leuda_deploy.machine.clock import Clock
 from leuda_deploy.machine.isolated import run_isolated
 from leuda_deploy.machine.memory import peak_bytes
+from leuda_deploy.machine.outside import read_json
 from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.proof.choose_engine import installed_engines
 from leuda_deploy.scans.nifti import write_labels, write_scan
@@ -75,6 +76,24 @@ class Result(TypedDict):
     machine: str
     load_average: float
     engines: list[Row]
+
+
+_Figure = Annotated[float, Field(ge=0, lt=1e12)]
+
+
+class _EarlierRow(BaseModel):
+    """What is compared of a `Row` from a file."""
+
+    engine: str
+    p50_seconds: _Figure | None = None
+    peak_mb: _Figure | None = None
+
+
+class _Earlier(BaseModel):
+    """What is compared of a `Result` from a file."""
+
+    shape: list[int]
+    engines: list[_EarlierRow]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,12 +262,13 @@ def read_earlier(path: Path) -> dict[str, Any]:
     Raises:
         InputError: The file is no result.
     """
+    earlier = read_json(path)
     try:
-        earlier: dict[str, Any] = json.loads(path.read_bytes())
-        _ = earlier["shape"], [row["engine"] for row in earlier["engines"]]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{path} is no result of `leuda bench`: {one_line(error)}") from error
-    return earlier
+        _Earlier.model_validate(earlier)
+    except ValidationError as error:
+        raise InputError(f"{path} is no result of `leuda bench`: {describe(error)}") from error
+    whole: dict[str, Any] = earlier
+    return whole
 
 
 def regressions(now: Result, before: Path, limit: float) -> list[Regression]:

@@ -8,11 +8,23 @@ A module a command parses and delegates; show.py prints what was found, log.py w
 from leuda_deploy.cli.app import JsonOption, app, run, say
 from leuda_deploy.cli import infer
 from leuda_deploy.cli import picture
+from leuda_deploy.cli import view
 from leuda_deploy.cli import bench
 from leuda_deploy.cli import verify
 # isort: on
 
-__all__ = ["JsonOption", "app", "bench", "infer", "main", "picture", "run", "say", "verify"]
+__all__ = [
+    "JsonOption",
+    "app",
+    "bench",
+    "infer",
+    "main",
+    "picture",
+    "run",
+    "say",
+    "verify",
+    "view",
+]
 
 
 def main() -> None:

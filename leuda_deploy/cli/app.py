@@ -9,7 +9,8 @@ import typer
 
 from leuda_deploy.cli.log import log_to_stderr
 from leuda_deploy.cli.streams import make_patient
-from leuda_deploy.errors import LeudaError
+from leuda_deploy.errors import LeudaError, printable
+from leuda_deploy.machine.isolated import keep_children_safe, safe_path
 from leuda_deploy.machine.stop import end_now, ending_when_told
 from leuda_deploy.machine.tracebacks import keep_traceback
 
@@ -20,6 +21,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Label-efficient unsupervised domain adaptation for segmentation, from scans to the edge.",
 )
+MAX_SAID = 2000  # characters of a line on stderr
 
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print JSON on stdout and nothing else there.")
@@ -39,8 +41,8 @@ def _leuda(
 
 
 def say(line: str) -> None:
-    """One line on stderr."""
-    typer.echo(line, err=True)
+    """One line on stderr. What it quotes from outside is made printable."""
+    typer.echo(printable(line, MAX_SAID), err=True)
 
 
 def run(command: typer.Typer) -> None:
@@ -49,6 +51,8 @@ def run(command: typer.Typer) -> None:
     So is what nobody foresaw, but for its traceback, which goes into a file. Ctrl-C and SIGTERM end
     it within two seconds.
     """
+    keep_children_safe()
+    sys.path[:] = safe_path()  # `python -m` puts the current folder there
     make_patient()
     log_to_stderr()
     with ending_when_told() as signals:
@@ -56,7 +60,7 @@ def run(command: typer.Typer) -> None:
             command()
         # OSError: e.g. no room, or no right to write there
         except (LeudaError, OSError, MemoryError) as error:
-            say(f"error: {' '.join(str(error).split()) or type(error).__name__}")
+            say(f"error: {str(error) or type(error).__name__}")
             sys.exit(2)
         except Exception as error:  # noqa: BLE001  (the last boundary: whatever it is, one line)
             say(f"error: {keep_traceback(error)}")

@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 
+from leuda_deploy.errors import printable
+
+MAX_LINE = 2000  # characters
 PACKAGES = ("leuda_deploy", "leuda_train")
 
 
@@ -20,8 +23,8 @@ class _Lines(logging.Handler):
     """Information as it is; what is worse behind its level: "warning: ..."."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one line, even if the text has several."""
-        line = " ".join(record.getMessage().splitlines())
+        """Write one line, even if the text has several, and nothing that a terminal would obey."""
+        line = printable(record.getMessage(), MAX_LINE)
         level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
         sys.stderr.write(f"{level}{line}\n")
         sys.stderr.flush()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,14 @@ from rich.table import Table
 from rich.text import Text
 
 from leuda_deploy.engines.onnx_runtime import runs_on_the_cpu
+from leuda_deploy.errors import printable
 from leuda_deploy.export.verify import Verified
 from leuda_deploy.jobs.report import Report
 from leuda_deploy.jobs.run_jobs import Outcome
-from leuda_deploy.model.export_folder import PARITY_FILE, read_manifest
+from leuda_deploy.model.export_folder import read_manifest, read_proof
 from leuda_deploy.model.model_file import ModelFile
+
+MAX_LINE = 2000  # characters
 
 
 def show_report(report: Report, console: Console) -> None:
@@ -46,7 +48,12 @@ def show_report(report: Report, console: Console) -> None:
     if report.overlay:
         lines.append(f"look at  {report.overlay}")
     # markup off: rich would read "[x]" in a path or a name as its own
-    console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
+    console.print("\n".join(map(_shown, lines)), soft_wrap=True, highlight=False, markup=False)
+
+
+def _shown(line: str) -> str:
+    """Paths, licences and messages hold what others wrote: a line of them that obeys nothing."""
+    return printable(line, MAX_LINE)
 
 
 def show_outcomes(outcomes: Sequence[Outcome], console: Console) -> None:
@@ -58,11 +65,13 @@ def show_outcomes(outcomes: Sequence[Outcome], console: Console) -> None:
         report = outcome.report
         if report is None:
             kind = "was done" if outcome.skipped else "failed"
-            table.add_row(Text(outcome.job.scan.name), kind, "", Text(outcome.error or ""))
+            table.add_row(
+                Text(_shown(outcome.job.scan.name)), kind, "", Text(_shown(outcome.error or ""))
+            )
             continue
         volumes = ", ".join(f"{name} {ml:.1f}" for name, ml in report.volumes_ml.items())
         seconds = f"{report.total_seconds:.1f}"
-        table.add_row(Text(outcome.job.scan.name), "done", seconds, Text(volumes))
+        table.add_row(Text(_shown(outcome.job.scan.name)), "done", seconds, Text(volumes))
     console.print(table)
     failed = sum(outcome.error is not None for outcome in outcomes)
     skipped = sum(outcome.skipped for outcome in outcomes)
@@ -91,7 +100,7 @@ def verified_lines(found: Verified, export: Path) -> list[str]:
         else:
             state = "proven" if engine.proven else f"to prove: leuda verify {export} --prove SCAN"
             lines.append(f"         fits; {state}")
-    return lines
+    return [_shown(line) for line in lines]
 
 
 def export_summary(model: ModelFile, served: Path | None) -> dict[str, Any]:
@@ -112,17 +121,15 @@ def export_summary(model: ModelFile, served: Path | None) -> dict[str, Any]:
         ),
         ("feed", f"{card.feed}, {card.provenance.network} of {card.provenance.method}"),
     ]
-    proof: dict[str, Any] = {}
-    if (folder / PARITY_FILE).is_file():
-        proof = json.loads((folder / PARITY_FILE).read_text())
-    for stage in proof.get("stages", []):
+    whole_proof, proof = read_proof(folder)
+    for stage in proof.stages:
         line = (
-            f"{stage['stage']}: largest |Δ| {stage['max_abs']:.2g} of the spread, "
-            f"{stage['disagreement']:.3%} of pixels differ, over {stage['windows']} windows"
+            f"{stage.stage}: largest |Δ| {stage.max_abs:.2g} of the spread, "
+            f"{stage.disagreement:.3%} of pixels differ, over {stage.windows} windows"
         )
         lines.append(("proven", line))
-    if "int8_layers" in proof:
-        kept, lifted = len(proof["int8_layers"]), len(proof["lifted_layers"])
+    if proof.int8_layers is not None:
+        kept, lifted = len(proof.int8_layers), len(proof.lifted_layers)
         lines.append(("int8", f"{kept} convolutions, {lifted} lifted back until the gate passed"))
     for name, passport in engines.items():
         state = "proven" if passport.proven else "not run yet: no such GPU here, or no scans"
@@ -137,8 +144,8 @@ def export_summary(model: ModelFile, served: Path | None) -> dict[str, Any]:
     lines.append(("next", f"leuda infer SCAN.nii.gz --model {folder}{option}"))
     return {
         "card": card.model_dump(mode="json"),
-        "parity": proof,
+        "parity": whole_proof,
         "engines": {name: passport.model_dump(mode="json") for name, passport in engines.items()},
         "triton": None if served is None else str(served),
-        "lines": lines,
+        "lines": [(word, _shown(line)) for word, line in lines],
     }

@@ -6,15 +6,15 @@ this machine, and it was proven to agree with ONNX Runtime. Nothing here loads o
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 from leuda_deploy.errors import ModelError
-from leuda_deploy.machine.files import file_sha256
 from leuda_deploy.machine.gpu import Gpu, find_gpu
 from leuda_deploy.model.export_folder import MODEL_FILE
 from leuda_deploy.model.model_file import ModelFile
@@ -22,6 +22,22 @@ from leuda_deploy.model.passport import Family, Passport
 
 MisfitReason = Literal["model", "version", "compute capability", "gpu"]
 Refusal = Literal["no export", "missing", "altered", "misfit", "unproven", "unloadable"]
+SHOWN_DIGITS = 12  # of a hash
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedEngine:
+    """An engine that may be loaded here.
+
+    content   its bytes: the very ones that were hashed
+    passport  what it is
+    gpu       that it runs on
+    """
+
+    path: Path
+    content: bytes = field(repr=False)
+    passport: Passport
+    gpu: Gpu
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +54,10 @@ class Misfit:
     here: str | None
 
     def __str__(self) -> str:
-        here = self.here or "missing"
-        return f"{self.field}: the engine is for {self.wants}, here it is {here}"
+        wants, here = self.wants, self.here or "missing"
+        if self.reason == "model":  # whole hashes are compared; their beginning is enough to show
+            wants, here = wants[:SHOWN_DIGITS], here[:SHOWN_DIGITS]
+        return f"{self.field}: the engine is for {wants}, here it is {here}"
 
 
 class EngineRefusedError(ModelError):
@@ -58,7 +76,7 @@ def misfits(
     version  of the installed builder family, None if it is not installed
     """
     compared: list[tuple[MisfitReason, str, str | None, str | None]] = [
-        ("model", "onnx_sha256", passport.onnx_sha256[:12], onnx_sha256[:12]),
+        ("model", "onnx_sha256", passport.onnx_sha256, onnx_sha256),
         ("version", f"{passport.family} version", passport.version, version),
         (
             "compute capability",
@@ -105,10 +123,8 @@ def installed_version(family: str) -> str | None:
     return str(importlib.import_module(family).__version__)
 
 
-def check_engine(
-    model: ModelFile, name: str, *, unproven: bool = False
-) -> tuple[Path, Passport, Gpu]:
-    """An engine beside a model file that may be loaded here: its file, passport, and the GPU.
+def check_engine(model: ModelFile, name: str, *, unproven: bool = False) -> CheckedEngine:
+    """An engine beside a model file that may be loaded here.
 
     unproven  accept one that was not yet compared with ONNX Runtime, to compare it
 
@@ -123,11 +139,12 @@ def check_engine(
         raise EngineRefusedError(
             f"{folder} has no engine {name}; it has {sorted(manifest.engines)}", "missing"
         )
-    found = file_sha256(path)
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
     if not found == manifest.files.get(name) == passport.sha256:
         raise EngineRefusedError(
-            f"{path} is not the engine of the manifest beside it (sha256 {found[:12]}, the "
-            f"manifest says {passport.sha256[:12]}); nothing was loaded. "
+            f"{path} is not the engine of the manifest beside it (sha256 {found[:SHOWN_DIGITS]}, "
+            f"the manifest says {passport.sha256[:SHOWN_DIGITS]}); nothing was loaded. "
             f"{build_again(folder, passport, gpu)}",
             "altered",
         )
@@ -146,7 +163,7 @@ def check_engine(
             f"leuda verify {folder} --prove SCAN",
             "unproven",
         )
-    return path, passport, gpu
+    return CheckedEngine(path=path, content=content, passport=passport, gpu=gpu)
 
 
 def fitting_engine(model: ModelFile, family: Family) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from leuda_deploy.engines.engine import Float32, check_shapes
+from leuda_deploy.engines.runtimes import import_onnx_runtime
 from leuda_deploy.errors import LeudaError, one_line
 from leuda_deploy.model.card import Precision
 from leuda_deploy.model.model_file import ModelFile
@@ -38,7 +39,7 @@ class OnnxEngine:
         threads: int | None = None,
         max_gpu_bytes: int | None = None,
     ) -> None:
-        import onnxruntime as ort
+        ort = import_onnx_runtime()
 
         self.path, self.card, self.sha256 = model.path, model.card, model.sha256
         self.precision, self.streams = self.card.precision, 1
@@ -100,7 +101,7 @@ class OnnxEngine:
 
     def _run_on_gpu(self, windows: Float32) -> Float32:
         """With IO binding: one copy up into a buffer that is kept, one copy of the scores down."""
-        import onnxruntime as ort
+        ort = import_onnx_runtime()
 
         with self._lock:  # the buffers are this engine's own
             buffer = self._on_device.get(windows.shape)

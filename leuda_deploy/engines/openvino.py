@@ -17,6 +17,7 @@ from leuda_deploy.engines.engine import (
     check_shapes,
     score_bytes,
 )
+from leuda_deploy.engines.runtimes import import_openvino
 from leuda_deploy.errors import LeudaError, MissingExtraError, one_line
 from leuda_deploy.model.card import Precision
 from leuda_deploy.model.model_file import ModelFile
@@ -39,7 +40,7 @@ class OpenVinoEngine:
     ) -> None:
         if find_spec("openvino") is None:
             raise MissingExtraError("--engine openvino", "OpenVINO", "openvino")
-        import openvino
+        openvino = import_openvino()
 
         self.path, self.card, self.sha256 = model.path, model.card, model.sha256
         core = openvino.Core()

@@ -58,11 +58,11 @@ def open_tensorrt(
             "missing",
         )
     if max_gpu_bytes is not None:
-        path, passport, _ = check_engine(model, name)
-        needed = _gpu_bytes(passport, model.card)
+        checked = check_engine(model, name)
+        needed = _gpu_bytes(checked.passport, model.card)
         if needed > max_gpu_bytes:
             raise InputError(
-                f"{path} takes {needed // 10**6} MB of the GPU's memory; "
+                f"{checked.path} takes {needed // 10**6} MB of the GPU's memory; "
                 f"the least that would do is --max-gpu-memory {-(-needed // 10**6)}M"
             )
     return TensorRTEngine(model, name)
@@ -90,17 +90,18 @@ class TensorRTEngine:
     def __init__(
         self, model: ModelFile, name: str, *, unproven: bool = False, cuda_graph: bool = True
     ) -> None:
-        path, self.passport, gpu = check_engine(model, name, unproven=unproven)
+        checked = check_engine(model, name, unproven=unproven)
+        self.passport, gpu = checked.passport, checked.gpu
         if not cuda.installed():
             raise MissingExtraError(
                 "running a TensorRT engine", "cuda-python", EXTRAS[self.passport.family]
             )
         trt: Any = importlib.import_module(self.passport.family)
         self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
-        engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        engine = self._runtime.deserialize_cuda_engine(checked.content)
         if engine is None:
             raise EngineRefusedError(
-                f"{path} cannot be loaded; {build_again(model.folder, self.passport, gpu)}",
+                f"{checked.path} cannot be loaded; {build_again(model.folder, self.passport, gpu)}",
                 "unloadable",
             )
         self._trt = trt

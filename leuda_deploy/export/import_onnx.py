@@ -13,10 +13,18 @@ from onnx import TensorProto
 
 from leuda_deploy.engines.engine import Float32
 from leuda_deploy.engines.open_engine import reference_engine
-from leuda_deploy.errors import InputError, LeudaError, MissingExtraError, ModelError
+from leuda_deploy.errors import (
+    InputError,
+    LeudaError,
+    MissingExtraError,
+    ModelError,
+    one_line,
+    reading,
+)
 from leuda_deploy.export.verify import verify
 from leuda_deploy.machine.files import atomic_folder
-from leuda_deploy.model.card import ModelCard, Precision, parse_card
+from leuda_deploy.machine.outside import read_text
+from leuda_deploy.model.card import MAX_CARD_BYTES, ModelCard, Precision, parse_card
 from leuda_deploy.model.default_model import default_model
 from leuda_deploy.model.export_folder import (
     CARD_FILE,
@@ -26,7 +34,7 @@ from leuda_deploy.model.export_folder import (
     check_replaceable,
     write_manifest,
 )
-from leuda_deploy.model.model_file import ModelFile, write_model
+from leuda_deploy.model.model_file import ModelFile, keeps_weights_elsewhere, write_model
 
 STEADY_WITHIN = 1e-3  # of the range of its scores, by which rounding may move them
 PROBED = 2  # windows of noise that a graph from elsewhere is run on
@@ -68,10 +76,7 @@ def package_graph(source: Path, card_file: Path, output: Path) -> ModelFile:
     """
     check_replaceable(output)
     graph = _read_graph(source)
-    try:
-        card = parse_card(card_file.read_text(encoding="utf-8-sig"), str(card_file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"the card {card_file} cannot be read: {error}") from error
+    card = parse_card(read_text(card_file, most=MAX_CARD_BYTES, failed=ModelError), str(card_file))
     _check_its_own(card, card_file)
     computes = precision_of(graph)
     if computes != card.precision:
@@ -141,7 +146,8 @@ def precision_of(model: onnx.ModelProto) -> Precision:
     """What a graph computes in: int8 with quantised operators, else its smallest float type."""
     if any(node.op_type in QUANTISED for node in model.graph.node):
         return "int8"
-    graph = onnx.shape_inference.infer_shapes(model).graph
+    with reading(lambda what: ModelError(f"the graph's shapes contradict each other: {what}")):
+        graph = onnx.shape_inference.infer_shapes(model).graph
     types = {value.type.tensor_type.elem_type for value in graph.value_info}
     types |= {tensor.data_type for tensor in graph.initializer}
     if TensorProto.BFLOAT16 in types:  # bf16 graphs hold fp16, too; see to_half.py
@@ -154,11 +160,13 @@ def _read_graph(source: Path) -> onnx.ModelProto:
     try:
         model = onnx.load(source)
     except (OSError, DecodeError) as error:
-        raise ModelError(f"{source} is not an ONNX model: {error}") from error
+        raise ModelError(f"{source} is not an ONNX model: {one_line(error)}") from error
     except onnx.checker.ValidationError as error:
         raise ModelError(
-            f"{source} keeps weights in other files, which cannot be read: {error}"
+            f"{source} keeps weights in other files, which cannot be read: {one_line(error)}"
         ) from error
+    if keeps_weights_elsewhere(model):
+        raise ModelError(f"{source} keeps values of a branch or function in other files")
     for value in (*model.graph.input, *model.graph.output):
         kind = value.type.tensor_type.elem_type
         if kind != TensorProto.FLOAT:

@@ -15,7 +15,7 @@ from pathlib import Path
 import onnx
 from google.protobuf.text_encoding import CEscape
 
-from leuda_deploy.errors import InputError
+from leuda_deploy.errors import InputError, ModelError
 from leuda_deploy.machine.files import atomic_folder
 from leuda_deploy.model.card import METADATA_KEY, ModelCard
 from leuda_deploy.model.export_folder import MODEL_FILE
@@ -31,7 +31,7 @@ def to_triton(model: ModelFile, repository: Path, *, batch: int = 8) -> Path:
     Raises InputError if the name cannot be a folder of a repository, or is another model's.
     """
     card = model.card
-    if not re.fullmatch(r"[\w][\w.-]*", card.name):
+    if not re.fullmatch(r"\w[\w.-]{0,199}", card.name):
         raise InputError(f"{card.name!r} cannot name a served model: use letters, digits, - _ .")
     folder = repository / card.name
     if folder.exists() and not (folder / "1" / MODEL_FILE).is_file():
@@ -48,24 +48,31 @@ def server_config(model: onnx.ModelProto, card: ModelCard, batch: int) -> str:
     """The text of config.pbtxt; dimensions are given without the batch, -1 is open."""
     open_window = card.options.dynamic_window
     window = ", ".join("-1" if open_window else str(size) for size in card.window)
-    (entry,), (scores,) = model.graph.input, model.graph.output
+    ends = [_quoted(value.name) for value in (*model.graph.input, *model.graph.output)]
+    if len(model.graph.input) != 1 or len(model.graph.output) != 1:
+        raise ModelError(f"a model to serve has one input and one output; this graph has {ends}")
+    entry, scores = ends
     classes = 1 + len(card.structures)
-    text = CEscape(card.to_json(), as_utf8=True)
     return f"""\
 # Written by `leuda export --triton`; schema: ModelConfig of the Triton Inference Server.
-name: "{card.name}"
+name: {_quoted(card.name)}
 backend: "onnxruntime"
 max_batch_size: {batch}
 input [
-  {{ name: "{entry.name}" data_type: TYPE_FP32 dims: [ 1, {window} ] }}
+  {{ name: {entry} data_type: TYPE_FP32 dims: [ 1, {window} ] }}
 ]
 output [
-  {{ name: "{scores.name}" data_type: TYPE_FP32 dims: [ {classes}, {window} ] }}
+  {{ name: {scores} data_type: TYPE_FP32 dims: [ {classes}, {window} ] }}
 ]
 version_policy {{ latest {{ num_versions: 1 }} }}
 dynamic_batching {{ max_queue_delay_microseconds: {QUEUE_DELAY_US} }}
 parameters {{
   key: "{METADATA_KEY}"
-  value {{ string_value: "{text}" }}
+  value {{ string_value: {_quoted(card.to_json())} }}
 }}
 """
+
+
+def _quoted(text: str) -> str:
+    """A string of protobuf text: no quote or line break in it ends it."""
+    return f'"{CEscape(text, as_utf8=True)}"'

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -10,7 +9,8 @@ from leuda_deploy.engines.engine_fit import installed_version, misfits, remedy
 from leuda_deploy.errors import ModelError
 from leuda_deploy.machine.files import file_sha256
 from leuda_deploy.machine.gpu import Gpu, find_gpu
-from leuda_deploy.model.card import parse_card
+from leuda_deploy.machine.outside import read_json, read_text
+from leuda_deploy.model.card import MAX_CARD_BYTES, parse_card
 from leuda_deploy.model.export_folder import (
     CARD_FILE,
     MANIFEST_FILE,
@@ -82,7 +82,8 @@ def verify(path: Path | str) -> Verified:
         manifest = read_manifest(path)
         _check_files(model, manifest)
         written = path / CARD_FILE
-        if not written.is_file() or parse_card(written.read_text(), str(written)) != card:
+        text = read_text(written, most=MAX_CARD_BYTES, failed=ModelError)
+        if parse_card(text, str(written)) != card:
             raise ModelError(f"{written} is not the card of {model.path}")
     engines = [_finding(model, name, passport, gpu) for name, passport in manifest.engines.items()]
     return Verified(
@@ -135,6 +136,6 @@ def _check_files(model: ModelFile, manifest: Manifest) -> None:
         if manifest.files.get(name) != passport.sha256:
             raise ModelError(f"the passport of {folder / name} is of another engine")
         beside = folder / passport_file(name)
-        content = json.loads(beside.read_text()) if beside.is_file() else None
+        content = read_json(beside, failed=ModelError)
         if content != passport.model_dump(mode="json"):
             raise ModelError(f"{beside} is not the passport in the manifest")

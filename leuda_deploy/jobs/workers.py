@@ -31,6 +31,7 @@ from leuda_deploy.inference.segmenter import Segmenter
 from leuda_deploy.inference.settings import Settings
 from leuda_deploy.jobs.find_jobs import Job
 from leuda_deploy.jobs.run_jobs import NO_WISHES, Outcome, Wishes, run_jobs
+from leuda_deploy.machine.isolated import keep_children_safe
 from leuda_deploy.machine.memory import in_megabytes, resident_bytes
 from leuda_deploy.machine.progress import ShowProgress, show_nothing
 from leuda_deploy.machine.stop import SECONDS, end_now
@@ -152,6 +153,7 @@ class _Worker:
         self._executor.shutdown()
 
     def _start(self) -> ProcessPoolExecutor:
+        keep_children_safe()
         context = multiprocessing.get_context("spawn")
         return ProcessPoolExecutor(1, context, _open, self._orders)
 

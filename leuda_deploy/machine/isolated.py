@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -66,7 +67,7 @@ def run_isolated(
             pickle.dump((function, args, kwargs), file, protocol=pickle.HIGHEST_PROTOCOL)
         command = [sys.executable, "-P", "-m", "leuda_deploy.machine.isolated", name]
         # where this process finds its modules, the child finds them
-        search = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        search = {**os.environ, "PYTHONPATH": os.pathsep.join(safe_path())}
         try:
             done = subprocess.run(
                 command, env=search, capture_output=True, timeout=timeout_s, check=False
@@ -82,6 +83,28 @@ def run_isolated(
         raise value
     result: T = value
     return result
+
+
+def safe_path() -> list[str]:
+    """Where Python looks for modules, without the current folder: what lies there is data.
+
+    The folder that leuda itself lies in stays, also if it is the current one.
+    """
+    home = str(Path(__file__).resolve().parents[2])
+    here = {"", "."}
+    with suppress(OSError):  # the current folder was removed
+        here.add(str(Path.cwd()))
+    kept = [folder for folder in sys.path if folder == home or folder not in here]
+    # it was found through the current folder
+    return kept if home in kept or home not in here else [home, *kept]
+
+
+def keep_children_safe() -> None:
+    """Python processes that are started from now on do not look for modules in their folder.
+
+    multiprocessing puts it first in the search path: a file `numpy.py` beside the scans would run.
+    """
+    os.environ["PYTHONSAFEPATH"] = "1"
 
 
 def _answer(folder: Path) -> None:

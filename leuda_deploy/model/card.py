@@ -6,12 +6,12 @@ is untrusted: size-limited, validated against this schema, never evaluated.
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from leuda_deploy.errors import ModelError, describe
+from leuda_deploy.errors import ModelError, describe, printable
+from leuda_deploy.machine.outside import parse_json
 from leuda_deploy.model.tiling import Tiling
 from leuda_deploy.scans.likeness import IntensityProfile
 from leuda_deploy.scans.recipe import Depth, Recipe
@@ -21,7 +21,16 @@ METADATA_KEY = "leuda.card"
 MAX_CARD_BYTES = 1 << 20
 AGAIN = "export it again: leuda export RUN -o exports/NAME"
 
-Text = Annotated[str, Field(max_length=500)]
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("must be one line of printable text")
+    return text
+
+
+# it is shown, and written into other files: no line breaks, escapes or marks of direction in it
+Text = Annotated[str, Field(max_length=500), AfterValidator(_printable)]
+Lines = Annotated[str, Field(max_length=500)]  # made printable where it is shown
 Channel = Annotated[int, Field(ge=0, le=255)]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
@@ -125,7 +134,7 @@ class ModelCard(_Part):
     tiling: Tiling = Tiling()
     depth: Depth | None = None
     opset: Annotated[int, Field(ge=1)]
-    licence: Text
+    licence: Lines
     provenance: Provenance
     sha256: Text
 
@@ -151,22 +160,20 @@ class ModelCard(_Part):
 
 def parse_card(text: str, origin: str) -> ModelCard:
     """Validate a card from a model file. Raises ModelError in one line; origin names the file."""
-    size = len(text.encode())
+    size = len(text.encode("utf-8", "surrogatepass"))
     if size > MAX_CARD_BYTES:
         raise ModelError(
             f"the model card of {origin} has {size:,} bytes; at most {MAX_CARD_BYTES:,} are read"
         )
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"the model card of {origin} is not JSON: {error}") from error
+    content = parse_json(text, f"the model card of {origin}", failed=ModelError)
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
         newer = isinstance(version, int) and version > SCHEMA_VERSION
         fix = "update leuda" if newer else AGAIN
+        shown = printable(str(version), 20)
         raise ModelError(
-            f"the model card of {origin} has schema version {str(version)[:20]!r}, this leuda "
-            f"reads version {SCHEMA_VERSION}: {fix}"
+            f"the model card of {origin} has schema version {shown!r}, this leuda reads "
+            f"version {SCHEMA_VERSION}: {fix}"
         )
     try:
         card = ModelCard.model_validate(content)

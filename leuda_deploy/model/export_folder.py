@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from leuda_deploy.errors import InputError, ModelError, describe
 from leuda_deploy.machine.files import atomic_path, file_sha256
+from leuda_deploy.machine.outside import parse_json, read_bytes, read_json
+from leuda_deploy.model.card import Text
 from leuda_deploy.model.passport import Passport
 
 MODEL_FILE, CARD_FILE, PARITY_FILE = "model.onnx", "card.json", "parity.json"
@@ -115,10 +117,44 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST_FILE
     if not path.is_file():
         raise ModelError(f"{folder} has no {MANIFEST_FILE}; it was not written by `leuda export`")
-    size = path.stat().st_size
-    if size > MAX_MANIFEST_BYTES:
-        raise ModelError(f"{path} has {size:,} bytes; at most {MAX_MANIFEST_BYTES:,} are read")
+    return parse_manifest(read_bytes(path, most=MAX_MANIFEST_BYTES, failed=ModelError), path)
+
+
+def parse_manifest(content: bytes, path: Path) -> Manifest:
+    """The manifest that a file holds. Raises ModelError."""
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return Manifest.model_validate(parse_json(content, str(path), failed=ModelError))
+    except ValidationError as error:
+        raise ModelError(f"{path} is not valid: {describe(error)}") from error
+
+
+class ProofStage(BaseModel):
+    """What the export found about one engine, as far as it is shown."""
+
+    stage: Text
+    max_abs: float
+    disagreement: float
+    windows: int
+
+
+class Proof(BaseModel):
+    """What an export says of its proof, as far as it is shown."""
+
+    stages: tuple[ProofStage, ...] = ()
+    int8_layers: tuple[Text, ...] | None = None
+    lifted_layers: tuple[Text, ...] = ()
+
+
+def read_proof(folder: Path) -> tuple[dict[str, Any], Proof]:
+    """What the export found, all of it and what is shown of it; empty if it holds none.
+
+    Raises ModelError.
+    """
+    path = folder / PARITY_FILE
+    if not path.is_file():
+        return {}, Proof()
+    content = read_json(path, most=MAX_MANIFEST_BYTES, failed=ModelError)
+    try:
+        return content, Proof.model_validate(content)
     except ValidationError as error:
         raise ModelError(f"{path} is not valid: {describe(error)}") from error

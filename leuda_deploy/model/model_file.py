@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import IO
 
 import onnx
-from google.protobuf.message import DecodeError
-from onnx.external_data_helper import uses_external_data
+from google.protobuf.message import DecodeError, Message
 
 from leuda_deploy.errors import ModelError
 from leuda_deploy.machine.files import atomic_path
-from leuda_deploy.model.card import METADATA_KEY, ModelCard, parse_card
+from leuda_deploy.machine.outside import read_bytes
+from leuda_deploy.model.card import MAX_CARD_BYTES, METADATA_KEY, ModelCard, parse_card
 from leuda_deploy.model.export_folder import MANIFEST_FILE, MODEL_FILE, Manifest, read_manifest
+
+MAX_MODEL_BYTES = (1 << 31) - 1  # protobuf's own limit
+FIXED = {1: 8, 5: 4}  # kinds of protobuf fields with a fixed number of bytes
+METADATA_FIELD = 14  # of onnx.ModelProto: metadata_props
+MAX_OTHER_METADATA = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +56,8 @@ class ModelFile:
                 written.
         """
         path = find_model(path)
-        content = path.read_bytes()
+        check_sizes(path)
+        content = read_bytes(path, most=MAX_MODEL_BYTES, failed=ModelError)
         card = _check(content, path)
         return cls(
             path=path, content=content, card=card, sha256=hashlib.sha256(content).hexdigest()
@@ -120,7 +128,7 @@ def _check(content: bytes, path: Path) -> ModelCard:
     if not isinstance(cards[0], str):  # protobuf hands out bytes that are not UTF-8 as they are
         raise ModelError(f"the model card of {path} is not text: the file is damaged")
     card = parse_card(cards[0], str(path))
-    if any(uses_external_data(tensor) for tensor in graph.graph.initializer):
+    if keeps_weights_elsewhere(graph):
         raise ModelError(f"{path} keeps weights in other files; a leuda model is one file")
     # the text as it stands: a field that an earlier version did not write has its default
     found = content_sha256(graph, cards[0].replace(f'"sha256":"{card.sha256}"', '"sha256":""'))
@@ -130,6 +138,68 @@ def _check(content: bytes, path: Path) -> ModelCard:
             f"{card.sha256[:12]}): the file is damaged or was altered"
         )
     return card
+
+
+def check_sizes(path: Path) -> None:
+    """Refuse a model file that is too large, or whose metadata are, before it is read whole.
+
+    Walks along the fields of the ONNX message (protobuf: a key, then a length, then as many bytes)
+    without reading what is in them. What is no such message is refused later. Raises ModelError.
+    """
+    size = path.stat().st_size
+    if size > MAX_MODEL_BYTES:
+        raise ModelError(f"{path} has {size:,} bytes; an ONNX file has {MAX_MODEL_BYTES:,} at most")
+    with path.open("rb") as file:
+        metadata, place = 0, 0
+        while place < size:
+            if (key := _varint(file)) is None:
+                return
+            kind = key & 7
+            if kind in FIXED:
+                file.seek(FIXED[kind], 1)
+            elif kind not in (0, 2):
+                raise ModelError(f"{path} is not an ONNX model (truncated or damaged?)")
+            elif (value := _varint(file)) is None:
+                return
+            elif kind == 2:
+                metadata += value if key >> 3 == METADATA_FIELD else 0
+                file.seek(value, 1)
+            place = file.tell()
+    if metadata > MAX_CARD_BYTES + MAX_OTHER_METADATA:
+        raise ModelError(
+            f"{path} has {metadata:,} bytes of metadata; of a card {MAX_CARD_BYTES:,} are read"
+        )
+
+
+def _varint(file: IO[bytes]) -> int | None:
+    """The next number, 7 bits a byte, lowest first; None if there is none."""
+    number = 0
+    for shift in range(0, 70, 7):
+        byte = file.read(1)
+        if not byte:
+            return None
+        number |= (byte[0] & 127) << shift
+        if byte[0] < 128:
+            return number
+    return None
+
+
+def keeps_weights_elsewhere(message: Message) -> bool:
+    """Whether any tensor of a graph, however deep in it, takes its values from another file.
+
+    In initializers, sparse ones, attributes, branches of If, bodies of Loop, and functions.
+    """
+    waiting: list[Message] = [message]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, onnx.TensorProto):
+            if each.external_data or each.data_location == onnx.TensorProto.EXTERNAL:
+                return True
+            continue
+        for field_of, value in each.ListFields():
+            if field_of.message_type is not None:
+                waiting += value if isinstance(value, Sequence) else [value]
+    return False
 
 
 def content_sha256(graph: onnx.ModelProto, card: str) -> str:

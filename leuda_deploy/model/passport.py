@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
-Text = Annotated[str, Field(max_length=500)]
+from leuda_deploy.model.card import Text
+
 Family = Literal["tensorrt", "tensorrt_rtx"]
 # A profile with an open window goes up to this many times the recipe's window.
 LARGEST_WINDOW = 2
@@ -67,5 +68,5 @@ class Passport(BaseModel):
 
 
 def engine_key(*parts: object) -> str:
-    """Sixteen hexadecimal digits of everything that decides about an engine's code."""
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    """SHA-256 of everything that decides about an engine's code."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()

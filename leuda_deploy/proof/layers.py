@@ -11,6 +11,7 @@ import onnx
 from numpy.typing import NDArray
 
 from leuda_deploy.engines.engine import Float32
+from leuda_deploy.engines.runtimes import import_onnx_runtime
 from leuda_deploy.errors import ModelError
 
 # the operators whose outputs are compared: what a network's layers are made of
@@ -54,7 +55,7 @@ def values_of(
 
     The graph is run as it is written (no fusion), so that every tensor in it exists.
     """
-    import onnxruntime as ort
+    ort = import_onnx_runtime()
 
     opened = onnx.ModelProto()
     opened.CopyFrom(model)

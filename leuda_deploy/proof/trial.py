@@ -18,11 +18,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import platformdirs
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from leuda_deploy.engines.engine import (
     MAX_SCORE_BYTES,
@@ -41,6 +41,7 @@ from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.machine.gpu import driver_version, find_gpu
 from leuda_deploy.machine.isolated import IsolatedProcessError, run_isolated
 from leuda_deploy.machine.memory import resident_bytes
+from leuda_deploy.machine.outside import read_json
 from leuda_deploy.model.card import Precision
 from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.proof.parity import TOLERANCES, Tolerances, check_parity, class_names, run_windows
@@ -87,8 +88,17 @@ class Trial(BaseModel):
     failure: Failure | None = None
     detail: str = ""
     disagreement: float | None = None
-    window_ms: dict[int, float] = {}
-    growth_bytes: dict[int, int] = {}
+    window_ms: dict[Annotated[int, Field(ge=1)], Annotated[float, Field(ge=0, lt=1e9)]] = {}
+    growth_bytes: dict[int, Annotated[int, Field(ge=0, lt=1 << 60)]] = {}
+
+    @model_validator(mode="after")
+    def _ran_unless_it_failed(self) -> Self:
+        """What did not fail was timed, and weighed at each batch at which it was timed."""
+        if self.failure is None and not self.window_ms:
+            raise ValueError("it did not fail, and was not timed")
+        if self.growth_bytes and set(self.growth_bytes) != set(self.window_ms):
+            raise ValueError("times and memory are of other batches")
+        return self
 
     @property
     def batch(self) -> int:
@@ -156,8 +166,8 @@ def _file(key: str) -> Path:
 def read_trial(path: Path) -> Trial | None:
     """A kept result; None if there is none, or none that this version reads."""
     try:
-        return Trial.model_validate_json(path.read_text())
-    except (OSError, ValidationError):
+        return Trial.model_validate(read_json(path))
+    except (LeudaError, ValidationError):
         return None
 
 
@@ -184,7 +194,7 @@ def trial_key(model: ModelFile, name: EngineName, settings: EngineSettings) -> s
     precision = settings.precision if name == "openvino" else "auto"
     code = _code_sha256(model, name)
     facts = json.dumps([name, code, precision, settings.threads, versions, machine, device])
-    return f"{name}-{hashlib.sha256(facts.encode()).hexdigest()[:24]}"
+    return f"{name}-{hashlib.sha256(facts.encode()).hexdigest()}"
 
 
 def _code_sha256(model: ModelFile, name: EngineName) -> str:

@@ -16,11 +16,18 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from leuda_deploy.errors import InputError
+from leuda_deploy.errors import InputError, printable
 from leuda_deploy.machine.files import atomic_path
+from leuda_deploy.machine.outside import parse_json
 from leuda_deploy.scans import gzip_array
 from leuda_deploy.scans.volume import Volume, load_image
 
+# All that is taken from a scan's header: numbers that say where its voxels lie.
+GEOMETRY = (
+    *("pixdim", "xyzt_units", "qform_code", "sform_code"),
+    *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+    *("srow_x", "srow_y", "srow_z"),
+)
 OWN_MARK = b"leuda"  # as the name of the intent: what we wrote is no scan
 INTENT_NAME_AT = (328, 508)  # in a header of NIfTI-1, and of NIfTI-2
 NIFTI2_BYTES = 540
@@ -105,12 +112,12 @@ def _on_grid(values: NDArray[np.uint8], scan: Volume) -> Any:
         image.header.set_xyzt_units("mm")
     else:
         single = nib.Nifti2Image if isinstance(scan.header, nib.Nifti2Header) else nib.Nifti1Image
-        header = single.header_class.from_header(scan.header, check=False)
-        header.extensions.clear()  # a scan's extensions and free text may name the patient
-        header["descrip"], header["aux_file"] = b"", b""
+        # made anew: free text, unused bytes and extensions of a scan's header may name the patient
+        header = single.header_class(endianness=scan.header.endianness)
         header.set_data_dtype(np.uint8)
         header.set_data_shape(data.shape)
-        header["pixdim"] = scan.header["pixdim"]  # set_data_shape loses those beyond the shape
+        for field in GEOMETRY:
+            header[field] = scan.header[field]
         # affine=None: nibabel then leaves sform and qform exactly as they stand in the header
         image = single(data, None, header)
     image.header["scl_slope"], image.header["scl_inter"] = 1, 0
@@ -144,8 +151,8 @@ def read_label_names(path: Path | str) -> dict[int, str]:
         try:
             content = extension.get_content()
             text = content.decode() if isinstance(content, bytes) else str(content)
-            labels = json.loads(text.rstrip("\x00"))["leuda"]["labels"]
-            return {int(value): str(name) for value, name in labels.items()}
-        except (UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError):
+            labels = parse_json(text.rstrip("\x00"), "the comment")["leuda"]["labels"]
+            return {int(value): printable(str(name)) for value, name in labels.items()}
+        except (ValueError, KeyError, TypeError, AttributeError):  # an InputError is a ValueError
             continue  # somebody else's comment
     return {}

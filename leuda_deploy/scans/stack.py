@@ -134,11 +134,14 @@ class Stack:
 
         Each pixel gets the class that covers most of it.
         """
-        numbers = self._raw[start:stop]
-        cover = np.stack([(numbers == k).astype(np.float32) for k in range(1, classes + 1)], axis=1)
-        background = 1.0 - cover.sum(axis=1, keepdims=True, dtype=np.float32)
-        cover = resize(np.concatenate([background, cover], axis=1), self.grid_shape)
-        covering: NDArray[np.uint8] = cover.argmax(axis=1).astype(np.uint8)
+        covering = np.empty((stop - start, *self.grid_shape), dtype=np.uint8)
+        # slice by slice: a float32 map a class, of all slices at once, is gigabytes
+        cover = np.empty((classes + 1, *self.plane_shape), dtype=np.float32)
+        for found, numbers in zip(covering, self._raw[start:stop], strict=True):
+            for k in range(1, classes + 1):
+                np.equal(numbers, k, out=cover[k], casting="unsafe")
+            cover[0] = 1.0 - cover[1:].sum(axis=0, dtype=np.float32)
+            found[...] = resize(cover, self.grid_shape).argmax(axis=0)
         return covering
 
     def of_scan(self, values: NDArray[np.uint8]) -> NDArray[np.uint8]:

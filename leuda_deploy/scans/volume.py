@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
+from nibabel import orientations, spatialimages
 from numpy.typing import NDArray
 
-from leuda_deploy.errors import ScanError, one_line
+from leuda_deploy.errors import ScanError, reading
 from leuda_deploy.scans import gzip_array
 
 MAX_SHEAR_DEGREES = 1.0
-# What nibabel raises for a file that is damaged, foreign, or says it is larger than memory.
-UNREADABLE = (
-    ImageFileError,
-    HeaderDataError,
-    OSError,
-    EOFError,
-    ValueError,
-    OverflowError,
-    MemoryError,
-    zlib.error,
-    gzip_array.DecodeError,
-)
+MAX_VOXELS = 1 << 58  # what an array can be at all
+# gzipped or plain; what else nibabel unpacks (.bz2, .zst), it reads itself
+READ_HERE = (".nii", ".nii.gz", ".img", ".img.gz", ".mgz", ".mgh", ".gz")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,14 +87,14 @@ def read_volume(path: Path | str, *, frame: int | None = None, voxels: bool = Tr
     """
     path = Path(path)
     image = load_image(path)
-    if not isinstance(image, nib.spatialimages.SpatialImage):
+    if not isinstance(image, spatialimages.SpatialImage):
         raise ScanError("no volume", f"{path} is a {type(image).__name__}, not a volume")
     return _volume(path.name, path, image, frame, voxels=voxels)
 
 
 def count_frames(path: Path | str) -> int:
     """How many 3D scans a file holds. Raises ScanError if it cannot be read."""
-    return int(np.prod(load_image(Path(path)).shape[3:]))
+    return prod(int(n) for n in load_image(Path(path)).shape[3:])
 
 
 def volume_of(
@@ -124,7 +114,7 @@ def volume_of(
         if affine is None or np.shape(affine) != (4, 4):
             raise ScanError("no volume", "an array needs the affine (4, 4) that says where it lies")
         image: Any = _ArrayImage(scan, np.asarray(affine, dtype=np.float64))
-    elif isinstance(scan, nib.spatialimages.SpatialImage):
+    elif isinstance(scan, spatialimages.SpatialImage):
         image = scan
     else:
         raise ScanError(
@@ -153,10 +143,9 @@ def load_image(path: Path) -> Any:
     """The nibabel image of a file, its header read and its voxels not. Raises ScanError."""
     if not path.is_file():
         raise ScanError("missing", f"no such scan: {path}")
-    try:
+    with reading(lambda what: ScanError("damaged", f"cannot read {path} as a scan: {what}")):
+        gzip_array.check_header(path)
         return nib.load(path)
-    except UNREADABLE as error:
-        raise ScanError("damaged", f"cannot read {path} as a scan: {one_line(error)}") from error
 
 
 def _volume(
@@ -174,7 +163,7 @@ def _volume(
         raise ScanError(
             "axes", f"{path} has shape {shape}; a scan has three axes of at least one voxel"
         )
-    frames = int(np.prod(shape[3:]))
+    frames = prod(shape[3:])
     if frames > 1 and frame is None:
         raise ScanError(
             "frames", f"{path} is 4D with {frames} frames; choose one with --frame 0..{frames - 1}"
@@ -183,6 +172,8 @@ def _volume(
         raise ScanError(
             "frames", f"{path} has {frames} frame(s); --frame {frame} is not in 0..{frames - 1}"
         )
+    if prod(shape[:3]) > MAX_VOXELS:
+        raise ScanError("damaged", f"{path} states {' x '.join(map(str, shape))} voxels")
     _check_units(image.header, path)
     raw, slope, inter = np.broadcast_to(image.get_data_dtype().type(0), shape[:3]), 1.0, 0.0
     if voxels:
@@ -211,7 +202,7 @@ def _geometry(image: Any) -> tuple[NDArray[np.float64], Any]:
         try:
             with np.errstate(all="ignore"):
                 other = np.asarray(header.get_qform(), dtype=np.float64)
-        except (ValueError, HeaderDataError):
+        except (ValueError, nib.spatialimages.HeaderDataError):
             return affine, header
         if not _is_flat(other):
             header.set_sform(other, code=int(header["qform_code"]))
@@ -236,28 +227,24 @@ def _check_units(header: Any, path: Path | str) -> None:
 def _stored_values(image: Any, path: Path | str, frame: int) -> tuple[NDArray[Any], float, float]:
     """One frame (X, Y, Z) as it lies on disk and its scale: int16 is never blown up to float64."""
     proxy, shape = image.dataobj, (*image.shape[:3], -1)
-    try:
+    with reading(
+        lambda what: ScanError(
+            "damaged", f"cannot read the voxels of {path} (truncated or damaged?): {what}"
+        )
+    ):
         # exactly this class: its children (AFNI) scale in other ways, which only they know
         if type(proxy) is not nib.arrayproxy.ArrayProxy:
             return np.asanyarray(proxy).reshape(shape, order="F")[..., frame], 1.0, 0.0
         slope, inter = float(proxy.slope), float(proxy.inter)
+        if isinstance(proxy.file_like, str) and proxy.file_like.lower().endswith(READ_HERE):
+            return _frame_of_file(proxy, frame), slope, inter
         with np.errstate(over="ignore"):  # the size that a damaged header states
-            if isinstance(proxy.file_like, str) and gzip_array.is_gzip(Path(proxy.file_like)):
-                return _unpacked_frame(proxy, frame), slope, inter
-            return (
-                np.asanyarray(proxy.get_unscaled()).reshape(shape, order="F")[..., frame],
-                slope,
-                inter,
-            )
-    except UNREADABLE as error:
-        raise ScanError(
-            "damaged",
-            f"cannot read the voxels of {path} (truncated or damaged?): {one_line(error)}",
-        ) from error
+            unscaled = np.asanyarray(proxy.get_unscaled())
+        return unscaled.reshape(shape, order="F")[..., frame], slope, inter
 
 
-def _unpacked_frame(proxy: Any, frame: int) -> NDArray[Any]:
-    """One frame of a gzipped scan; the other frames are passed over and never held."""
+def _frame_of_file(proxy: Any, frame: int) -> NDArray[Any]:
+    """One frame; the others are passed over and never held."""
     plane, frames = tuple(proxy.shape[:3]), int(np.prod(proxy.shape[3:]))
     frame_bytes = int(np.prod(plane, dtype=object)) * proxy.dtype.itemsize
     return gzip_array.read_array(
@@ -287,4 +274,8 @@ def _check_affine(affine: NDArray[np.float64], path: Path | str) -> None:
             "sheared",
             f"{path} is sheared by {shear:.1f} degrees (gantry tilt?); "
             "resample it to an orthogonal grid",
+        )
+    if np.isnan(orientations.io_orientation(affine)).any():
+        raise ScanError(
+            "degenerate", f"{path} has voxels of {lengths.tolist()} mm, flat beside their length"
         )

@@ -21,7 +21,7 @@ def train(
     cohort: Annotated[Path, typer.Argument(help="cohort.toml")],
     out: Annotated[Path, typer.Option(help="Run folder; started again, it resumes.")],
     config: Annotated[
-        str, typer.Option(help="demo, small, paper-cardiac, paper-abdominal, or a TOML file.")
+        str, typer.Option(help="demo, mini, small, paper-cardiac, paper-abdominal, or a TOML file.")
     ] = "paper-cardiac",
     method: Annotated[
         str, typer.Option(help="Name of a shipped method, e.g. le-uda, or a TOML file.")
@@ -66,7 +66,7 @@ def train(
 
     with one_voice():
         chosen = load_config(config, method, seed=seed, device=device, precision=precision)
-        scans = read_cohort(cohort)
+        scans = read_cohort(cohort, cache=cache or out.parent / "cache")
         evaluation = training.train(
             scans if labelled is None else scans.with_labelled(labelled),
             chosen,
@@ -137,7 +137,9 @@ def compare(
         seeds=seeds,
         config=config,
     )
-    comparison = compare_runs(read_cohort(cohort), out, asked, cache=cache, show=show_progress)
+    cache = cache or out / "cache"
+    scans = read_cohort(cohort, cache=cache)
+    comparison = compare_runs(scans, out, asked, cache=cache, show=show_progress)
     if as_json:
         typer.echo(json.dumps(comparison, indent=1))
         return

@@ -6,7 +6,6 @@ same keys; the method is laid over the config.
 
 from __future__ import annotations
 
-import tomllib
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from leuda_deploy.errors import InputError, describe
+from leuda_deploy.machine.outside import parse_toml, read_toml
 from leuda_deploy.scans.recipe import Recipe
 from leuda_train.config.schema import TrainConfig
 
@@ -30,7 +30,7 @@ def load_config(config: str, method: str, **overrides: Any) -> TrainConfig:
     """Read a config and a method, lay the method over the config, and check what comes of it.
 
     Args:
-        config: How large and how long: a name that ships (demo, small, paper-cardiac,
+        config: How large and how long: a name that ships (demo, mini, small, paper-cardiac,
             paper-abdominal) or the path of a TOML file.
         method: What is trained on what: a name that ships (le-uda-plus, le-uda, ...) or a path.
         **overrides: Values laid over both, such as seed=1 or device="cpu". None overrides nothing.
@@ -70,17 +70,13 @@ def _read(kind: Literal["configs", "methods"], name: str) -> dict[str, Any]:
     if path.suffix == ".toml":
         if not path.is_file():
             raise InputError(f"no such file: {path}")
-        text = path.read_bytes()
-    elif name in shipped(kind):
+        return read_toml(path)
+    if name in shipped(kind):
         text = (resources.files("leuda_train") / kind / f"{name}.toml").read_bytes()
-    else:
-        raise InputError(
-            f"no {kind[:-1]} named {name!r}; shipped: {', '.join(shipped(kind))}; or a *.toml file"
-        )
-    try:
-        return tomllib.loads(text.decode("utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{name} is not TOML: {error}") from error
+        return parse_toml(text, name)
+    raise InputError(
+        f"no {kind[:-1]} named {name!r}; shipped: {', '.join(shipped(kind))}; or a *.toml file"
+    )
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

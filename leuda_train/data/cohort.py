@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-import tomllib
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -14,6 +13,8 @@ from typing import Literal
 from pydantic import ValidationError
 
 from leuda_deploy.errors import InputError, describe
+from leuda_deploy.machine.files import write_json
+from leuda_deploy.machine.outside import read_toml
 from leuda_deploy.scans.label_map import check_same_grid, read_label_map
 from leuda_deploy.scans.recipe import Recipe
 from leuda_deploy.scans.stack import Stack
@@ -28,10 +29,10 @@ from leuda_train.data.cohort_file import (
     SourceSpec,
     TargetSpec,
 )
+from leuda_train.data.scan_names import paths_of_glob, subjects_of
 
 Role = Literal["source labelled", "source unlabelled", "target unlabelled", "target test"]
-EXTENSIONS = (".nii.gz", ".nii", ".hdr", ".img", ".mgz", ".mgh")
-SUFFIXES = re.compile(r"[_-](image|images|img|label|labels|manual|seg|mask|gt)$", re.IGNORECASE)
+CHECKS = 2  # raise it when more is checked, so that older notes are not believed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,16 +95,12 @@ def read_spec(path: Path | str) -> CohortSpec:
     if not path.is_file():
         raise InputError(f"no such cohort file: {path}")
     try:
-        return CohortSpec.model_validate(tomllib.loads(path.read_bytes().decode("utf-8-sig")))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not TOML: {error}") from error
+        return CohortSpec.model_validate(read_toml(path))
     except ValidationError as error:
         raise InputError(f"{path}: {describe(error)}") from error
-    except re.error as error:
-        raise InputError(f"{path}: 'subject' is not a regular expression: {error}") from error
 
 
-def read_cohort(path: Path | str) -> Cohort:
+def read_cohort(path: Path | str, *, cache: Path | None = None) -> Cohort:
     """Read and check a cohort: files, roles, subjects, grids and label values.
 
     Headers come first, since they are read in no time. Voxels are read of label files, whose values
@@ -112,6 +109,8 @@ def read_cohort(path: Path | str) -> Cohort:
 
     Args:
         path: The cohort file, cohort.toml. Its globs start at its own folder.
+        cache: A folder where a checked cohort leaves a note. While the file says the same, and its
+            scans have the sizes and times that they had, none of them is read again.
 
     Raises:
         InputError: For the first thing that is wrong.
@@ -120,11 +119,30 @@ def read_cohort(path: Path | str) -> Cohort:
     spec = read_spec(path)
     scans = _find_scans(spec, path.parent)
     _check_roles(scans)
+    note = None if cache is None else cache / f"cohort-{_state_of_files(spec, scans)}.json"
+    if note is not None and note.is_file():
+        sha256 = json.loads(note.read_text())["sha256"]
+        return Cohort(spec=spec, scans=tuple(scans), sha256=sha256)
     for scan in scans:
         _check_headers(scan)
     for scan in scans:
         _check_voxels(scan, spec)
-    return Cohort(spec=spec, scans=tuple(scans), sha256=_sha256(spec, scans))
+    sha256 = _sha256(spec, scans)
+    if note is not None:
+        with suppress(OSError):  # without it, the scans are read again
+            write_json(note, {"cohort": spec.name, "sha256": sha256})
+    return Cohort(spec=spec, scans=tuple(scans), sha256=sha256)
+
+
+def _state_of_files(spec: CohortSpec, scans: Iterable[Scan]) -> str:
+    """A short name for a cohort and its files as they are: path, size, times of last change."""
+    state: list[object] = [CHECKS, spec.model_dump(mode="json")]
+    for scan in scans:
+        for path in filter(None, (scan.image, scan.label)):
+            found = path.stat() if path.exists() else None  # a link into nowhere is found later
+            facts = found and (found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+            state.append([scan.role, scan.subject, str(path.resolve()), facts])
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _find_scans(spec: CohortSpec, root: Path) -> list[Scan]:
@@ -170,10 +188,10 @@ def _match(
 def _by_subject(globs: Globs, key: str, spec: CohortSpec, root: Path) -> dict[str, Path]:
     found: dict[Path, None] = {}  # a file that two globs match is one file
     for pattern in (globs,) if isinstance(globs, str) else globs:
-        found |= dict.fromkeys(_glob(pattern, key, root))
+        found |= dict.fromkeys(paths_of_glob(pattern, key, root))
+    names = subjects_of([path.name for path in found], spec.subject)
     subjects: dict[str, Path] = {}
-    for path in found:
-        subject = subject_of(path, spec.subject)
+    for path, subject in zip(found, names, strict=True):
         if subject in subjects:
             raise InputError(
                 f"{key}: {subjects[subject].name} and {path.name} are both subject {subject!r}; "
@@ -181,37 +199,6 @@ def _by_subject(globs: Globs, key: str, spec: CohortSpec, root: Path) -> dict[st
             )
         subjects[subject] = path
     return subjects
-
-
-def _glob(pattern: str, key: str, root: Path) -> list[Path]:
-    """The scans that a pattern matches, in order of name. Raises InputError if there are none."""
-    base, relative = (Path("/"), pattern[1:]) if pattern.startswith("/") else (root, pattern)
-    try:
-        found = sorted(path for path in base.glob(relative) if _is_scan_name(path.name))
-    # pathlib's: "**" within a name, nothing at all; a pattern that begins with two slashes
-    except (ValueError, NotImplementedError) as error:
-        raise InputError(f"{key} = {pattern!r} is not a glob: {error}") from error
-    if not found:
-        raise InputError(f"{key} = {pattern!r} matches no scan under {root}")
-    return found
-
-
-def _is_scan_name(name: str) -> bool:
-    """Hidden files are no scans: macOS lays a ._NAME beside each NAME on foreign disks."""
-    return name.endswith(EXTENSIONS) and not name.startswith(".")
-
-
-def subject_of(path: Path, pattern: str | None = None) -> str:
-    """The subject a file belongs to. Raises InputError if the pattern does not find one."""
-    if pattern is not None:
-        found = re.search(pattern, path.name)
-        if found is None:
-            raise InputError(f"subject = {pattern!r} finds no subject in {path.name}")
-        return found.group(1)
-    name = path.name
-    for extension in EXTENSIONS:
-        name = name.removesuffix(extension)
-    return SUFFIXES.sub("", name)
 
 
 def _check_paired(images: dict[str, Path], labels: dict[str, Path], key: str) -> None:

@@ -7,11 +7,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from leuda_deploy.errors import one_line
 from leuda_deploy.scans.recipe import SliceAxis
 
 Domain = Literal["source", "target"]
 PixelSize = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 RawValues = int | tuple[int, ...]
+MAX_PATTERN = 300  # characters of a regular expression
 MAX_CLASSES = 254  # 255 marks unlabelled slices
 
 
@@ -109,7 +111,7 @@ class CohortSpec(_Part):
     slices: SlicesSpec
     source: SourceSpec
     target: TargetSpec
-    subject: str | None = None
+    subject: Annotated[str, Field(max_length=MAX_PATTERN)] | None = None
 
     @property
     def structures(self) -> dict[str, int]:
@@ -148,7 +150,13 @@ class CohortSpec(_Part):
     @field_validator("subject")
     @classmethod
     def _one_group(cls, pattern: str | None) -> str | None:
-        if pattern is not None and re.compile(pattern).groups != 1:
+        if pattern is None:
+            return None
+        try:
+            groups = re.compile(pattern).groups
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"is not a regular expression: {one_line(error)}") from error
+        if groups != 1:
             raise ValueError("must be a regular expression with exactly one group")
         return pattern
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +47,16 @@ class Slices:
     target: NDArray[np.float32]
     target_labels: NDArray[np.uint8] | None
     target_intensities: tuple[Intensity, ...]
+
+    @cached_property
+    def images_key(self) -> str:
+        """A short name for the images alone: other labels, names or test scans, the same key."""
+        digest = hashlib.sha256()
+        for images in (self.source, self.target):
+            digest.update(str(images.shape).encode())
+            for image in images:  # memory-mapped: one at a time
+                digest.update(np.ascontiguousarray(image).data)
+        return digest.hexdigest()[:16]
 
 
 def load_slices(

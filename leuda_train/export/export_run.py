@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -13,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from leuda_deploy.engines.engine import Scorer
-from leuda_deploy.errors import ParityError
+from leuda_deploy.errors import ParityError, TrainingError, reading
 from leuda_deploy.export.lower_precision import lower_precision
 from leuda_deploy.export.to_onnx import OPSET, WithSoftmax, to_onnx
 from leuda_deploy.machine.files import atomic_folder, write_json
+from leuda_deploy.machine.outside import read_json
 from leuda_deploy.machine.progress import Progress, no_progress
 from leuda_deploy.model.card import (
     PALETTE,
@@ -41,7 +41,7 @@ from leuda_deploy.proof.prove import LAYER_LIMITS, Reference, prove
 from leuda_train.export.first_wrong_layer import first_layer_that_differs
 from leuda_train.export.product_file import ProductFacts, load_product
 from leuda_train.loop.hardware import Hardware
-from leuda_train.loop.run_folder import RunFolder
+from leuda_train.loop.run_folder import MAX_EVALUATION_BYTES, RunFolder
 from leuda_train.networks.product import TorchEngine
 
 
@@ -200,9 +200,10 @@ def _test_dice(run: Path) -> dict[str, float] | None:
     path = RunFolder(run).evaluation
     if not path.is_file():
         return None
-    summary = json.loads(path.read_text()).get("summary")
-    if summary is None:
-        return None
-    rows = summary["as_predicted"]["structures"]
-    found = {name: row["dice"] for name, row in rows.items() if row["dice"] is not None}
-    return {name: round(dice, 4) for name, dice in found.items()} or None
+    with reading(lambda what: TrainingError(f"{path} is not what `leuda train` wrote: {what}")):
+        summary = read_json(path, most=MAX_EVALUATION_BYTES).get("summary")
+        if summary is None:
+            return None
+        rows = summary["as_predicted"]["structures"]
+        found = {name: row["dice"] for name, row in rows.items() if row["dice"] is not None}
+        return {name: round(dice, 4) for name, dice in found.items()} or None

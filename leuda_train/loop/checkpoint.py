@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pickle
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -13,23 +12,10 @@ from typing import Any
 
 import torch
 
-from leuda_deploy.errors import TrainingError
+from leuda_deploy.errors import TrainingError, reading
 from leuda_deploy.machine.files import atomic_path
 
 LAST, PREVIOUS = "last.pt", "previous.pt"
-# what torch.load is known to raise for damaged files: its own errors and whatever a pickle of
-# random bytes stumbles over
-UNREADABLE = (
-    OSError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-)
 log = logging.getLogger("leuda")
 
 
@@ -55,15 +41,16 @@ def _whole(path: Path) -> Iterator[Path]:
 
 def load(path: Path) -> dict[str, Any]:
     """Read one file onto the CPU. Runs no code from it. Raises TrainingError if it is damaged."""
-    try:
+    if not path.is_file():
+        raise TrainingError(f"no such file: {path}")
+    with reading(lambda _: TrainingError(f"{path} cannot be read (truncated or damaged?)")):
         with zipfile.ZipFile(path) as archive:  # torch itself does not look at the checksums
+            # torch stores without compression: what is small here is small in memory
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise zipfile.BadZipFile("compressed entries")
             if archive.testzip() is not None:
                 raise zipfile.BadZipFile("a checksum is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise TrainingError(f"no such file: {path}") from error
-    except UNREADABLE as error:
-        raise TrainingError(f"{path} cannot be read (truncated or damaged?)") from error
     if not isinstance(state, dict):
         raise TrainingError(f"{path} holds a {type(state).__name__}, not a training state")
     renamed: dict[str, Any] = with_new_names(state)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+MAX_EVALUATION_BYTES = 64 << 20  # thousands of scans, three figures a structure
+
 
 @dataclass(frozen=True)
 class RunFolder:

@@ -54,7 +54,7 @@ def run_demo(out: Path, show: ShowProgress = show_nothing) -> dict[str, Any]:
 
     with timed("phantom", "1/4 phantom scans") as progress:
         cohort_file = write_cohort(out / "cohort", seed=SEED, progress=progress)
-    cohort = read_cohort(cohort_file)
+    cohort = read_cohort(cohort_file, cache=out / "cache")
     evaluations = {}
     for number, method in enumerate(METHODS, start=1):
         prefix = f"2/4 method {number} of {len(METHODS)}, {method}"

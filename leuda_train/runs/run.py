@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import tomli_w
 
 from leuda_deploy.errors import InputError
 from leuda_deploy.machine.files import atomic_path
+from leuda_deploy.machine.outside import read_toml
 from leuda_deploy.machine.progress import ShowProgress
 from leuda_deploy.scans.recipe import Recipe
 from leuda_train.config.load import parse_config
@@ -89,8 +89,8 @@ def check_same_run(folder: RunFolder, config: TrainConfig, cohort: Cohort) -> No
 
 def _is_same(path: Path, config: TrainConfig, cohort: Cohort) -> bool:
     """Whether a config.toml says the same; a key that it lacks, being older, has its default."""
-    content = tomllib.loads(path.read_text())
-    if content.pop("cohort_sha256") != cohort.sha256:
+    content = read_toml(path)
+    if content.pop("cohort_sha256", None) != cohort.sha256:
         return False
     try:
         return parse_config(content, str(path)) == config

@@ -17,7 +17,6 @@ Of several processes (see `ranks.py`) all train; the first one writes, logs and 
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from contextlib import ExitStack
@@ -28,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from leuda_deploy.machine.files import write_json
+from leuda_deploy.machine.outside import read_json
 from leuda_deploy.machine.progress import ShowProgress, show_nothing
 from leuda_train.config.load import make_recipe
 from leuda_train.config.schema import TrainConfig
@@ -37,7 +37,7 @@ from leuda_train.data.slices import Slices, load_slices
 from leuda_train.loop.hardware import check_compiler, choose_hardware
 from leuda_train.loop.metrics_log import Metrics
 from leuda_train.loop.ranks import process_group
-from leuda_train.loop.run_folder import RunFolder
+from leuda_train.loop.run_folder import MAX_EVALUATION_BYTES, RunFolder
 from leuda_train.runs.checks import alone_in, check_classes
 from leuda_train.runs.results import Trained, evaluate_run, save_result
 from leuda_train.runs.run import (
@@ -96,7 +96,7 @@ def train(
         check_same_run(folder, config, cohort)
         there = ranks.first and folder.evaluation.is_file()
         finished: dict[str, Any] | None = ranks.broadcast(
-            json.loads(folder.evaluation.read_text()) if there else None
+            read_json(folder.evaluation, most=MAX_EVALUATION_BYTES) if there else None
         )
         if finished is not None:
             return finished

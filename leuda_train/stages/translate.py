@@ -1,7 +1,8 @@
 """stage 1: slices of two domains -> generators -> the six aligned image sets.
 
 CycleGAN is trained once on the preprocessed slices, then run once over every slice. The result is
-kept under a key made of the slices and the settings, and reused by every run that has the same.
+kept under a key made of the images and the settings, and reused by every run that has the same,
+however many of its scans are labelled.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from leuda_train.stages.translated_sets import (
 )
 
 STAGE = "translation"
+VERSION = 1  # raise it when the same images and settings give other sets
 log = logging.getLogger("leuda")
 
 
@@ -54,7 +56,8 @@ def load_translation(
 
     The run's folder is the cache; what is being trained has its checkpoints there, too.
     """
-    key = content_key(slices.key, config.model_dump(mode="json"), seed, run.hardware.precision)
+    settings = config.model_dump(mode="json")
+    key = content_key(VERSION, slices.images_key, settings, seed, run.hardware.precision)
     training = _training(config, replace(run, folder=run.folder / f"training-{key}"))
     ranks = run.hardware.ranks
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from cases.odd_scans import tissue
 from support.command import Done, leuda_here
 from support.makers import MakeModel
-from support.odd_scans import tissue
 
 from leuda_deploy.jobs.find_jobs import find_jobs
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cases.odd_scans import tissue, write_nifti
 from support.makers import make_volume
-from support.odd_scans import tissue, write_nifti
 
 from leuda_deploy.errors import ScanError
 from leuda_deploy.jobs.implausible import implausible_geometry

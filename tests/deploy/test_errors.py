@@ -17,6 +17,8 @@ from leuda_deploy.errors import (
     UndeclaredLabelError,
     describe,
     one_line,
+    printable,
+    reading,
 )
 
 
@@ -39,6 +41,23 @@ def test_an_error_is_the_same_in_another_process(error: LeudaError) -> None:
     assert "\n" not in str(error)
 
 
+def test_text_from_outside_obeys_nothing() -> None:
+    assert printable("a\x1b]0;title\x07\nerror: all is well\u202e\ud800") == (
+        "a?]0;title? error: all is well??"
+    )
+    assert printable("plan     µ = 3 Δ") == "plan     µ = 3 Δ"
+    assert printable("x" * 10, most=3) == "xxx..."
+
+
+@pytest.mark.parametrize("raised", [KeyError("k"), AssertionError(), RecursionError("deep")])
+def test_whatever_a_reader_raises_is_one_error(raised: Exception) -> None:
+    with pytest.raises(InputError) as caught, reading(lambda what: InputError(f"no scan: {what}")):
+        raise raised
+    assert caught.value.__cause__ is raised
+    with pytest.raises(MissingExtraError), reading(InputError):  # what is ours stays as it is
+        raise MissingExtraError("reading DICOM", "highdicom", "dicom")
+
+
 def test_one_line_of_what_a_library_says() -> None:
     assert one_line(ValueError("a\n  b\tc")) == "a b c"
     assert len(one_line(ValueError("x" * 1000))) == 300
@@ -56,7 +75,7 @@ class Model(BaseModel):
     [
         ({"sise": 1}, ("sise", "1 more")),  # the key that is there, not the one that is missing
         ({}, ("size", "missing")),
-        ({"size": "big\x1b[31m\n"}, ("size", "big?[31m?")),
+        ({"size": "big\x1b[31m\n"}, ("size", "big?[31m")),
         ({"size": "x" * 500}, ("size", "x" * 80)),
     ],
 )

@@ -13,13 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
+from leuda_deploy.errors import printable
 from leuda_deploy.inference.segment import volumes_ml
 from leuda_deploy.jobs.flags import Flag
 from leuda_deploy.jobs.picture.grey_window import GreyWindow, choose_window
@@ -44,7 +44,6 @@ COLUMNS, ACROSS = 4, 2  # slices of the own plane, and of each other one
 LEAST_SIDE = 24  # pixels; a plane that is thinner is left out
 TINT = 0.3
 OBLIQUE_DEGREES = 10
-FRAMES, FRAME_MS, FRAME_TILE = 60, 120, 360  # of a movie
 DARK, WHITE, GREY = (18, 18, 18), (255, 255, 255), (170, 170, 170)
 WARNING, ON_WARNING = (240, 180, 0), (0, 0, 0)
 BARS_MM = (200, 100, 50, 20, 10, 5, 2, 1)  # lengths of a scale bar
@@ -83,7 +82,7 @@ def overlay(shown: Shown) -> Image.Image:
     """The picture."""
     window = choose_window(shown.volume, shown.labels, shown.modality)
     own = plane_of_slices(shown.volume, shown.slice_axis)
-    tiles = _Tiles(shown.structures, window, shown.volume, TILE)
+    tiles = Tiles(shown.structures, window, shown.volume, TILE)
     rows: list[list[Image.Image]] = []
     main = cut(shown.volume, shown.labels, own)
     chosen = _chosen(main, shown, COLUMNS)
@@ -115,7 +114,7 @@ def _put_together(rows: list[list[Image.Image]], shown: Shown, window: GreyWindo
     head = LINE * (2 if warned else 1) + 2 * GAP
     canvas = Image.new("RGB", (width, head + sum(heights) + lines * LINE + 2 * GAP), DARK)
     draw = ImageDraw.Draw(canvas)
-    title = f"{_printable(shown.volume.name)}    grey: {window}"
+    title = f"{printable(shown.volume.name, 80)}    grey: {window}"
     turned = degrees_off(shown.volume)
     if turned > OBLIQUE_DEGREES:
         title += f"    oblique by {turned:.0f}°: planes are the scan's own"
@@ -123,7 +122,12 @@ def _put_together(rows: list[list[Image.Image]], shown: Shown, window: GreyWindo
     if warned:
         draw.rectangle((0, LINE + 2, width, 2 * LINE + 2), fill=WARNING)
         warning = f"Does not look like the scans of training: {shown.likeness}"
-        draw.text((8, LINE + 5), _cut(draw, warning, width - 16), fill=ON_WARNING, font=_font(14))
+        draw.text(
+            (8, LINE + 5),
+            _cut(draw, warning, width - 16),
+            fill=ON_WARNING,
+            font=_font(14),
+        )
     y = head
     for row, height in zip((row for row in rows if row), heights, strict=True):
         x = 0
@@ -148,14 +152,14 @@ def _legend(shown: Shown) -> list[tuple[Structure, str, str]]:
     return [
         (
             structure,
-            f"{_printable(structure.name)} {millilitres[str(structure.value)]:,.1f} mL",
+            f"{printable(structure.name, 80)} {millilitres[str(structure.value)]:,.1f} mL",
             ", ".join(flag.flag for flag in shown.flags if flag.structure == structure.name),
         )
         for structure in shown.structures
     ]
 
 
-class _Tiles:
+class Tiles:
     """Slices of one scan, drawn in one window; a plane's slices all in one scale."""
 
     def __init__(
@@ -254,14 +258,26 @@ def _mark(draw: Draw, at: tuple[int, int], structure: Structure) -> None:
     draw.rectangle((x, y, x + 18, y + 18), fill=structure.colour)
     dark = sum(structure.colour) > 3 * 110
     number = str(structure.value)
-    draw.text((x + 9, y + 9), number, fill=DARK if dark else WHITE, font=_font(13), anchor="mm")
+    draw.text(
+        (x + 9, y + 9),
+        number,
+        fill=DARK if dark else WHITE,
+        font=_font(13),
+        anchor="mm",
+    )
 
 
 def _outlined(
     draw: Draw, at: tuple[int, int], text: str, colour: Colour, size: int, anchor: str = "la"
 ) -> None:
     draw.text(
-        at, text, fill=colour, font=_font(size), anchor=anchor, stroke_width=2, stroke_fill=DARK
+        at,
+        text,
+        fill=colour,
+        font=_font(size),
+        anchor=anchor,
+        stroke_width=2,
+        stroke_fill=DARK,
     )
 
 
@@ -275,31 +291,5 @@ def _cut(draw: Draw, text: str, width: int) -> str:
     return text + "..."
 
 
-def _printable(text: str) -> str:
-    """One short line: names come from files."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:80])
-
-
 def _font(size: int) -> Any:
     return ImageFont.load_default(size=size)
-
-
-def write_movie(path: Path | str, shown: Shown) -> None:
-    """Write the slices of the own plane one after another, labelled: *.gif or *.webp.
-
-    Those that hold structures, and a few around them; at most FRAMES, evenly spread.
-    """
-    window = choose_window(shown.volume, shown.labels, shown.modality)
-    plane = cut(shown.volume, shown.labels, plane_of_slices(shown.volume, shown.slice_axis))
-    tiles = _Tiles(shown.structures, window, shown.volume, FRAME_TILE)
-    found = np.flatnonzero([slice_.any() for slice_ in plane.labels])
-    last = len(plane.labels) - 1
-    first, last = (max(0, found[0] - 2), min(last, found[-1] + 2)) if len(found) else (0, last)
-    chosen = np.unique(np.linspace(first, last, min(FRAMES, last - first + 1)).round().astype(int))
-    frames = [tiles(plane, index) for index in chosen.tolist()]
-    kind = Path(path).suffix.lower().lstrip(".")
-    with atomic_path(path) as temporary:
-        frames[0].save(
-            temporary, format=kind.upper(), save_all=True, append_images=frames[1:],
-            duration=FRAME_MS, loop=0,
-        )  # fmt: skip

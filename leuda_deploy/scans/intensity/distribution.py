@@ -199,7 +199,8 @@ def _keys(values: NDArray[Any]) -> NDArray[Any]:
         return rising
     if values.dtype.kind == "u" or values.dtype.kind == "b":
         return values.astype(key)
-    return values.astype(f"i{key.itemsize}").view(key) ^ top
+    shifted: NDArray[Any] = values.astype(f"i{key.itemsize}").view(key) ^ top
+    return shifted
 
 
 def _of_keys(keys: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:

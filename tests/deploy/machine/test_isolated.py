@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from support.makers import MakeVolume
 
+import leuda_deploy
 from leuda_deploy.errors import GridMismatchError
 from leuda_deploy.machine.gpu import Gpu
-from leuda_deploy.machine.isolated import IsolatedProcessError, run_isolated
+from leuda_deploy.machine.isolated import IsolatedProcessError, run_isolated, safe_path
 from leuda_deploy.scans.label_map import check_same_grid
 
 
@@ -46,3 +50,39 @@ def test_any_other_end_is_said() -> None:
     with pytest.raises(IsolatedProcessError) as late:
         run_isolated(0.2, time.sleep, 60)
     assert late.value.exit_code is None
+
+
+def test_what_lies_in_the_current_folder_is_data(tmp_path: Path) -> None:
+    """Neither a process of its own nor multiprocessing imports a module that lies there."""
+    trap = "from pathlib import Path\nPath('sprung').touch()\n"
+    for name in ("numpy", "multiprocessing", "pickle", "tempfile", "leuda_deploy"):
+        (tmp_path / f"{name}.py").write_text(trap)
+    script = tmp_path / "bin" / "leuda"  # as the installed command lies: not where one stands
+    script.parent.mkdir()
+    script.write_text(
+        "import multiprocessing\n"
+        "from leuda_deploy.machine.isolated import keep_children_safe, run_isolated\n"
+        "from leuda_deploy.machine.memory import parse_bytes\n"
+        "if __name__ == '__main__':\n"
+        "    assert run_isolated(60, parse_bytes, '1K') == 1000\n"
+        "    keep_children_safe()\n"
+        "    with multiprocessing.get_context('spawn').Pool(1) as pool:\n"
+        "        assert pool.apply(parse_bytes, ('2K',)) == 2000\n"
+    )
+    root = str(Path(leuda_deploy.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": root}
+    environment.pop("PYTHONSAFEPATH", None)
+    subprocess.run([sys.executable, script], cwd=tmp_path, env=environment, check=True, timeout=120)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_the_current_folder_is_left_out_of_the_search_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = str(Path(leuda_deploy.__file__).parents[1])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", str(tmp_path), "/elsewhere", home])
+    assert safe_path() == ["/elsewhere", home]
+    monkeypatch.chdir(home)  # as from a checkout
+    monkeypatch.setattr(sys, "path", ["", "/elsewhere"])
+    assert safe_path() == [home, "/elsewhere"]

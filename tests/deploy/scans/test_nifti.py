@@ -15,7 +15,13 @@ from nibabel.nifti1 import Nifti1Extension
 from numpy.typing import NDArray
 
 from leuda_deploy.errors import InputError
-from leuda_deploy.scans.nifti import check_label_path, read_label_names, write_labels, write_scan
+from leuda_deploy.scans.nifti import (
+    check_label_path,
+    read_label_names,
+    write_labels,
+    write_map,
+    write_scan,
+)
 from leuda_deploy.scans.volume import read_volume
 
 SHAPE = (3, 4, 5)
@@ -145,14 +151,20 @@ def test_scale_and_display_range_of_the_scan_do_not_reach_the_labels(tmp_path: P
     np.testing.assert_array_equal(nib.load(tmp_path / "l.nii").get_fdata(), some_labels())
 
 
-def test_nothing_that_may_name_the_patient_reaches_the_labels(tmp_path: Path) -> None:
-    image = nib.Nifti1Image(ramp(), AFFINE)
-    image.header["descrip"], image.header["aux_file"] = b"DOE^JANE", b"DOE^JANE"
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_nothing_that_may_name_the_patient_reaches_the_labels(tmp_path: Path, kind: Any) -> None:
+    image = kind(ramp(), AFFINE)
+    texts = [name for name in image.header if image.header[name].dtype.kind == "S"]
+    assert {"descrip", "aux_file", "intent_name"} < set(texts)
+    for name in set(texts) - {"magic", "regular"}:  # data_type, db_name, unused_str, ... too
+        image.header[name] = b"DOE^JANE"
     image.header.extensions.extend(Nifti1Extension(code, b"DOE^JANE") for code in (2, 6, 44))
     nib.save(image, tmp_path / "a.nii")
-    assert b"DOE^JANE" in (tmp_path / "a.nii").read_bytes()
+    assert (tmp_path / "a.nii").read_bytes().count(b"DOE^JANE") >= 6
     volume = read_volume(tmp_path / "a.nii")
     write_labels(tmp_path / "l.nii", some_labels(), volume, NAMES)
+    write_map(tmp_path / "m.nii", some_labels(), volume)
+    assert b"DOE^JANE" not in (tmp_path / "m.nii").read_bytes()
     assert b"DOE^JANE" not in (tmp_path / "l.nii").read_bytes()
     assert len(nib.load(tmp_path / "l.nii").header.extensions) == 1
     assert len(volume.header.extensions) == 3  # the scan in memory is left alone

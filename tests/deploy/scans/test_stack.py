@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator
 from itertools import permutations, product
 from typing import Any
@@ -157,3 +158,17 @@ def test_label_gets_the_class_that_covers_most_of_the_pixel(make_volume: MakeVol
     np.testing.assert_array_equal(found, [[[1, 2, 0], [0, 0, 0]]])
     native = Stack(label.volume, recipe(slice_axis="array-2")).labels(0, 1, classes=2)
     np.testing.assert_array_equal(native[0], np.select([plane == 500, plane == 820], [1, 2], 0))
+
+
+def test_labels_are_read_slice_by_slice_in_bounded_memory(make_volume: MakeVolume) -> None:
+    classes, shape = 12, (48, 40, 64)
+    numbers = np.random.default_rng(0).integers(0, classes + 1, size=shape).astype(np.uint8)
+    stack = Stack(make_volume(numbers), recipe(slice_axis="array-2", spacing_mm=(2.0, 1.5)))
+    tracemalloc.start()
+    found = stack.labels(0, stack.depth, classes=classes)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    slice_by_class = 4 * (classes + 1) * shape[0] * shape[1]
+    assert peak < found.nbytes + 4 * slice_by_class  # all slices at once are 64 of these
+    for k in (0, 17, 63):
+        np.testing.assert_array_equal(stack.labels(k, k + 1, classes=classes)[0], found[k])

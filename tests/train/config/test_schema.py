@@ -25,7 +25,7 @@ def test_every_shipped_config_takes_every_shipped_method(config, method):
 
 
 def test_what_the_readme_names_is_shipped():
-    assert shipped("configs") == ["demo", "paper-abdominal", "paper-cardiac", "small"]
+    assert shipped("configs") == ["demo", "mini", "paper-abdominal", "paper-cardiac", "small"]
     assert {"le-uda", "source-only", "supervised"} <= set(shipped("methods"))
 
 
@@ -161,7 +161,7 @@ def test_a_config_of_ones_own_keeps_its_values_unless_overridden(tmp_path):
 @pytest.mark.parametrize(
     ("config", "match"),
     [
-        ("nonesuch", "no config named 'nonesuch'; shipped: demo, paper-abdominal"),
+        ("nonesuch", "no config named 'nonesuch'; shipped: demo, mini, paper-abdominal"),
         ("missing.toml", "no such file: .*missing.toml"),
         ("broken.toml", "broken.toml is not TOML"),
         ("latin.toml", "latin.toml is not TOML"),

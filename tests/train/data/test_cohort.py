@@ -11,7 +11,9 @@ import pytest
 from support import tiny
 
 from leuda_deploy.errors import GridMismatchError, InputError, UndeclaredLabelError
-from leuda_train.data.cohort import CohortSpec, read_cohort, read_spec, subject_of
+from leuda_train.data import cohort as cohort_module
+from leuda_train.data.cohort import CohortSpec, read_cohort, read_spec
+from leuda_train.data.scan_names import subjects_of
 
 
 @pytest.fixture
@@ -253,7 +255,7 @@ def test_voxels_that_are_cut_off_are_found_where_nobody_would_read_them_soon(coh
     ],
 )
 def test_the_subject_is_found_in_the_file_name(name, pattern, subject):
-    assert subject_of(Path(name), pattern) == subject
+    assert subjects_of([name], pattern) == [subject]
 
 
 def test_a_subject_pattern_pairs_files_that_are_named_differently(cohort):
@@ -299,3 +301,26 @@ def test_the_checksum_stays_when_the_folder_moves(cohort, tmp_path):
 def test_the_spec_can_be_read_where_the_scans_are_not(tmp_path):
     (tmp_path / "cohort.toml").write_text(tiny.COHORT)
     assert read_spec(tmp_path / "cohort.toml").structures == {"a": 1, "b": 2}
+
+
+def test_a_cohort_that_was_checked_is_not_read_again_until_a_file_changes(
+    cohort, tmp_path, monkeypatch
+):
+    cache = tmp_path / "cache"
+    first = read_cohort(cohort, cache=cache)
+    assert first == read_cohort(cohort)
+    with monkeypatch.context() as patch:
+        for reads in ("read_volume", "read_label_map", "_sha256"):
+            patch.delattr(cohort_module, reads)
+        assert read_cohort(cohort, cache=cache) == first
+        (scan,) = first.role("target test")
+        scan.image.touch()  # as large as before, and maybe another
+        with pytest.raises(NameError):
+            read_cohort(cohort, cache=cache)
+    assert read_cohort(cohort, cache=cache) == first
+    path = first.role("source labelled")[0].label
+    values = np.zeros((18, 16, 3), np.int16)
+    values[0, 0, 0] = 77
+    tiny.write_scan(path, values)
+    with pytest.raises(InputError, match="77"):
+        read_cohort(cohort, cache=cache)

@@ -148,3 +148,21 @@ def test_progress_counts_the_scans(cohort_file, tmp_path):
     progress = lambda done, total, note: seen.append((done, total))
     load_slices(read_cohort(cohort_file), RECIPE, tmp_path / "cache", progress=progress)
     assert seen == [(i, 5) for i in range(1, 6)]
+
+
+def test_the_images_key_knows_images_alone(cohort_file, tmp_path):
+    """More or fewer labels, other labels, other names and other test scans: the same key."""
+    cohort = read_cohort(cohort_file)
+    key = load_slices(cohort, RECIPE, tmp_path / "cache").images_key
+    same = {load_slices(cohort.with_labelled(1), RECIPE, tmp_path / "cache").images_key}
+    marks = np.zeros((18, 16, 3), dtype=np.int16)
+    marks[3:5, 3:5, 1] = 20
+    tiny.write_scan(cohort_file.parent / "mr/m1_label.nii.gz", marks)
+    tiny.write_scan(cohort_file.parent / "ct_test/c3_image.nii.gz", marks)
+    cohort_file.write_text(cohort_file.read_text().replace('name = "tiny"', 'name = "other"'))
+    same.add(load_slices(read_cohort(cohort_file), RECIPE, tmp_path / "cache").images_key)
+    assert same == {key}
+    rng = np.random.default_rng(7)
+    image = rng.integers(0, 1000, size=(18, 16, 3), dtype=np.int16)
+    tiny.write_scan(cohort_file.parent / "ct/c2_image.nii.gz", image)
+    assert load_slices(read_cohort(cohort_file), RECIPE, tmp_path / "cache").images_key != key

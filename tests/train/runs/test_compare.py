@@ -78,6 +78,8 @@ def test_compare_runs_everything_once_and_writes_one_table(cohort, tmp_path):
         ("mine", "all", 2),
         ("le-uda", "all", 2),
     ]
+    # one a seed, however many scans are labelled
+    assert len(list((tmp_path / "out" / "cache").glob("translation-*"))) == 2
     assert (found["cohort"], found["config"]) == (whole.spec.name, "tiny")
     assert len(list((tmp_path / "out").glob("*-seed*"))) == 8
     assert json.loads((tmp_path / "out" / "comparison.json").read_text()) == found

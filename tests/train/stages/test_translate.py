@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,4 +79,17 @@ def test_a_translation_is_made_once_and_reused(tmp_path):
     assert again.history == json.loads((folder / "history.json").read_text())
     assert tiny.made(tmp_path) == [folder]
     load(tmp_path, tiny.make_slices(), seed=1)
+    assert len(list(tmp_path.glob("translation-*"))) == 2
+
+
+def test_runs_with_more_or_fewer_labels_share_one_translation(tmp_path):
+    slices = tiny.make_slices()
+    first = load(tmp_path, slices)
+    fewer = replace(slices, key="other", labelled_rows=slices.labelled_rows[:1])
+    again = load(tmp_path, replace(fewer, source_labels=fewer.source_labels + 1))
+    assert len(list(tmp_path.glob("translation-*"))) == 1
+    np.testing.assert_array_equal(
+        again.images["target_as_source"], first.images["target_as_source"]
+    )
+    load(tmp_path, replace(slices, target=slices.target[::-1].copy()))
     assert len(list(tmp_path.glob("translation-*"))) == 2

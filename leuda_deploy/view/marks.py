@@ -1,0 +1,76 @@
+"""what a reader said of each scan -> a CSV file that is whole at any time."""
+
+from __future__ import annotations
+
+import csv
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+
+from leuda_deploy.machine.files import atomic_path
+from leuda_deploy.machine.outputs import Output, plan_outputs
+from leuda_deploy.view.scene import Scene
+
+FIELDS = ("scan", "labels", "frame", "mark", "marked")
+MARKS = ("ok", "look again")
+
+
+class Marks:
+    """The marks in a CSV file with the columns scan, labels, frame, mark and marked (UTC).
+
+    Rows of other scans in it are kept.
+
+    Raises:
+        InputError: The file is there and is no such table, or cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._rows: dict[tuple[str, ...], dict[str, str]] = {}
+        kept = Output(
+            path=path, what="list of marks", option="--marks", endings=(".csv",), is_ours=_is_list
+        )
+        plan_outputs([kept])
+        if path.exists():
+            with path.open(newline="") as file:
+                self._rows = {_key_of_row(row): row for row in csv.DictReader(file)}
+
+    def of(self, scene: Scene) -> str | None:
+        """ok, look again, or None."""
+        row = self._rows.get(_key(scene))
+        return row["mark"] if row and row["mark"] in MARKS else None
+
+    def set(self, scene: Scene, mark: str | None) -> None:
+        """Keep a mark, or take it back with None; written at once. Raises ValueError, OSError."""
+        if mark is not None and mark not in MARKS:
+            raise ValueError(f"a mark is one of {', '.join(MARKS)}, not {mark!r}")
+        key = _key(scene)
+        with self._lock:
+            rows = {k: row for k, row in self._rows.items() if k != key}
+            if mark is not None:
+                now = datetime.now(UTC).isoformat(timespec="seconds")
+                rows[key] = dict(zip(FIELDS, (*key, mark, now), strict=True))
+            with atomic_path(self.path) as temporary, temporary.open("w", newline="") as file:
+                table = csv.DictWriter(file, FIELDS)
+                table.writeheader()
+                table.writerows(rows[k] for k in sorted(rows))
+            self._rows = rows
+
+
+def _is_list(path: Path) -> bool:
+    """Whether a file has the columns of a list of marks; any other stays as it is."""
+    try:
+        with path.open(newline="") as file:
+            return tuple(next(csv.reader(file), ())) == FIELDS
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return False
+
+
+def _key(scene: Scene) -> tuple[str, ...]:
+    labels = str(scene.labels[0]) if scene.labels else ""
+    return (str(scene.scan), labels, "" if scene.frame is None else str(scene.frame))
+
+
+def _key_of_row(row: dict[str, str]) -> tuple[str, ...]:
+    return tuple(row[name] or "" for name in FIELDS[:3])

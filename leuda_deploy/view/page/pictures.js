@@ -1,0 +1,147 @@
+// images and what the controls say -> pictures. NiiVue draws, this decides what.
+"use strict";
+const DIFFERENCE = [ // value in the difference, colour, meaning; the values are those of label_files.py
+  [1, [86, 180, 233], "only the first"], [2, [230, 159, 0], "only the second"], [3, [204, 121, 167], "another structure"]];
+const LAYOUTS = {
+  all: [SLICE_TYPE.MULTIPLANAR, 2], planes: [SLICE_TYPE.MULTIPLANAR, 2], axial: [SLICE_TYPE.AXIAL, 2],
+  coronal: [SLICE_TYPE.CORONAL, 1], sagittal: [SLICE_TYPE.SAGITTAL, 0], "3d": [SLICE_TYPE.RENDER, 2] };
+const AXIS_OF_TILE = { 0: 2, 1: 1, 2: 0 }; // NiiVue's axial, coronal, sagittal -> axis that runs through the slices
+const OPTIONS = {
+  isRadiologicalConvention: true, showAllOrientationMarkers: true, backColor: [0, 0, 0, 1],
+  crosshairColor: [1, 1, 1, 0.7], crosshairGap: 8, crosshairWidth: 0.5, fontColor: [1, 1, 1, 1], dragAndDropEnabled: false,
+  clipPlaneHotKey: "", viewModeHotKey: "", cycleClipPlaneHotKey: "", logLevel: "error",
+  multiplanarPadPixels: 4, multiplanarLayout: MULTIPLANAR_TYPE.GRID, isColorbar: false, loadingText: "", scrollRequiresFocus: false };
+const views = [];
+
+async function view(canvas) {
+  const made = new Niivue(OPTIONS);
+  await made.attachToCanvas(canvas, false);
+  made.onLocationChange = tellPlace;
+  views.push(made);
+  return made;
+}
+
+/** A second view that moves with the first. */
+async function viewBeside() {
+  const second = await view($("second"));
+  views[0].broadcastTo([second], { "2d": true, "3d": true });
+  second.broadcastTo([views[0]], { "2d": true, "3d": true });
+}
+
+function colourLabels() {
+  const rows = state.facts.structures.map((s) => [s.value, s.colour, s.name]);
+  for (const which of ["labels-0", "labels-1", "difference"]) {
+    const table = which === "difference" ? DIFFERENCE : rows, image = state.images[which];
+    if (!image || !table.length) continue;
+    const all = [[0, [0, 0, 0], ""], ...table];
+    image.setColormapLabel({
+      I: all.map((row) => row[0]), R: all.map((row) => row[1][0]), G: all.map((row) => row[1][1]),
+      B: all.map((row) => row[1][2]), labels: all.map((row) => row[2]),
+      A: all.map((row) => (row[0] === 0 || (which !== "difference" && state.hidden.has(row[0])) ? 0 : 255)) });
+  }
+}
+
+/** Show what the controls say. Uploads the volumes anew. */
+async function draw() {
+  const shown = $("shown").value, beside = shown === "beside", scan = state.images.scan;
+  if (!scan) return;
+  if ((shown === "difference") && !state.images.difference) {
+    state.images.difference = await getImage(state.index, "difference", "gray", 1);
+  }
+  colourLabels();
+  const [low, high] = state.windows[$("window").value] || Object.values(state.windows)[0];
+  Object.assign(scan, { cal_min: low, cal_max: high });
+  const sides = beside ? ["labels-0", "labels-1"] : [shown];
+  document.querySelectorAll("#pictures figure").forEach((figure, k) => {
+    figure.hidden = k >= sides.length;
+    const name = { "labels-0": state.facts.labels[0], "labels-1": state.facts.labels[1] }[sides[k]];
+    figure.firstElementChild.textContent = shown === "difference"
+      ? `Difference: ${DIFFERENCE.map((row) => row[2]).join(", ")}` : name || "";
+  });
+  if (beside) await (state.second ||= viewBeside());
+  const [type] = LAYOUTS[$("layout").value];
+  views.slice(0, sides.length).forEach((one, k) => {
+    const overlays = [state.images[sides[k]], state.images.uncertainty].filter(Boolean);
+    if (state.images[sides[k]]) state.images[sides[k]].opacity = $("opacity").value / 100;
+    if (state.images.uncertainty) state.images.uncertainty.opacity = $("uncertainty").value / 100;
+    one.opts.atlasOutline = $("outline").checked ? 1 : 0;
+    one.opts.multiplanarShowRender = $("layout").value === "all" ? SHOW_RENDER.ALWAYS : SHOW_RENDER.NEVER;
+    one.opts.sliceType = type;
+    one.volumes = [scan, ...overlays.filter((image) => image.opacity > 0)];
+    one.setVolume(scan, 0); // as the background; uploads all
+  });
+  if (beside) views[0].sync();
+  keyOfDifference(shown === "difference");
+}
+
+/** "card" or "processor": who draws. */
+function drawnBy() {
+  const { gl } = views[0], known = gl.getExtension("WEBGL_debug_renderer_info");
+  const name = known ? gl.getParameter(known.UNMASKED_RENDERER_WEBGL) : "";
+  return /swiftshader|llvmpipe|softpipe|software|basic render/i.test(name) ? "processor" : "card";
+}
+
+/** Resolves when the graphics processor has drawn what it was given. */
+function drawn() {
+  return Promise.all(views.map(({ gl }) => new Promise((done) => {
+    const fence = gl.fenceSync(gl.SYNC_GPU_COMMANDS_COMPLETE, 0);
+    gl.flush();
+    const look = () => (gl.getSyncParameter(fence, gl.SYNC_STATUS) === gl.SIGNALED ? done() : setTimeout(look, 2));
+    setTimeout(look, 0);
+  })));
+}
+
+/** 3D by the processor takes a second a picture, which would stop the slices: on demand then. */
+function chooseLayout() {
+  if (state.chosen || drawnBy() === "card") return;
+  $("layout").value = "planes";
+  note("3D is left out: it is slow without a graphics card. Press 1 or 6 to see it.");
+}
+
+function layOut() {
+  const name = $("layout").value;
+  for (const one of views) {
+    one.opts.multiplanarShowRender = name === "all" ? SHOW_RENDER.ALWAYS : SHOW_RENDER.NEVER;
+    one.setSliceType(LAYOUTS[name][0]);
+  }
+}
+
+const scrolling = { move: [0, 0, 0], began: 0, busy: false };
+
+/** Move some slices along an axis. Input that comes while a picture is drawn waits and is added up. */
+async function step(by, axis = LAYOUTS[$("layout").value][1]) {
+  if (!state.images.scan) return;
+  scrolling.move[axis] += by;
+  scrolling.began ||= performance.now();
+  if (scrolling.busy) return;
+  scrolling.busy = true;
+  while (scrolling.move.some(Boolean)) {
+    const { move, began } = scrolling;
+    Object.assign(scrolling, { move: [0, 0, 0], began: 0 });
+    views[0].moveCrosshairInVox(...move);
+    views[0].sync();
+    await drawn();
+    performance.measure("leuda:step", { start: began }); // from the key or wheel to the finished picture
+  }
+  scrolling.busy = false;
+}
+
+/** The axis through the slices under the mouse; undefined over the 3D rendering. */
+function axisUnder(event) {
+  const one = views.find(({ canvas }) => canvas === event.target);
+  if (!one) return undefined;
+  const box = one.canvas.getBoundingClientRect(), scale = one.canvas.width / box.width;
+  const x = (event.clientX - box.left) * scale, y = (event.clientY - box.top) * scale;
+  const tile = one.screenSlices.find(({ leftTopWidthHeight: [left, top, width, height] }) =>
+    x >= left && y >= top && x < left + width && y < top + height);
+  return AXIS_OF_TILE[tile?.axCorSag];
+}
+
+function goTo(value) {
+  const place = state.images["labels-0"] && centreOf(state.images["labels-0"], value);
+  if (!place) return;
+  views[0].scene.crosshairPos = views[0].mm2frac(place);
+  views[0].createOnLocationChange();
+  views[0].drawScene();
+  views[0].sync();
+}

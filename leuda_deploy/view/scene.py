@@ -1,0 +1,193 @@
+"""a scan, or a folder -> scenes: which files are looked at together."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from leuda_deploy.errors import InputError, ModelError, one_line
+from leuda_deploy.jobs.find_jobs import (
+    EXTENSIONS,
+    LABEL_SUFFIXES,
+    is_scan_file,
+    is_series,
+    report_path,
+    stem,
+)
+from leuda_deploy.model.card import MAX_CARD_BYTES, ModelCard, parse_card
+from leuda_deploy.model.export_folder import CARD_FILE
+
+MAX_REPORT_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """One scan and what is shown with it.
+
+    scan         a file, or a folder with one DICOM series
+    labels       no, one or two label files
+    uncertainty  a map on the same grid
+    frame        of a 4D scan
+    report       beside the first label file, as it was read; empty if there is none
+    card         of the model that the report names, if its export still lies there
+    """
+
+    scan: Path
+    labels: tuple[Path, ...] = ()
+    uncertainty: Path | None = None
+    frame: int | None = None
+    report: Mapping[str, Any] = field(default_factory=dict)
+    card: ModelCard | None = None
+
+    @property
+    def name(self) -> str:
+        """What the page calls it."""
+        return self.scan.name if self.frame is None else f"{self.scan.name}, frame {self.frame}"
+
+    @property
+    def doubt(self) -> float | None:
+        """Share of the structures' voxels that the network is unsure of; None: no report."""
+        doubt = self.report.get("low_confidence")
+        return float(doubt) if isinstance(doubt, int | float) else None
+
+    @property
+    def unlike(self) -> bool:
+        """Whether the report says that the scan does not look like the scans of training."""
+        domain = self.report.get("domain")
+        return isinstance(domain, dict) and domain.get("fits") is False
+
+
+def make_scene(
+    scan: Path,
+    labels: tuple[Path, ...] = (),
+    *,
+    uncertainty: Path | None = None,
+    frame: int | None = None,
+) -> Scene:
+    """The scene of one scan. Labels and map that are not named are looked for beside it.
+
+    Raises:
+        InputError: A file is not there, or there are more than two label files.
+    """
+    if not labels:
+        labels = _labels_beside(scan)
+    if len(labels) > 2:
+        raise InputError(f"{len(labels)} label files were given; two can be compared")
+    for path in (scan, *labels, *([uncertainty] if uncertainty else [])):
+        if not path.exists():
+            raise InputError(f"no such file: {path}")
+    report = _read_report(report_path(labels[0])) if labels else {}
+    if uncertainty is None:
+        uncertainty = _named_in(report, "uncertainty", labels[0].parent) if labels else None
+    return Scene(
+        scan=scan,
+        labels=labels,
+        uncertainty=uncertainty,
+        frame=_frame_of(report) if frame is None else frame,
+        report=report,
+        card=_card_of(report),
+    )
+
+
+def find_scenes(folder: Path) -> list[Scene]:
+    """The scenes of a folder, those in most doubt first.
+
+    A folder that `leuda infer -o` wrote is known by its reports, which name the scans. In any
+    other, each scan is shown with the labels beside it.
+
+    Raises:
+        InputError: There is nothing to show.
+    """
+    scenes = [scene for path in sorted(folder.glob("*.json")) if (scene := _reported(path))]
+    if not scenes:
+        scans = sorted(path for path in folder.iterdir() if is_scan_file(path) or is_series(path))
+        scenes = [make_scene(scan) for scan in scans]
+    if not scenes:
+        raise InputError(
+            f"nothing to show in {folder}: no report of `leuda infer` whose scan is still there, "
+            f"no file that ends in {', '.join(EXTENSIONS)}, no folder with DICOM images"
+        )
+    # scans without a report last: nothing is known of them
+    return sorted(scenes, key=lambda s: (not s.unlike, -1 if s.doubt is None else -s.doubt, s.name))
+
+
+def read_class_values(path: Path) -> dict[str, int]:
+    """Names and label values from the table [classes] of a TOML file, e.g. a cohort's."""
+    try:
+        table = tomllib.loads(path.read_text()).get("classes")
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {one_line(error)}") from error
+    if not isinstance(table, dict) or not all(type(value) is int for value in table.values()):
+        raise InputError(f"{path} has no table [classes] with lines such as liver = 1")
+    return table
+
+
+def _reported(path: Path) -> Scene | None:
+    """The scene that a report describes, if it is one and its files are there."""
+    report = _read_report(path)
+    scan, labels = (_named_in(report, key, path.parent) for key in ("scan", "labels"))
+    if scan is None or labels is None or report_path(labels).resolve() != path.resolve():
+        return None
+    return make_scene(scan, (labels,))
+
+
+def _labels_beside(scan: Path) -> tuple[Path, ...]:
+    """Labels of a scan by their name: SCAN_labels.nii.gz; or x_image and x_label."""
+    names = {stem(scan), stem(scan).removesuffix("_image")}
+    found = (
+        scan.with_name(f"{name}{suffix}{ending}")
+        for suffix in LABEL_SUFFIXES
+        if suffix != "_uncertainty"
+        for name in sorted(names, reverse=True)
+        for ending in (".nii.gz", ".nii")
+    )
+    return tuple(path for path in found if path.is_file())[:1]
+
+
+def _named_in(report: Mapping[str, Any], key: str, folder: Path) -> Path | None:
+    """A path in a report: as it stands there, or by its name alone in the report's own folder."""
+    said = report.get(key)
+    if not isinstance(said, str) or not said:
+        return None
+    # the report's folder first: results that were moved or copied keep together
+    for path in (folder / Path(said).name, Path(said)):
+        if path.is_file() or (key == "scan" and is_series(path)):
+            return path
+    return None
+
+
+def _read_report(path: Path) -> dict[str, Any]:
+    """A report as it stands; empty if it is not there or no report."""
+    try:
+        if path.stat().st_size > MAX_REPORT_BYTES:
+            return {}
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) and "volumes_ml" in content else {}
+
+
+def _frame_of(report: Mapping[str, Any]) -> int | None:
+    asked = report.get("asked")
+    frame = asked.get("frame") if isinstance(asked, dict) else None
+    return frame if isinstance(frame, int) else None
+
+
+def _card_of(report: Mapping[str, Any]) -> ModelCard | None:
+    """The card beside the model that a report names: colours and modality. None: it is gone."""
+    model = report.get("model")
+    if not isinstance(model, str):
+        return None
+    path = Path(model).parent / CARD_FILE
+    try:
+        return parse_card(path.read_text(), str(path)) if _small(path) else None
+    except (OSError, UnicodeDecodeError, ModelError):
+        return None
+
+
+def _small(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size <= MAX_CARD_BYTES

@@ -1,0 +1,88 @@
+"""Which files are looked at together, and in which order."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from support.view_files import write_case
+
+from leuda_deploy.errors import InputError
+from leuda_deploy.view.scene import find_scenes, make_scene, read_class_values
+
+
+def test_labels_map_and_report_are_found_beside_the_scan(tmp_path: Path) -> None:
+    scene = make_scene(write_case(tmp_path, doubt=0.25))
+    assert [path.name for path in scene.labels] == ["case_labels.nii.gz"]
+    assert scene.uncertainty == tmp_path / "case_doubt.nii.gz"
+    assert scene.doubt == 0.25
+    assert not scene.unlike
+    assert scene.card is None  # its model is gone
+
+
+def test_the_truth_of_a_cohort_is_found_by_its_name(tmp_path: Path) -> None:
+    scan = write_case(tmp_path).rename(tmp_path / "x_image.nii.gz")
+    (tmp_path / "case_truth.nii.gz").rename(tmp_path / "x_label.nii.gz")
+    assert make_scene(scan).labels == (tmp_path / "x_label.nii.gz",)
+
+
+def test_unlike_scans_come_first_then_the_doubtful_then_those_without_a_report(
+    tmp_path: Path,
+) -> None:
+    for name, doubt in (("a", 0.1), ("b", 0.9), ("c", 0.3)):
+        write_case(tmp_path, name, doubt=doubt)
+    assert [scene.scan.name for scene in find_scenes(tmp_path)] == [
+        "b.nii.gz",
+        "c.nii.gz",
+        "a.nii.gz",
+    ]
+    assert [scene.unlike for scene in find_scenes(tmp_path)] == [True, False, False]
+
+
+def test_results_that_were_moved_are_found_by_their_names(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    write_case(here)
+    shutil.move(here, there)
+    (scene,) = find_scenes(there)
+    assert scene.scan == there / "case.nii.gz"
+    assert scene.labels == (there / "case_labels.nii.gz",)
+
+
+def test_a_report_of_other_labels_shows_nothing(tmp_path: Path) -> None:
+    write_case(tmp_path)
+    report = tmp_path / "case_labels.json"
+    said = json.loads(report.read_text())
+    report.write_text(json.dumps(said | {"labels": str(tmp_path / "case_truth.nii.gz")}))
+    scenes = find_scenes(tmp_path)  # then it is a folder of scans
+    assert scenes[0].report == {} or scenes[0].labels[0].name == "case_labels.nii.gz"
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"scan": 3}', "[" * 100_000])
+def test_what_is_no_report_is_passed_over(tmp_path: Path, content: str) -> None:
+    write_case(tmp_path)
+    (tmp_path / "case_labels.json").write_text(content)
+    assert make_scene(tmp_path / "case.nii.gz").report == {}
+
+
+def test_bad_input_is_refused(tmp_path: Path) -> None:
+    scan = write_case(tmp_path)
+    with pytest.raises(InputError):
+        make_scene(tmp_path / "no.nii.gz")
+    with pytest.raises(InputError):
+        make_scene(scan, (scan, scan, scan))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError):
+        find_scenes(tmp_path / "empty")
+
+
+def test_class_values_come_from_a_toml_table(tmp_path: Path) -> None:
+    path = tmp_path / "cohort.toml"
+    path.write_text("[classes]\nliver = 1\nspleen = 205\n")
+    assert read_class_values(path) == {"liver": 1, "spleen": 205}
+    for wrong in ("", "[classes]\nliver = 'x'\n", "no toml"):
+        path.write_text(wrong)
+        with pytest.raises(InputError):
+            read_class_values(path)
