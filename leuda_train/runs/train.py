@@ -33,7 +33,7 @@ from leuda_train.config.load import make_recipe
 from leuda_train.config.schema import TrainConfig
 from leuda_train.data.batches import AlignedSets
 from leuda_train.data.cohort import Cohort
-from leuda_train.data.slices import Slices, load_slices
+from leuda_train.data.slices import Slices, hold_out, load_slices
 from leuda_train.loop.hardware import check_compiler, choose_hardware
 from leuda_train.loop.metrics_log import Metrics
 from leuda_train.loop.ranks import process_group
@@ -164,6 +164,7 @@ def _do_stages(run: Run) -> Trained:
             adapted,
             chosen=distilled,
             network="distilled",
+            feed="target",
             products={**adapted.products, "distilled": distilled},
             epoch=None,
             score=None,
@@ -180,6 +181,10 @@ def aligned_sets(slices: Slices, translated: TranslatedSets, config: TrainConfig
         assert slices.target_labels is not None
         every = np.arange(len(slices.target))
         return AlignedSets(images=images, labels=slices.target_labels, labelled_rows=every)
+    rows, held_out = slices.labelled_rows, None
+    if config.chooses:
+        assert slices.source_scans is not None
+        rows, held_out = hold_out(rows, slices.source_scans, config.test.hold_out, config.seed)
     return AlignedSets(
-        images=images, labels=slices.source_labels, labelled_rows=slices.labelled_rows
+        images=images, labels=slices.source_labels, labelled_rows=rows, held_out_rows=held_out
     )
