@@ -7,6 +7,8 @@
     RUN/predictions/      labels of the test scans
     RUN/evaluation.json   Dice and distances on them
     RUN/run.png           its image sets and the curves
+    RUN/scans.json        the cohort as it was found
+    RUN/report.html       all of this to read; both are drawn anew every few minutes meanwhile
     RUN/predictions.png   best, median and worst test scan: truth and prediction
     RUN/profile.json      on request: where the time went, by stage
     RUN/tensorboard/      on request: metrics.jsonl for TensorBoard, a folder a stage
@@ -39,6 +41,7 @@ from leuda_train.loop.metrics_log import Metrics
 from leuda_train.loop.ranks import process_group
 from leuda_train.loop.run_folder import MAX_EVALUATION_BYTES, RunFolder
 from leuda_train.runs.checks import alone_in, check_classes
+from leuda_train.runs.live_page import LivePage
 from leuda_train.runs.results import Trained, evaluate_run, save_result
 from leuda_train.runs.run import (
     Run,
@@ -46,6 +49,7 @@ from leuda_train.runs.run import (
     check_shares,
     check_upper_bound,
     write_config,
+    write_scans,
 )
 from leuda_train.stages.adapt import adapt
 from leuda_train.stages.distil import distil
@@ -109,6 +113,8 @@ def train(
             check_compiler(hardware)
         if ranks.first:
             write_config(folder, config, cohort)
+            write_scans(folder, config, cohort, recipe)
+        page = LivePage(folder=folder, method=config.method)
         run = Run(
             cohort=cohort,
             config=config,
@@ -116,11 +122,11 @@ def train(
             folder=folder,
             cache=cache or out.parent / "cache",
             hardware=hardware,
-            show=show if ranks.first else show_nothing,
+            show=page.watching(show) if ranks.first else show_nothing,
             metrics=Metrics(folder, tensorboard=tensorboard) if ranks.first else None,
             profiles={} if profile else None,
         )
-        trained = _do_stages(run)
+        trained = _do_stages(run, page)
         evaluation: dict[str, Any] | None = None
         if ranks.first:
             if run.profiles:
@@ -129,12 +135,13 @@ def train(
             evaluation = evaluate_run(run, trained)
             evaluation["seconds"] = round(time.monotonic() - began, 1)
             write_json(folder.evaluation, evaluation)
+            page.finish()
             shutil.rmtree(folder.checkpoints, ignore_errors=True)
         told: dict[str, Any] = ranks.broadcast(evaluation)
         return told
 
 
-def _do_stages(run: Run) -> Trained:
+def _do_stages(run: Run, page: LivePage) -> Trained:
     """Slices, then stages 1 to 3, those that the method has."""
     config = run.config
     with run.show("slices") as progress:
@@ -152,6 +159,7 @@ def _do_stages(run: Run) -> Trained:
     if config.uses_translation:
         with run.stage(f"translation ({config.translation.title})", run.cache) as stage:
             translated = load_translation(slices, config.translation, config.seed, stage)
+    page.translated = translated
     sets = aligned_sets(slices, translated, config)
     with run.stage(config.method, run.folder.checkpoints) as stage:
         adapted = adapt(sets, run.classes, config, stage, translated.to_source)

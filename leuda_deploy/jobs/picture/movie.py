@@ -1,4 +1,4 @@
-"""scan + labels -> a short movie of its slices."""
+"""scan + labels -> a short movie: the labelled slices of the own plane, one after another."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from leuda_deploy.jobs.picture.overlay import Shown, Tiles
 from leuda_deploy.jobs.picture.planes import cut, plane_of_slices
 from leuda_deploy.machine.files import atomic_path
 
-FRAMES, FRAME_MS, FRAME_TILE = 60, 120, 360  # of a movie
+FRAMES, FRAME_MS, TILE = 60, 120, 360
 
 
 def write_movie(path: Path | str, shown: Shown) -> None:
@@ -21,7 +21,7 @@ def write_movie(path: Path | str, shown: Shown) -> None:
     """
     window = choose_window(shown.volume, shown.labels, shown.modality)
     plane = cut(shown.volume, shown.labels, plane_of_slices(shown.volume, shown.slice_axis))
-    tiles = Tiles(shown.structures, window, shown.volume, FRAME_TILE)
+    tiles = Tiles(shown.structures, window, shown.volume, TILE)
     found = np.flatnonzero([slice_.any() for slice_ in plane.labels])
     last = len(plane.labels) - 1
     first, last = (max(0, found[0] - 2), min(last, found[-1] + 2)) if len(found) else (0, last)

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from leuda_deploy.errors import printable
 from leuda_deploy.inference.segment import volumes_ml
 from leuda_deploy.jobs.flags import Flag
 from leuda_deploy.jobs.picture.grey_window import GreyWindow, choose_window
@@ -115,7 +114,7 @@ def _put_together(rows: list[list[Image.Image]], shown: Shown, window: GreyWindo
     head = LINE * (2 if warned else 1) + 2 * GAP
     canvas = Image.new("RGB", (width, head + sum(heights) + lines * LINE + 2 * GAP), DARK)
     draw = ImageDraw.Draw(canvas)
-    title = f"{printable(shown.volume.name, 80)}    grey: {window}"
+    title = f"{_printable(shown.volume.name)}    grey: {window}"
     turned = degrees_off(shown.volume)
     if turned > OBLIQUE_DEGREES:
         title += f"    oblique by {turned:.0f}°: planes are the scan's own"
@@ -123,12 +122,7 @@ def _put_together(rows: list[list[Image.Image]], shown: Shown, window: GreyWindo
     if warned:
         draw.rectangle((0, LINE + 2, width, 2 * LINE + 2), fill=WARNING)
         warning = f"Does not look like the scans of training: {shown.likeness}"
-        draw.text(
-            (8, LINE + 5),
-            _cut(draw, warning, width - 16),
-            fill=ON_WARNING,
-            font=_font(14),
-        )
+        draw.text((8, LINE + 5), _cut(draw, warning, width - 16), fill=ON_WARNING, font=_font(14))
     y = head
     for row, height in zip((row for row in rows if row), heights, strict=True):
         x = 0
@@ -153,7 +147,7 @@ def _legend(shown: Shown) -> list[tuple[Structure, str, str]]:
     return [
         (
             structure,
-            f"{printable(structure.name, 80)} {millilitres[str(structure.value)]:,.1f} mL",
+            f"{_printable(structure.name)} {millilitres[str(structure.value)]:,.1f} mL",
             ", ".join(flag.flag for flag in shown.flags if flag.structure == structure.name),
         )
         for structure in shown.structures
@@ -253,32 +247,25 @@ def _scale_bar(draw: Draw, size: tuple[int, int], scale: float) -> None:
     _outlined(draw, (right, y - 4), f"{length} mm", WHITE, 12, "rb")
 
 
+def draw_line(canvas: Image.Image, at: tuple[int, int], text: str) -> None:
+    """Write a line of text over a picture."""
+    ImageDraw.Draw(canvas).text(at, text, fill=WHITE, font=_font(14))
+
+
 def _mark(draw: Draw, at: tuple[int, int], structure: Structure) -> None:
     """A square in the structure's colour, with its number in it."""
     x, y = at
     draw.rectangle((x, y, x + 18, y + 18), fill=structure.colour)
     dark = sum(structure.colour) > 3 * 110
     number = str(structure.value)
-    draw.text(
-        (x + 9, y + 9),
-        number,
-        fill=DARK if dark else WHITE,
-        font=_font(13),
-        anchor="mm",
-    )
+    draw.text((x + 9, y + 9), number, fill=DARK if dark else WHITE, font=_font(13), anchor="mm")
 
 
 def _outlined(
     draw: Draw, at: tuple[int, int], text: str, colour: Colour, size: int, anchor: str = "la"
 ) -> None:
     draw.text(
-        at,
-        text,
-        fill=colour,
-        font=_font(size),
-        anchor=anchor,
-        stroke_width=2,
-        stroke_fill=DARK,
+        at, text, fill=colour, font=_font(size), anchor=anchor, stroke_width=2, stroke_fill=DARK
     )
 
 
@@ -290,6 +277,11 @@ def _cut(draw: Draw, text: str, width: int) -> str:
     while text and length(text + "...") > width:
         text = text[:-1]
     return text + "..."
+
+
+def _printable(text: str) -> str:
+    """One short line: names come from files."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:80])
 
 
 def _font(size: int) -> Any:
