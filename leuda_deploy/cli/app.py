@@ -9,10 +9,9 @@ import typer
 
 from leuda_deploy.cli.log import log_to_stderr
 from leuda_deploy.cli.streams import make_patient
-from leuda_deploy.errors import LeudaError, printable
+from leuda_deploy.errors import LeudaError, keep_traceback, printable
 from leuda_deploy.machine.isolated import keep_children_safe, safe_path
 from leuda_deploy.machine.stop import end_now, ending_when_told
-from leuda_deploy.machine.tracebacks import keep_traceback
 
 app = typer.Typer(
     no_args_is_help=True,

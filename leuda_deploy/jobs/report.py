@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from leuda_deploy.engines.engine import Engine
-from leuda_deploy.errors import LeudaError, one_line
+from leuda_deploy.errors import LeudaError, keep_traceback, one_line
 from leuda_deploy.inference.memory_plan import MemoryPlan
 from leuda_deploy.inference.segment import Segmentation, volumes_ml
 from leuda_deploy.jobs.dicom_seg import NOTHING_FOUND
@@ -20,7 +20,6 @@ from leuda_deploy.jobs.outputs import JobWriter
 from leuda_deploy.jobs.picture.overlay import Shown, draw_overlay
 from leuda_deploy.machine.clock import Clock
 from leuda_deploy.machine.memory import peak_bytes
-from leuda_deploy.machine.tracebacks import keep_traceback
 from leuda_deploy.scans.intensity import Intensity
 from leuda_deploy.scans.likeness import likeness
 from leuda_deploy.scans.nifti import write_labels, write_map

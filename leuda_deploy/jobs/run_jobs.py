@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from leuda_deploy.errors import InputError, LeudaError
+from leuda_deploy.errors import InputError, LeudaError, keep_traceback
 from leuda_deploy.inference.pipelined import prefetch
 from leuda_deploy.inference.segmenter import Segmenter
 from leuda_deploy.jobs.find_jobs import Job
@@ -20,7 +20,6 @@ from leuda_deploy.jobs.outputs import is_done, plan_job_outputs, scan_sha256
 from leuda_deploy.jobs.report import PreparedScan, Report, Result, write_results
 from leuda_deploy.machine.clock import Clock
 from leuda_deploy.machine.progress import ShowProgress, show_nothing
-from leuda_deploy.machine.tracebacks import keep_traceback
 from leuda_deploy.scans.likeness import likeness
 from leuda_deploy.scans.volume import read_volume
 

@@ -1,4 +1,7 @@
-"""cohort.toml -> Cohort: which scan plays which role, all checked before any training starts."""
+"""cohort.toml -> Cohort: which scan plays which role, all checked before any training starts.
+
+Long because each thing that can be wrong with a cohort file is found here, and told in one line.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ from leuda_train.data.cohort_file import (
     SourceSpec,
     TargetSpec,
 )
-from leuda_train.data.scan_names import paths_of_glob, subjects_of
+from leuda_train.data.file_names import scans_of, subjects_of
 
 Role = Literal["source labelled", "source unlabelled", "target unlabelled", "target test"]
 CHECKS = 2  # raise it when more is checked, so that older notes are not believed
@@ -188,7 +191,7 @@ def _match(
 def _by_subject(globs: Globs, key: str, spec: CohortSpec, root: Path) -> dict[str, Path]:
     found: dict[Path, None] = {}  # a file that two globs match is one file
     for pattern in (globs,) if isinstance(globs, str) else globs:
-        found |= dict.fromkeys(paths_of_glob(pattern, key, root))
+        found |= dict.fromkeys(scans_of(pattern, key, root))
     names = subjects_of([path.name for path in found], spec.subject)
     subjects: dict[str, Path] = {}
     for path, subject in zip(found, names, strict=True):

@@ -1,4 +1,4 @@
-"""globs and patterns of a cohort file -> the scans that they name, and whose they are."""
+"""globs and names of files -> the scans they match, and the subject that each belongs to."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST_SECONDS = 60.0  # for a pattern of a cohort file to be gone through
 SUFFIXES = re.compile(r"[_-](image|images|img|label|labels|manual|seg|mask|gt)$", re.IGNORECASE)
 
 
-def paths_of_glob(pattern: str, key: str, root: Path) -> list[Path]:
+def scans_of(pattern: str, key: str, root: Path) -> list[Path]:
     """The scans that a pattern matches, in order of name. Raises InputError if there are none."""
     base, relative = (Path("/"), pattern[1:]) if pattern.startswith("/") else (root, pattern)
     try:
@@ -38,10 +38,10 @@ def paths_of_glob(pattern: str, key: str, root: Path) -> list[Path]:
 
 def scans_of_glob(base: Path, pattern: str) -> list[Path]:
     """The scans below a folder that a pattern matches, in order of name."""
-    return sorted(path for path in base.glob(pattern) if _is_scan_name(path.name))
+    return sorted(path for path in base.glob(pattern) if is_scan_name(path.name))
 
 
-def _is_scan_name(name: str) -> bool:
+def is_scan_name(name: str) -> bool:
     """Hidden files are no scans: macOS lays a ._NAME beside each NAME on foreign disks."""
     return name.endswith(EXTENSIONS) and not name.startswith(".")
 
