@@ -26,7 +26,8 @@ def train(
     cohort: Annotated[Path, typer.Argument(help="cohort.toml")],
     out: Annotated[Path, typer.Option(help="Run folder; started again, it resumes.")],
     config: Annotated[
-        str, typer.Option(help="demo, mini, small, paper-cardiac, paper-abdominal, or a TOML file.")
+        str,
+        typer.Option(help="demo, mini, small, paper-cardiac, ... (docs), or a TOML file."),
     ] = "paper-cardiac",
     method: Annotated[
         str, typer.Option(help="Name of a shipped method, e.g. le-uda, or a TOML file.")
