@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.makers import MakeModel
 
-from leuda_deploy.cli.streams import plain
+from leuda_deploy.cli.log import plain
 
 
 @pytest.mark.parametrize("how", ["2>&-", "2>/dev/full", ">&- 2>&-", "PYTHONIOENCODING=ascii"])
