@@ -20,6 +20,11 @@ class RunFolder:
         return self.path / "config.toml"
 
     @property
+    def lock(self) -> Path:
+        """Held by the process that trains into the folder; removed when the run is finished."""
+        return self.path / ".lock"
+
+    @property
     def checkpoints(self) -> Path:
         """The newest two states while stage 2 runs; removed when the run is finished."""
         return self.path / "checkpoints"
