@@ -31,7 +31,8 @@ def picture(
     ] = False,
 ) -> None:
     """Draw a scan with its labels: a picture, or a movie.  [dim]Needs: nothing more.[/dim]"""
-    from leuda_deploy.jobs.picture.overlay import draw_overlay, write_movie
+    from leuda_deploy.jobs.picture.movie import write_movie
+    from leuda_deploy.jobs.picture.overlay import draw_overlay
     from leuda_deploy.jobs.picture.shown_files import read_shown
     from leuda_deploy.machine.outputs import Output, plan_outputs
 

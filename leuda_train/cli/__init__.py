@@ -10,10 +10,11 @@ from leuda_train.cli import data
 from leuda_train.cli import train
 from leuda_train.cli import export
 from leuda_train.cli import evaluate
+from leuda_train.cli import report
 from leuda_train.cli import demo
 # isort: on
 
-__all__ = ["app", "data", "demo", "evaluate", "export", "main", "train"]
+__all__ = ["app", "data", "demo", "evaluate", "export", "main", "report", "train"]
 
 
 def main() -> None:

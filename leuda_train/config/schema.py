@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from leuda_train.config.objective import ObjectiveConfig
+from leuda_train.config.tested import DistilConfig, Feed, TestConfig
 from leuda_train.config.values import Count, Part, Positive, Probability, Rate, Weight
 
 
@@ -114,6 +115,11 @@ class ScheduleConfig(Part):
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 30.0
     shares_every: Count = 100
 
+    @property
+    def steps(self) -> int:
+        """Iterations in all."""
+        return self.epochs * self.steps_per_epoch
+
 
 class AugmentConfig(Part):
     """The random affine; drawn anew for each image family.
@@ -142,43 +148,6 @@ class StyleConfig(Part):
     curve: Annotated[float, Field(ge=0, le=1)] = 0.0
     convolution: Annotated[float, Field(ge=0, le=1)] = 0.0
     noise: Annotated[float, Field(ge=0, le=2)] = 0.0
-
-
-class TestConfig(Part):
-    """Which network is the product of the run, and what it reads of a target scan.
-
-    network       one of the three, or "auto": the label-free score chooses among those in use
-    feed          of student and intra-domain teacher; the inter-domain one always reads x^t
-    select        "last": as it is after the last epoch, as in the paper; "label-free": as at the
-                  epoch with the best label-free score
-    select_epochs  from one look at the label-free score to the next
-    """
-
-    network: Literal["student", "intra_teacher", "inter_teacher", "auto"]
-    feed: Literal["target", "target_as_source"]
-    select: Literal["last", "label-free"] = "last"
-    select_epochs: Positive = 5
-
-    def feed_of(self, network: str) -> Literal["target", "target_as_source"]:
-        """What a network is fed at test time."""
-        return "target" if network in ("inter_teacher", "distilled") else self.feed
-
-
-class DistilConfig(Part):
-    """Stage 3: both teachers -> one network that reads the target.
-
-    width          channels as a share of the U-Net's, 0.25 for an edge-sized network
-    steps          iterations in all
-    learning_rate  of the network
-    """
-
-    width: Annotated[float, Field(gt=0, le=1)]
-    steps: Positive
-    learning_rate: Rate
-
-    def widths(self, full: tuple[int, ...]) -> tuple[int, ...]:
-        """The distilled network's channels by level."""
-        return tuple(max(4, round(self.width * channels)) for channels in full)
 
 
 class TrainConfig(Part):
@@ -231,7 +200,10 @@ class TrainConfig(Part):
         if self.distil is not None and self.uses_target_labels:
             raise ValueError('distil is for runs without target labels: not supervised_on "target"')
         if not self.candidates:
-            raise ValueError(f"test.network = {self.test.network}, but no term of L asks it")
+            raise ValueError(
+                f"test.network = {self.test.network}, but no term of L asks it; with "
+                'teacher_batchnorm = "ema" it is the average of the student'
+            )
         return self
 
     def _discriminators_fit(self, window: int) -> None:
@@ -251,15 +223,41 @@ class TrainConfig(Part):
             )
 
     @property
-    def candidates(self) -> tuple[str, ...]:
-        """The networks that may become the product."""
-        used = tuple(name for name, used in self.objective.networks_in_use.items() if used)
-        return used if self.test.network == "auto" else tuple({self.test.network} & {*used})
+    def networks_in_use(self) -> tuple[str, ...]:
+        """Those that some term of L asks, and the average of the student if it is tested."""
+        asked = self.objective.networks_in_use
+        averaged = self.objective.teacher_batchnorm == "ema"
+        return tuple(
+            name for name, used in asked.items() if used or (averaged and name == self.test.network)
+        )
+
+    @property
+    def candidates(self) -> tuple[tuple[str, Feed], ...]:
+        """What may become the product: a network, and what it is fed."""
+        pairs = {name: self.test.feed_of(name) for name in self.networks_in_use}
+        if self.test.network != "auto":
+            return tuple((name, feed) for name, feed in pairs.items() if name == self.test.network)
+        # the student is the one network that may be good on either
+        return tuple(dict.fromkeys([*pairs.items(), ("student", "target")]))
+
+    @property
+    def chooses(self) -> bool:
+        """Whether a network or an epoch is chosen, without target labels."""
+        return not self.uses_target_labels and (
+            self.test.select == "label-free" or self.test.network == "auto"
+        )
+
+    @property
+    def distil_steps(self) -> int:
+        """Iterations of stage 3; 0 if there is none."""
+        if self.distil is None:
+            return 0
+        return max(1, round(self.distil.share * self.schedule.steps))
 
     @property
     def reports_oracle(self) -> bool:
         """Whether a choice was made that test labels might have made better."""
-        return self.test.select == "label-free" or self.test.network == "auto" or bool(self.distil)
+        return self.chooses or self.distil is not None
 
     @property
     def teachers(self) -> tuple[str, ...]:

@@ -35,12 +35,14 @@ class AlignedSets:
     Memory-mapped, or, after `on_device`, tensors on the GPU.
 
     labels         (N, h, w) uint8, of the rows of the family that is supervised
-    labelled_rows  the rows that have labels
+    labelled_rows  the rows whose labels are trained on
+    held_out_rows  rows that have labels, too, but are chosen by; none: nothing is chosen
     """
 
     images: Mapping[Stream, NDArray[np.float32] | Tensor]
     labels: NDArray[np.uint8] | Tensor
     labelled_rows: NDArray[np.int64]
+    held_out_rows: NDArray[np.int64] | None = None
 
     def on_device(self, hardware: Hardware) -> AlignedSets:
         """The same sets on the GPU where they fit `RESIDENT_SHARE` of its free memory."""

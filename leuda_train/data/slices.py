@@ -26,6 +26,7 @@ from leuda_train.loop.ranks import ALONE, Ranks
 
 UNLABELLED = 255
 INDEX_FILE = "index.json"
+FEW_SCANS = 5  # with fewer labelled ones, a whole one is too dear to be held out
 FORMAT = 1  # raise it when the same recipe gives other slices, so that old stores are not reused
 
 
@@ -37,6 +38,7 @@ class Slices:
     source_labels, target_labels  (N, h, w) uint8 class numbers, 255 throughout where unlabelled;
                                   target_labels is None unless the upper bound was asked for
     labelled_rows                 rows of source that have labels
+    source_scans                  (N,) which scan each source slice is of
     target_intensities            how each target scan was clipped and normalised, one a scan
     """
 
@@ -47,6 +49,7 @@ class Slices:
     target: NDArray[np.float32]
     target_labels: NDArray[np.uint8] | None
     target_intensities: tuple[Intensity, ...]
+    source_scans: NDArray[np.int64] | None = None
 
     @cached_property
     def images_key(self) -> str:
@@ -99,6 +102,7 @@ def load_slices(
         if target_labels
         else None,
         target_intensities=_target_intensities(folder / INDEX_FILE, cohort, recipe),
+        source_scans=_scans(folder / INDEX_FILE, "source"),
     )
 
 
@@ -125,6 +129,12 @@ def _write(
         if with_labels:
             np.save(folder / f"{domain}_labels.npy", np.concatenate(labels))
     write_json(folder / INDEX_FILE, index)
+
+
+def _scans(index: Path, domain: str) -> NDArray[np.int64]:
+    """(N,) a scan's place among those of its domain, by slice."""
+    counts = [row["slices"] for row in json.loads(index.read_text()) if row["domain"] == domain]
+    return np.repeat(np.arange(len(counts)), counts)
 
 
 def _target_intensities(index: Path, cohort: Cohort, recipe: Recipe) -> tuple[Intensity, ...]:
@@ -155,3 +165,39 @@ def _slices_of(
     marks = Stack(label.volume, recipe, pixel_spacing_mm=scan.pixel_spacing_mm)
     classes = marks.labels(0, marks.depth, classes=len(spec.structures))
     return images, fit_to_window(classes, recipe.window, 0), stack.intensity
+
+
+def hold_out(
+    rows: NDArray[np.int64], scans: NDArray[np.int64], share: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Part the labelled rows in two: to train on, and to choose by.
+
+    Of five labelled scans or more, whole ones are held out. Of fewer, a fold of each: slices that
+    follow one another, away from the ends, where structures are slivers.
+
+    Args:
+        rows: The labelled ones, ascending.
+        scans: (N,) which scan each row, labelled or not, is of.
+        share: How much to hold out; at least one scan, or one slice of each scan that has two.
+        seed: Of the choice.
+
+    Returns:
+        The rows to train on, and those held out, both ascending.
+    """
+    rng = np.random.default_rng([seed, 2])
+    own = scans[rows]
+    every = np.unique(own)
+    if len(every) >= FEW_SCANS:
+        count = max(1, round(share * len(every)))
+        held = np.isin(own, rng.permutation(every)[:count])
+        return rows[~held], rows[held]
+    held = np.zeros(len(rows), dtype=bool)
+    for scan in every:
+        places = np.flatnonzero(own == scan)
+        if len(places) < 2:
+            continue
+        count = max(1, round(share * len(places)))
+        first = len(places) // 5
+        begin = rng.integers(first, max(first, len(places) - first - count) + 1)
+        held[places[begin : begin + count]] = True
+    return rows[~held], rows[held]

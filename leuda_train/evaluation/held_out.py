@@ -1,4 +1,4 @@
-"""product + test scans -> their labels and scores, and what an oracle would have chosen.
+"""products + test scans -> their labels and scores, and what an oracle would have chosen.
 
 The labels of the test scans are read here alone, when all that is trained and chosen is done.
 """
@@ -6,7 +6,7 @@ The labels of the test scans are read here alone, when all that is trained and c
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,9 @@ from leuda_train.data.cohort import Cohort
 from leuda_train.evaluation.label_files import evaluate_pairs
 from leuda_train.loop.hardware import Hardware
 from leuda_train.networks.product import DeployedNetwork, TorchEngine
+
+Row = dict[str, Any]
+MEANS = ("dice", "assd_mm", "paper_assd_voxels")
 
 
 @dataclass(frozen=True)
@@ -60,23 +63,27 @@ class HeldOut:
             spacing_mm=spacing_mm,
         )
 
-    def oracle(
-        self,
-        networks: Mapping[str, DeployedNetwork],
-        chosen_dice: float | None,
-        folder: Path,
-        progress: Progress,
-    ) -> dict[str, Any]:
-        """What a choice by test labels would have been: the price of choosing without them.
+    def score(self, network: DeployedNetwork, folder: Path, progress: Progress) -> Row:
+        """Means over the structures, as predicted, and each structure's Dice; no labels are kept.
 
-        Among what was chosen and every network in use after the last epoch. Only ever reported.
-        The folder holds their labels meanwhile.
+        The folder holds them meanwhile.
         """
-        dice = {"chosen": chosen_dice}
-        for name, network in networks.items():
-            found = self.evaluate(network, folder / name, progress)
-            dice[name] = found["summary"]["as_predicted"]["mean"]["dice"]
-        shutil.rmtree(folder)
-        # no Dice at all where no test scan has a structure, nor a prediction
-        best = max(dice, key=lambda name: -1.0 if (value := dice[name]) is None else value)
-        return {"network": best, "dice": dice[best], "all": dice}
+        try:
+            summary = self.evaluate(network, folder, progress)["summary"]["as_predicted"]
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        mean = summary["mean"]
+        structures = {name: row["dice"] for name, row in summary["structures"].items()}
+        return {**{key: mean[key] for key in MEANS}, "structures": structures}
+
+
+def oracle(chosen_dice: float | None, rows: Sequence[Row]) -> Row:
+    """What a choice by test labels would have been: the price of choosing without them.
+
+    Among what was chosen and every network on every feed after the last epoch. Only ever reported.
+    """
+    dice = {"chosen": chosen_dice}
+    dice |= {f"{row['network']} on {row['feed']}": row["dice"] for row in rows}
+    # no Dice at all where no test scan has a structure, nor a prediction
+    best = max(dice, key=lambda name: -1.0 if (value := dice[name]) is None else value)
+    return {"network": best, "dice": dice[best], "all": dice}

@@ -37,7 +37,7 @@ _IMAGE_FILE = re.compile(r"(?i)[_-]image\.nii")
 def evaluate_paths(
     predicted: Path, true: Path, *, structures: Names | None = None, map_true: Classes | None = None
 ) -> dict[str, Any]:
-    """Score predicted label files against true ones: Dice, ASSD and HD95 in mm.
+    """Score predicted label files against true ones: Dice, ASSD and HD95 in mm, the paper's ASSD.
 
     Args:
         predicted: A label file, or a folder of NIfTI files.
@@ -149,7 +149,13 @@ def _complete(scored: list[StructureScore], names: Names) -> list[StructureScore
         there[name]
         if name in there
         else StructureScore(
-            structure=name, dice=None, assd_mm=None, hd95_mm=None, predicted_ml=0.0, true_ml=0.0
+            structure=name,
+            dice=None,
+            assd_mm=None,
+            hd95_mm=None,
+            paper_assd_voxels=None,
+            predicted_ml=0.0,
+            true_ml=0.0,
         )
         for name in names
     ]

@@ -8,18 +8,23 @@ Definitions: Dice = 2|P∩T| / (|P| + |T|) (Dice, Ecology 1945); ASSD, the avera
 distance (Heimann et al., IEEE TMI 2009); HD95, the 95th percentile Hausdorff distance taken as the
 larger of the two directed percentiles (Maier-Hein et al., Metrics Reloaded, Nature Methods 2024).
 Distances run between the centres of border voxels, along orthogonal axes `spacing_mm` apart.
+
+The paper protocol, to stand beside published figures: MedPy's `assd`, the mean of the two directed
+means and not of all distances pooled, in voxels of the scan's grid, and 0 where a structure was
+missed altogether or found where there is none, as in the released MT-UDA code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, pstdev
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.spatial import KDTree
 
 from leuda_deploy.errors import InputError
 
@@ -39,6 +44,7 @@ class StructureScore:
     dice: float | None  # None: in neither volume, nothing to score; 0: in one of the two only
     assd_mm: float | None  # None: either side is empty, no distance exists
     hd95_mm: float | None  # None: likewise
+    paper_assd_voxels: float | None  # 0: either side is empty; None: both
     predicted_ml: float
     true_ml: float
 
@@ -68,29 +74,40 @@ def score_volume(
 def _score(name: str, predicted: Mask, true: Mask, spacing_mm: Spacing) -> StructureScore:
     n_predicted, n_true = int(np.count_nonzero(predicted)), int(np.count_nonzero(true))
     n_both = int(np.count_nonzero(predicted & true))
-    distances = _surface_distances(predicted, true, spacing_mm) if n_predicted and n_true else None
+    distances: list[NDArray[np.float64]] = []
+    paper = 0.0 if n_predicted or n_true else None
+    if n_predicted and n_true:
+        borders = _borders(predicted, true)
+        distances = _distances(*(border * spacing_mm for border in borders))
+        paper = fmean(float(d.mean()) for d in _distances(*borders))
     voxel_ml = float(np.prod(spacing_mm)) / 1000
     return StructureScore(
         structure=name,
         dice=2 * n_both / (n_predicted + n_true) if n_predicted or n_true else None,
         assd_mm=float(np.concatenate(distances).mean()) if distances else None,
         hd95_mm=float(max(np.percentile(d, 95) for d in distances)) if distances else None,
+        paper_assd_voxels=paper,
         predicted_ml=n_predicted * voxel_ml,
         true_ml=n_true * voxel_ml,
     )
 
 
-def _surface_distances(a: Mask, b: Mask, spacing_mm: Spacing) -> list[NDArray[np.float64]]:
-    """Distances in mm from each border voxel of `a` to the border of `b`, and of `b` to `a`.
+def _borders(a: Mask, b: Mask) -> list[NDArray[np.float64]]:
+    """Places (n, 3) of the border voxels of two masks (X, Y, Z) that both hold a voxel.
 
-    Both masks (X, Y, Z) must hold a voxel. A border voxel has a 6-neighbour outside its mask, and
-    beyond the array is outside. Only the box around the two masks is computed on.
+    A border voxel has a 6-neighbour outside its mask, and beyond the array is outside. Only the box
+    around the two masks is computed on; places are counted from its corner.
     """
     box = ndimage.find_objects((a | b).astype(np.uint8))[0]
-    border_a, border_b = (m[box] & ~ndimage.binary_erosion(m[box], border_value=0) for m in (a, b))
-    to_a = ndimage.distance_transform_edt(~border_a, sampling=spacing_mm)
-    to_b = ndimage.distance_transform_edt(~border_b, sampling=spacing_mm)
-    return [to_b[border_a], to_a[border_b]]
+    return [
+        np.argwhere(mask[box] & ~ndimage.binary_erosion(mask[box], border_value=0)).astype(float)
+        for mask in (a, b)
+    ]
+
+
+def _distances(a: NDArray[np.float64], b: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    """From each place (n, 3) of `a` to the nearest of `b`, and the other way round."""
+    return [np.asarray(KDTree(there).query(here)[0]) for here, there in ((a, b), (b, a))]
 
 
 def keep_largest_component(labels: Labels, structures: Iterable[int]) -> Labels:
@@ -110,12 +127,13 @@ def summarise(volumes: Mapping[str, list[StructureScore]]) -> dict[str, Any]:
 
     Every volume lists the same structures. Of `n_volumes` a structure has a Dice in `n_scored` (it
     is in prediction or truth); of those, `n_missing_distance` have no distance and are left out of
-    the distance means. `dice_std` is the population's. `mean` averages the structures' means and
-    sums their missing distances. A statistic over nothing is None.
+    the distance means. `dice_std` is the sample's (n - 1), so None for one volume. `mean` averages
+    the structures' means and sums their missing distances. A statistic over nothing is None.
     """
     rows = {s[0].structure: _statistics(s) for s in zip(*volumes.values(), strict=True)}
     mean: dict[str, Any] = {
-        key: _mean(row[key] for row in rows.values()) for key in ("dice", "assd_mm", "hd95_mm")
+        key: _mean(row[key] for row in rows.values())
+        for key in ("dice", "assd_mm", "hd95_mm", "paper_assd_voxels")
     }
     mean["n_missing_distance"] = sum(row["n_missing_distance"] for row in rows.values())
     return {"structures": rows, "mean": mean}
@@ -125,9 +143,10 @@ def _statistics(scores: Sequence[StructureScore]) -> dict[str, Any]:
     dice = [score.dice for score in scores if score.dice is not None]
     return {
         "dice": _mean(dice),
-        "dice_std": pstdev(dice) if dice else None,
+        "dice_std": stdev(dice) if len(dice) > 1 else None,
         "assd_mm": _mean(score.assd_mm for score in scores),
         "hd95_mm": _mean(score.hd95_mm for score in scores),
+        "paper_assd_voxels": _mean(score.paper_assd_voxels for score in scores),
         "n_volumes": len(scores),
         "n_scored": len(dice),
         "n_missing_distance": len(dice) - sum(score.assd_mm is not None for score in scores),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import torch
+from torch._functorch import config as functorch
 
 from leuda_deploy.errors import InputError
 from leuda_train.loop.ranks import ALONE, Ranks
@@ -90,7 +91,7 @@ def compile_networks(nets: Iterable[torch.nn.Module]) -> None:
     Dropout draws other masks than in networks that are not compiled, as reproducibly.
     """
     # a graph is walked back several times where the terms' gradients are looked at one by one
-    torch._functorch.config.donated_buffer = False
+    functorch.donated_buffer = False
     for net in nets:
         net.compile()
 

@@ -25,6 +25,11 @@ class RunFolder:
         return self.path / ".lock"
 
     @property
+    def scans(self) -> Path:
+        """The cohort as the run found it: scans, roles, shapes, voxel sizes."""
+        return self.path / "scans.json"
+
+    @property
     def checkpoints(self) -> Path:
         """The newest two states while stage 2 runs; removed when the run is finished."""
         return self.path / "checkpoints"
@@ -68,6 +73,11 @@ class RunFolder:
     def evaluation(self) -> Path:
         """Dice and distances on the test scans; a run that has it is finished."""
         return self.path / "evaluation.json"
+
+    @property
+    def page(self) -> Path:
+        """All of this to read, as one HTML file."""
+        return self.path / "report.html"
 
     @property
     def run_picture(self) -> Path:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from statistics import fmean, pstdev
+from statistics import fmean, stdev
 from textwrap import wrap
 from typing import Any
 
@@ -27,6 +27,12 @@ from leuda_deploy.machine.progress import ShowProgress, show_nothing, titled
 from leuda_train.config.load import load_config
 from leuda_train.config.schema import TrainConfig
 from leuda_train.data.cohort import Cohort
+from leuda_train.runs.networks_table import (
+    figure,
+    mean_of_networks,
+    networks_table,
+    pooled_ranking,
+)
 from leuda_train.runs.run import check_upper_bound
 from leuda_train.runs.train import train
 
@@ -73,12 +79,13 @@ def compare(
         count: cohort if count is None else cohort.with_labelled(count) for count in asked.labelled
     }
     check_comparable(cohort, [config for by_seed in configs.values() for config in by_seed])
-    head = {
+    head: dict[str, Any] = {
         "cohort": cohort.spec.name,
         "config": Path(asked.config).stem,
         "leuda": metadata.version("leuda"),
     }
     rows: list[dict[str, Any]] = []
+    every: list[dict[str, Any]] = []
     for count, labelled in cohorts.items():
         for by_seed in configs.values():
             found: list[dict[str, Any]] = []
@@ -94,6 +101,8 @@ def compare(
                         show=titled(show, run.name),
                     )
                 )
+                every.append(found[-1])
+                head["ranking"] = pooled_ranking(every)
                 _write(out, head, [*rows, summarise_seeds(name, count, found)])
             rows.append(summarise_seeds(by_seed[0].method, count, found))
     return _write(out, head, rows)
@@ -110,7 +119,7 @@ def check_comparable(cohort: Cohort, configs: Sequence[TrainConfig]) -> None:
 def summarise_seeds(
     method: str, labelled: int | None, found: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Mean and standard deviation over seeds, by variant; distances only where they exist."""
+    """Mean and the sample's standard deviation over seeds, by variant, where they exist."""
     row: dict[str, Any] = {
         "method": method,
         "labelled": labelled or "all",
@@ -119,13 +128,15 @@ def summarise_seeds(
         "minutes": round(fmean(evaluation["seconds"] for evaluation in found) / 60, 1),
         "hardware": found[0]["hardware"],
     }
+    row["networks"] = mean_of_networks(found)
     row["oracle_dice"] = _mean([e["oracle"]["dice"] for e in found if "oracle" in e])
     for variant in VARIANTS:
         summaries = [evaluation["summary"][variant] for evaluation in found]
-        for key in ("dice", "assd_mm"):
-            values = [summary["mean"][key] for summary in summaries]
+        for key in ("dice", "assd_mm", "paper_assd_voxels"):
+            # a run from before has no distance by the paper's protocol
+            values = [summary["mean"].get(key) for summary in summaries]
             row[f"{variant}.{key}"] = _mean(values)
-            row[f"{variant}.{key}_std"] = _mean(values, pstdev)
+            row[f"{variant}.{key}_std"] = _mean(values, stdev, least=2)
         row[f"{variant}.missing"] = sum(s["mean"]["n_missing_distance"] for s in summaries)
         row[f"{variant}.structures"] = {
             name: _mean([s["structures"][name]["dice"] for s in summaries])
@@ -135,11 +146,13 @@ def summarise_seeds(
 
 
 def _mean(
-    values: Sequence[float | None], of: Callable[[Sequence[float]], float] = fmean
+    values: Sequence[float | None],
+    of: Callable[[Sequence[float]], float] = fmean,
+    least: int = 1,
 ) -> float | None:
-    """Of those that exist; None if none does."""
+    """Of those that exist; None if fewer do."""
     known = [value for value in values if value is not None]
-    return round(of(known), 4) if known else None
+    return round(of(known), 4) if len(known) >= least else None
 
 
 def _write(out: Path, head: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -165,9 +178,18 @@ def _replace(path: Path, text: str) -> None:
 
 
 def table(comparison: dict[str, Any]) -> Group:
-    """For 80 columns: a table a variant, mean ± standard deviation over seeds."""
-    first, second = (_table(variant, comparison["rows"]) for variant in VARIANTS)
-    return Group(first, "", second)
+    """For 80 columns: a table a variant, mean ± standard deviation over seeds; all networks."""
+    rows, ranking = comparison["rows"], comparison.get("ranking", {"spearman": None})
+    first, second = (_table(variant, rows) for variant in VARIANTS)
+    parts: list[Table | str] = [first, "", second]
+    if any(row.get("networks") for row in rows):
+        parts += ["", networks_table(rows)]
+    if ranking["spearman"] is not None:
+        parts.append(
+            f"Label-free score and Dice, all networks: Spearman {ranking['spearman']:.2f} "
+            f"(n = {ranking['n']})"
+        )
+    return Group(*parts)
 
 
 def _table(variant: str, rows: list[dict[str, Any]]) -> Table:
@@ -188,9 +210,7 @@ def _table(variant: str, rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         cells = [str(row["labelled"]), str(row["seeds"])]
         for key, digits in (("dice", 3), ("assd_mm", 2)):
-            mean, deviation = row[f"{variant}.{key}"], row[f"{variant}.{key}_std"]
-            known = mean is not None
-            cells.append(f"{mean:.{digits}f} ± {deviation:.{digits}f}" if known else "-")
+            cells.append(figure(row[f"{variant}.{key}"], row[f"{variant}.{key}_std"], digits))
         cells.append(str(row[f"{variant}.missing"]))
         if with_oracle:
             cells.append("-" if row["oracle_dice"] is None else f"{row['oracle_dice']:.3f}")

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
+from leuda_deploy.machine.progress import Progress
 from leuda_deploy.scans.likeness import profile_of
 from leuda_train.config.schema import TrainConfig
 from leuda_train.config.streams import Stream
+from leuda_train.config.tested import Feed
 from leuda_train.data.slices import Slices
-from leuda_train.evaluation.held_out import HeldOut
+from leuda_train.evaluation.held_out import HeldOut, oracle
+from leuda_train.evaluation.ranking import rank_correlation
 from leuda_train.export.product_file import ProductFacts, save_product
+from leuda_train.networks.product import DeployedNetwork
+from leuda_train.objective.label_free import label_free_score
 from leuda_train.runs.pictures import draw_predictions, draw_run
 from leuda_train.runs.run import Run
 from leuda_train.stages.adapt import Adapted
@@ -48,15 +55,14 @@ def evaluate_run(run: Run, trained: Trained) -> dict[str, Any]:
         held_out = HeldOut(run.cohort, run.recipe, run.hardware)
         with run.show("test scans") as progress:
             evaluation = held_out.evaluate(adapted.chosen, run.folder.predictions, progress)
+            evaluation |= score_networks(run, trained, held_out, progress)
             if run.config.reports_oracle:
                 dice = evaluation["summary"]["as_predicted"]["mean"]["dice"]
-                evaluation["oracle"] = held_out.oracle(
-                    adapted.products, dice, run.folder.oracle, progress
-                )
+                evaluation["oracle"] = oracle(dice, evaluation["networks"])
     return evaluation | {
         "method": run.config.method,
         "network": adapted.network,
-        "feed": run.config.test.feed_of(adapted.network),
+        "feed": adapted.feed,
         "epoch": adapted.epoch,
         "label_free_score": adapted.score,
         "label_free_scores": adapted.scores,
@@ -71,6 +77,42 @@ def draw_pictures(run: Run, trained: Trained, evaluation: Mapping[str, Any]) -> 
     if "volumes" in evaluation:
         picture, predictions = folder.predictions_picture, folder.predictions
         draw_predictions(picture, evaluation, run.cohort, run.recipe, predictions)
+
+
+def score_networks(
+    run: Run, trained: Trained, held_out: HeldOut, progress: Progress
+) -> dict[str, Any]:
+    """Every network in use after the last epoch, on both feeds if there is a generator.
+
+    Returns:
+        `networks`: a row each, with its label-free score beside its Dice; `ranking`: how well the
+        ones rank the others, over networks, and over epochs where that was asked for.
+    """
+    adapted, to_source, folder = trained.adapted, trained.translated.to_source, run.folder.oracle
+    generators: dict[Feed, nn.Module | None] = {"target": None}
+    if to_source is not None:
+        generators["target_as_source"] = to_source
+    rows = []
+    for name, product in adapted.products.items():
+        for feed, generator in generators.items():
+            network = DeployedNetwork(product.network, generator)
+            score = None
+            if adapted.probe is not None:
+                score = label_free_score(run.hardware.place(network), adapted.probe, run.hardware)
+            found = held_out.score(network, folder, progress)
+            rows.append({"network": name, "feed": feed, "label_free_score": score, **found})
+    ranking = {"networks": rank_correlation((row["label_free_score"], row["dice"]) for row in rows)}
+    looks = []
+    for look in adapted.looks:
+        network = DeployedNetwork(
+            adapted.products[look["network"]].network, generators[look["feed"]]
+        )
+        network = copy.deepcopy(network)
+        network.network.load_state_dict(look["weights"])
+        looks.append((look["score"], held_out.score(network, folder, progress)["dice"]))
+    if looks:
+        ranking["epochs"] = rank_correlation(looks)
+    return {"networks": rows, "ranking": ranking}
 
 
 def parity_samples(translated: TranslatedSets) -> dict[str, NDArray[np.float32]]:
@@ -94,7 +136,7 @@ def product_facts(run: Run, trained: Trained) -> ProductFacts:
         recipe=run.recipe,
         structures=tuple(cohort.structures),
         modality=cohort.spec.target.modality,
-        feed=config.test.feed_of(adapted.network),
+        feed=adapted.feed,
         network=adapted.network,
         widths=widths,
         dropout=config.unet.dropout,
@@ -113,4 +155,4 @@ def product_facts(run: Run, trained: Trained) -> ProductFacts:
 def _steps(adapted: Adapted, config: TrainConfig) -> int:
     """Steps of stages 2 and 3 that the product's weights have seen."""
     epochs = config.schedule.epochs if adapted.epoch is None else adapted.epoch
-    return epochs * config.schedule.steps_per_epoch + (config.distil.steps if config.distil else 0)
+    return epochs * config.schedule.steps_per_epoch + config.distil_steps

@@ -11,9 +11,11 @@ from typing import Any
 import tomli_w
 
 from leuda_deploy.errors import InputError
-from leuda_deploy.machine.files import atomic_path
+from leuda_deploy.machine.files import atomic_path, write_json
 from leuda_deploy.machine.progress import ShowProgress
 from leuda_deploy.scans.recipe import Recipe
+from leuda_deploy.scans.stack import Stack
+from leuda_deploy.scans.volume import read_volume
 from leuda_train.config.schema import TrainConfig
 from leuda_train.data.cohort import Cohort
 from leuda_train.loop.hardware import Hardware
@@ -79,6 +81,40 @@ def check_shares(config: TrainConfig, ranks: Ranks) -> None:
     ranks.check_share(config.schedule.batch_labelled, "schedule.batch_labelled")
     if config.objective.unlabelled_streams or config.distil is not None:
         ranks.check_share(config.schedule.batch_unlabelled, "schedule.batch_unlabelled")
+
+
+def write_scans(folder: RunFolder, config: TrainConfig, cohort: Cohort, recipe: Recipe) -> None:
+    """Write which scans there are, for the page of the run: headers alone are read."""
+    spec = cohort.spec
+    scans = []
+    for scan in cohort.scans:
+        header = read_volume(scan.image, voxels=False)
+        stack = Stack(header, recipe, pixel_spacing_mm=scan.pixel_spacing_mm)
+        scans.append(
+            {
+                "role": scan.role,
+                "subject": scan.subject,
+                "image": str(scan.image.resolve()),
+                "label": str(scan.label.resolve()) if scan.label else None,
+                "slices": stack.scan_depth,
+                "pixels": stack.plane_shape,
+                "slice_spacing_mm": round(stack.slice_spacing_mm, 4),
+                "pixel_spacing_mm": [round(size, 4) for size in stack.plane_spacing_mm],
+            }
+        )
+    write_json(
+        folder.scans,
+        {
+            "cohort": spec.name,
+            "modality": {"source": spec.source.modality, "target": spec.target.modality},
+            "structures": cohort.structures,
+            "target_class_of_raw": spec.class_of_raw("target"),
+            "target_labels_used": config.uses_target_labels,
+            "slice_axis": spec.slices.axis,
+            "grid_mm": spec.slices.spacing_mm,
+            "scans": scans,
+        },
+    )
 
 
 def write_config(folder: RunFolder, config: TrainConfig, cohort: Cohort) -> None:

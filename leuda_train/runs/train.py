@@ -7,6 +7,8 @@
     RUN/predictions/      labels of the test scans
     RUN/evaluation.json   Dice and distances on them
     RUN/run.png           its image sets and the curves
+    RUN/scans.json        the cohort as it was found
+    RUN/report.html       all of this to read; both are drawn anew every few minutes meanwhile
     RUN/predictions.png   best, median and worst test scan: truth and prediction
     RUN/profile.json      on request: where the time went, by stage
     RUN/tensorboard/      on request: metrics.jsonl for TensorBoard, a folder a stage
@@ -33,11 +35,12 @@ from leuda_train.config.load import make_recipe
 from leuda_train.config.schema import TrainConfig
 from leuda_train.data.batches import AlignedSets
 from leuda_train.data.cohort import Cohort
-from leuda_train.data.slices import Slices, load_slices
+from leuda_train.data.slices import Slices, hold_out, load_slices
 from leuda_train.loop.hardware import check_compiler, choose_hardware
 from leuda_train.loop.metrics_log import Metrics
 from leuda_train.loop.ranks import Ranks, process_group
 from leuda_train.loop.run_folder import MAX_EVALUATION_BYTES, RunFolder
+from leuda_train.runs.live_page import LivePage
 from leuda_train.runs.results import Trained, draw_pictures, evaluate_run, save_result
 from leuda_train.runs.resume import (
     Beginning,
@@ -47,7 +50,7 @@ from leuda_train.runs.resume import (
     claimed,
     read_beginning,
 )
-from leuda_train.runs.run import Run, check_shares, check_upper_bound, write_config
+from leuda_train.runs.run import Run, check_shares, check_upper_bound, write_config, write_scans
 from leuda_train.stages.adapt import adapt
 from leuda_train.stages.distil import distil
 from leuda_train.stages.translate import load_translation
@@ -111,6 +114,8 @@ def train(
             check_precision(beginning, config, hardware)
             if ranks.first:
                 write_config(folder, config, cohort)
+                write_scans(folder, config, cohort, recipe)
+            page = LivePage(folder=folder, method=config.method)
             run = Run(
                 cohort=cohort,
                 config=config,
@@ -118,11 +123,11 @@ def train(
                 folder=folder,
                 cache=cache or out.parent / "cache",
                 hardware=hardware,
-                show=show if ranks.first else show_nothing,
+                show=page.watching(show) if ranks.first else show_nothing,
                 metrics=Metrics(folder, tensorboard=tensorboard) if ranks.first else None,
                 profiles={} if profile else None,
             )
-            trained = _do_stages(run, beginning)
+            trained = _do_stages(run, page, beginning)
             evaluation: dict[str, Any] | None = None
             if ranks.first:
                 if run.profiles:
@@ -133,6 +138,7 @@ def train(
                 write_json(folder.evaluation, evaluation)
                 shutil.rmtree(folder.checkpoints, ignore_errors=True)
                 draw_pictures(run, trained, evaluation)  # last: no picture costs a score
+                page.finish()
             told: dict[str, Any] = ranks.broadcast(evaluation)
             return told
 
@@ -146,7 +152,7 @@ def _finished(folder: RunFolder, ranks: Ranks) -> dict[str, Any] | None:
     return found
 
 
-def _do_stages(run: Run, beginning: Beginning | None) -> Trained:
+def _do_stages(run: Run, page: LivePage, beginning: Beginning | None) -> Trained:
     """Slices, then stages 1 to 3, those that the method has.
 
     beginning  with what stage 2 began, if it goes on from a checkpoint
@@ -168,6 +174,7 @@ def _do_stages(run: Run, beginning: Beginning | None) -> Trained:
             stage = replace(stage, hardware=replace(run.hardware, precision=translated_in))
             translated = load_translation(slices, config.translation, config.seed, stage)
         check_translation(beginning, translated.fingerprint, run.folder)
+    page.translated = translated
     sets = aligned_sets(slices, translated, config)
     began_with = Beginning(
         precision=precision,
@@ -185,6 +192,7 @@ def _do_stages(run: Run, beginning: Beginning | None) -> Trained:
             adapted,
             chosen=distilled,
             network="distilled",
+            feed="target",
             products={**adapted.products, "distilled": distilled},
             epoch=None,
             score=None,
@@ -201,6 +209,10 @@ def aligned_sets(slices: Slices, translated: TranslatedSets, config: TrainConfig
         assert slices.target_labels is not None
         every = np.arange(len(slices.target))
         return AlignedSets(images=images, labels=slices.target_labels, labelled_rows=every)
+    rows, held_out = slices.labelled_rows, None
+    if config.chooses:
+        assert slices.source_scans is not None
+        rows, held_out = hold_out(rows, slices.source_scans, config.test.hold_out, config.seed)
     return AlignedSets(
-        images=images, labels=slices.source_labels, labelled_rows=slices.labelled_rows
+        images=images, labels=slices.source_labels, labelled_rows=rows, held_out_rows=held_out
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from leuda_train.config.schema import TrainConfig
+from leuda_train.config.tested import Feed
 from leuda_train.data.batches import (
     AlignedSets,
     Draw,
@@ -27,7 +28,7 @@ from leuda_train.networks.discriminators import FeatureDiscriminator
 from leuda_train.networks.product import DeployedNetwork
 from leuda_train.networks.unet import UNet
 from leuda_train.objective.ema import teacher_mode
-from leuda_train.objective.label_free import label_free_score, make_probe
+from leuda_train.objective.label_free import Probe, label_free_score, make_probe
 from leuda_train.objective.schedules import lambdas, learning_rate
 from leuda_train.objective.step import Networks, le_uda_step
 
@@ -38,18 +39,23 @@ class Adapted:
 
     products  network name -> what would be shipped of it: the network, behind the generator if it
               reads x^{t→s}
-    chosen    the product of the run, and its network, epoch and label-free score; None of the two
-              where it was distilled
+    chosen    the product of the run, and its network, feed, epoch and label-free score; None of the
+              last two where it was distilled
     scores    label-free scores by epoch, a row each
+    probe     what label-free scores are taken on; None for the upper bound
+    looks     on request: every candidate at every look, with its weights
     """
 
     products: dict[str, DeployedNetwork]
     chosen: DeployedNetwork
     network: str
+    feed: Feed
     epoch: int | None
     score: float | None
     scores: list[Row]
     history: list[Row]
+    probe: Probe | None = None
+    looks: list[dict[str, Any]] = field(default_factory=list)
 
 
 def adapt(
@@ -68,18 +74,23 @@ def adapt(
     steps = schedule.epochs * schedule.steps_per_epoch
     history = run_steps(trainer, run, name=config.method, steps=steps)
     best = trainer.best
-    used = config.objective.networks_in_use
-    products = {name: trainer.product(name).eval() for name, asked in used.items() if asked}
-    chosen = copy.deepcopy(products[best["network"]])
+    products = {
+        name: trainer.product(name, config.test.feed_of(name)).eval()
+        for name in config.networks_in_use
+    }
+    chosen = copy.deepcopy(trainer.product(best["network"], best["feed"])).eval()
     chosen.network.load_state_dict(best["weights"])
     return Adapted(
         products=products,
         chosen=chosen,
         network=best["network"],
+        feed=best["feed"],
         epoch=best["epoch"],
         score=best["score"],
         scores=trainer.scores,
         history=history,
+        probe=trainer.probe,
+        looks=trainer.looks,
     )
 
 
@@ -114,6 +125,7 @@ class Adaptation:
         self.to_source = hardware.place(to_source) if to_source is not None else None
         self.probe = None if config.uses_target_labels else make_probe(sets, hardware, config.seed)
         self.scores: list[Row] = []
+        self.looks: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {}
         torch.manual_seed(config.seed)
         student: nn.Module = UNet(classes, config.unet.widths, config.unet.dropout)
@@ -175,9 +187,9 @@ class Adaptation:
             self._select(step + 1)
         return terms
 
-    def product(self, network: str) -> DeployedNetwork:
-        """What would be shipped of a network as it is now."""
-        through = self.config.test.feed_of(network) == "target_as_source"
+    def product(self, network: str, feed: Feed) -> DeployedNetwork:
+        """What would be shipped of a network as it is now, to be fed so."""
+        through = feed == "target_as_source"
         assert self.to_source is not None or not through
         return DeployedNetwork(getattr(self.nets, network), self.to_source if through else None)
 
@@ -190,27 +202,35 @@ class Adaptation:
         ):
             return
         row: Row = {"epoch": done / schedule.steps_per_epoch}
-        for name in self.config.candidates:
-            row[name] = 0.0
+        for name, feed in self.config.candidates:
+            score = 0.0
             if self.probe is not None:
-                row[name] = label_free_score(self.product(name), self.probe, self.hardware)
-            if not self.best or row[name] > self.best["score"]:
+                score = label_free_score(self.product(name, feed), self.probe, self.hardware)
+            row[f"{name} on {feed}"] = score
+            better = not self.best or score > self.best["score"]
+            if better or test.rank_epochs:
                 weights = getattr(self.nets, name).state_dict()
-                self.best = {
-                    "score": row[name],
+                look = {
+                    "score": score,
                     "network": name,
+                    "feed": feed,
                     "epoch": round(row["epoch"]),
                     "weights": {key: value.detach().clone() for key, value in weights.items()},
                 }
+                self.best = look if better else self.best
+                self.looks += [look] if test.rank_epochs else []
         self.scores.append(row)
 
     def state(self) -> dict[str, Any]:
         """Every network, optimiser and the scaler, and what was selected so far."""
         parts = {name: part.state_dict() for name, part in vars(self.nets).items()}
-        return parts | {"scores": self.scores, "best": self.best}
+        return parts | {"scores": self.scores, "best": self.best, "looks": self.looks}
 
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
         for name, part in vars(self.nets).items():
             part.load_state_dict(state[name])
         self.scores, self.best = list(state["scores"]), state["best"]
+        self.looks = list(state.get("looks", []))
+        if self.best:  # of a run from before a network could be chosen on either feed
+            self.best.setdefault("feed", self.config.test.feed_of(self.best["network"]))

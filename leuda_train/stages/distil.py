@@ -37,7 +37,7 @@ def distil(
     Resumes from the run's folder. Returns what is deployed.
     """
     trainer = Distillation(teachers, sets, classes, config, run.hardware)
-    run_steps(trainer, run, name="distillation", steps=trainer.distil.steps)
+    run_steps(trainer, run, name="distillation", steps=trainer.steps)
     return DeployedNetwork(trainer.network, None).eval()
 
 
@@ -69,7 +69,7 @@ class Distillation:
         assert config.distil is not None
         self.teachers = [hardware.place(t).eval().requires_grad_(False) for t in teachers.values()]
         self.sets, self.hardware = sets.on_device(hardware), hardware
-        self.distil = config.distil
+        self.distil, self.steps = config.distil, config.distil_steps
         self.seed, self.confidence = config.seed, config.objective.pseudo_confidence
         self.draw = draw_of(config)
         self.images_per_step = self.draw.images_per_step
@@ -86,7 +86,7 @@ class Distillation:
 
     def step(self, step: int) -> dict[str, Tensor]:
         """Pseudo-labels from the teachers, then one update on both kinds of label."""
-        rate = 0.5 * (1.0 + math.cos(math.pi * step / self.distil.steps))
+        rate = 0.5 * (1.0 + math.cos(math.pi * step / self.steps))
         self.optimizer.param_groups[0]["lr"] = self.distil.learning_rate * rate
         seed_dropout(self.seed, "distil dropout", step, self.hardware)
         with phase("data"):

@@ -38,7 +38,7 @@ def trainer_of(stage: str, ranks: Ranks):
         return translate.Translation(tiny.make_slices(), config, hardware, seed=0)
     if stage == "distillation":
         config = tiny.config(
-            **NO_DROPOUT, **SLOW, distil={"width": 1.0, "steps": 20, "learning_rate": 3e-4}
+            **NO_DROPOUT, **SLOW, distil={"width": 1.0, "share": 5 / 3, "learning_rate": 3e-4}
         )
         torch.manual_seed(3)
         teachers = {name: DeployedNetwork(UNet(3, (4, 8), (0.0, 0.0)), None) for name in ("a", "b")}

@@ -44,7 +44,6 @@ COLUMNS, ACROSS = 4, 2  # slices of the own plane, and of each other one
 LEAST_SIDE = 24  # pixels; a plane that is thinner is left out
 TINT = 0.3
 OBLIQUE_DEGREES = 10
-FRAMES, FRAME_MS, FRAME_TILE = 60, 120, 360  # of a movie
 DARK, WHITE, GREY = (18, 18, 18), (255, 255, 255), (170, 170, 170)
 WARNING, ON_WARNING = (240, 180, 0), (0, 0, 0)
 BARS_MM = (200, 100, 50, 20, 10, 5, 2, 1)  # lengths of a scale bar
@@ -83,7 +82,7 @@ def overlay(shown: Shown) -> Image.Image:
     """The picture."""
     window = choose_window(shown.volume, shown.labels, shown.modality)
     own = plane_of_slices(shown.volume, shown.slice_axis)
-    tiles = _Tiles(shown.structures, window, shown.volume, TILE)
+    tiles = Tiles(shown.structures, window, shown.volume, TILE)
     rows: list[list[Image.Image]] = []
     main = cut(shown.volume, shown.labels, own)
     chosen = _chosen(main, shown, COLUMNS)
@@ -155,7 +154,7 @@ def _legend(shown: Shown) -> list[tuple[Structure, str, str]]:
     ]
 
 
-class _Tiles:
+class Tiles:
     """Slices of one scan, drawn in one window; a plane's slices all in one scale."""
 
     def __init__(
@@ -248,6 +247,11 @@ def _scale_bar(draw: Draw, size: tuple[int, int], scale: float) -> None:
     _outlined(draw, (right, y - 4), f"{length} mm", WHITE, 12, "rb")
 
 
+def draw_line(canvas: Image.Image, at: tuple[int, int], text: str) -> None:
+    """Write a line of text over a picture."""
+    ImageDraw.Draw(canvas).text(at, text, fill=WHITE, font=_font(14))
+
+
 def _mark(draw: Draw, at: tuple[int, int], structure: Structure) -> None:
     """A square in the structure's colour, with its number in it."""
     x, y = at
@@ -282,24 +286,3 @@ def _printable(text: str) -> str:
 
 def _font(size: int) -> Any:
     return ImageFont.load_default(size=size)
-
-
-def write_movie(path: Path | str, shown: Shown) -> None:
-    """Write the slices of the own plane one after another, labelled: *.gif or *.webp.
-
-    Those that hold structures, and a few around them; at most FRAMES, evenly spread.
-    """
-    window = choose_window(shown.volume, shown.labels, shown.modality)
-    plane = cut(shown.volume, shown.labels, plane_of_slices(shown.volume, shown.slice_axis))
-    tiles = _Tiles(shown.structures, window, shown.volume, FRAME_TILE)
-    found = np.flatnonzero([slice_.any() for slice_ in plane.labels])
-    last = len(plane.labels) - 1
-    first, last = (max(0, found[0] - 2), min(last, found[-1] + 2)) if len(found) else (0, last)
-    chosen = np.unique(np.linspace(first, last, min(FRAMES, last - first + 1)).round().astype(int))
-    frames = [tiles(plane, index) for index in chosen.tolist()]
-    kind = Path(path).suffix.lower().lstrip(".")
-    with atomic_path(path) as temporary:
-        frames[0].save(
-            temporary, format=kind.upper(), save_all=True, append_images=frames[1:],
-            duration=FRAME_MS, loop=0,
-        )  # fmt: skip

@@ -47,6 +47,15 @@ def test_the_papers_config_has_the_papers_values():
     assert (translation.lambda_cycle, translation.lambda_identity) == (10.0, 0.5)
 
 
+def test_distillation_is_a_share_of_stage_two():
+    for config in ("demo", "paper-cardiac"):
+        found = load_config(config, "le-uda-distilled")
+        assert found.distil_steps == found.schedule.epochs * found.schedule.steps_per_epoch
+        assert load_config(config, "le-uda").distil_steps == 0
+    short = {"distil": {"width": 0.5, "share": 0.01, "learning_rate": 0.002}}
+    assert tiny.config(**short).distil_steps == 1
+
+
 def test_only_the_supervised_method_reads_target_labels():
     reading = [m for m in shipped("methods") if load_config("demo", m).uses_target_labels]
     assert reading == ["supervised"]
@@ -109,7 +118,7 @@ def test_only_methods_with_translated_images_need_a_translation():
         (
             {
                 "objective": {"supervised_on": ["target"]},
-                "distil": {"width": 0.5, "steps": 4, "learning_rate": 0.002},
+                "distil": {"width": 0.5, "share": 0.5, "learning_rate": 0.002},
             },
             "distil",
         ),

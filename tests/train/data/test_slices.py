@@ -15,7 +15,7 @@ from leuda_deploy.scans.intensity import fit_intensity
 from leuda_deploy.scans.recipe import Recipe
 from leuda_deploy.scans.volume import read_volume
 from leuda_train.data.cohort import read_cohort
-from leuda_train.data.slices import UNLABELLED, load_slices
+from leuda_train.data.slices import UNLABELLED, hold_out, load_slices
 
 RECIPE = Recipe(slice_axis="superior", spacing_mm="native", window=(12, 20))
 
@@ -148,6 +148,24 @@ def test_progress_counts_the_scans(cohort_file, tmp_path):
     progress = lambda done, total, note: seen.append((done, total))
     load_slices(read_cohort(cohort_file), RECIPE, tmp_path / "cache", progress=progress)
     assert seen == [(i, 5) for i in range(1, 6)]
+
+
+def test_of_many_scans_whole_ones_are_held_out_of_few_a_fold_of_each():
+    rows, scans = np.arange(40), np.repeat(np.arange(8), 10)  # four of eight scans are labelled
+    trained, held = hold_out(rows, scans, 0.2, seed=0)
+    assert sorted([*trained, *held]) == rows.tolist()
+    assert np.bincount(scans[held]).tolist() == [2, 2, 2, 2]
+    for scan in range(4):
+        own = held[scans[held] == scan]
+        assert own[1] == own[0] + 1
+        assert 2 <= own[0] % 10 <= 6  # away from the ends
+    rows = np.arange(80)
+    trained, held = hold_out(rows, scans, 0.2, seed=0)
+    assert sorted([*trained, *held]) == rows.tolist()
+    assert len(held) == 20
+    assert len(np.unique(scans[held])) == 2
+    assert hold_out(rows, scans, 0.2, seed=1)[1].tolist() != held.tolist()
+    assert hold_out(np.arange(1), scans, 0.5, seed=0)[0].tolist() == [0]
 
 
 def test_the_images_key_knows_images_alone(cohort_file, tmp_path):

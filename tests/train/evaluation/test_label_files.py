@@ -70,7 +70,7 @@ def test_folders_report_by_subject_is_json_and_a_table(tmp_path):
     second = lines.index(next(line for line in lines if line.startswith("largest component")))
     row = next(line for line in lines[second:] if "LV" in line)
     assert [cell.strip() for cell in row.split("│")[1:-1]] == [
-        "LV", "0.000", "0.000", "-", "-", "2/2", "2",
+        "LV", "0.000", "0.000", "-", "-", "0.00", "2/2", "2",
     ]  # fmt: skip
 
 

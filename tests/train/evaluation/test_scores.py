@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy import ndimage
 
 from leuda_deploy.errors import InputError
 from leuda_train.evaluation.scores import (
@@ -112,11 +113,34 @@ def test_one_side_empty_is_dice_zero_and_no_distance(swap):
     assert (result.dice, result.assd_mm, result.hd95_mm) == (0.0, None, None)
     volumes = (result.predicted_ml, result.true_ml)
     assert volumes == pytest.approx((0.0015, 0) if swap else (0, 0.0015))
+    assert result.paper_assd_voxels == 0.0
 
 
 def test_both_empty_is_nothing_to_score():
     result = score(np.zeros((3, 3, 3), int), np.zeros((3, 3, 3), int))
     assert (result.dice, result.assd_mm, result.hd95_mm) == (None, None, None)
+    assert result.paper_assd_voxels is None
+
+
+def test_the_papers_distance_is_the_mean_of_two_directed_means_in_voxels():
+    """A rod of 40 against its first voxel: 0 one way, 0..39 voxels, here of 2 mm, the other."""
+    rod, tip = box((1, 40, 1), (0, 1), (0, 40), (0, 1)), box((1, 40, 1), (0, 1), (0, 1), (0, 1))
+    result = score(rod, tip, (1, 2, 1))
+    assert result.paper_assd_voxels == pytest.approx((0 + sum(range(40)) / 40) / 2)
+    assert result.assd_mm == pytest.approx(2 * sum(range(40)) / 41)
+
+
+def test_distances_are_those_of_a_distance_transform():
+    """How they were computed before, over every voxel of the box."""
+    rng = np.random.default_rng(0)
+    a, b = (ndimage.gaussian_filter(rng.normal(size=(24, 20, 12)), 2) > 0.02 for _ in range(2))
+    borders = [mask & ~ndimage.binary_erosion(mask) for mask in (a, b)]
+    to_a, to_b = (ndimage.distance_transform_edt(~m, sampling=SPACING) for m in borders)
+    there, back = to_b[borders[0]], to_a[borders[1]]
+    result = score(a.astype(int), b.astype(int))
+    assert result.assd_mm == pytest.approx(np.concatenate([there, back]).mean(), rel=1e-12)
+    directed = np.percentile(there, 95), np.percentile(back, 95)
+    assert result.hd95_mm == pytest.approx(max(directed), rel=1e-12)
 
 
 def test_shapes_that_broadcast_are_refused():
@@ -188,9 +212,10 @@ def test_summary_counts_what_it_leaves_out():
     summary = summarise(volumes)
     assert summary["structures"]["A"] == {
         "dice": 0.5,
-        "dice_std": 0.5,
+        "dice_std": pytest.approx(0.5**0.5),
         "assd_mm": 0.0,
         "hd95_mm": 0.0,
+        "paper_assd_voxels": 0.0,
         "n_volumes": 3,
         "n_scored": 2,
         "n_missing_distance": 1,
@@ -202,6 +227,7 @@ def test_summary_counts_what_it_leaves_out():
         "dice": 0.5,
         "assd_mm": 0.0,
         "hd95_mm": 0.0,
+        "paper_assd_voxels": 0.0,
         "n_missing_distance": 1,
     }
 
@@ -214,10 +240,11 @@ def test_mean_is_over_structures():
     assert summary["mean"]["assd_mm"] == pytest.approx((0.0 + 0.5) / 2)
 
 
-def test_spread_is_the_population_standard_deviation():
+def test_spread_is_the_sample_standard_deviation_and_of_one_volume_there_is_none():
     one, half = np.array([1, 0, 0]).reshape(3, 1, 1), np.array([1, 1, 1]).reshape(3, 1, 1)
     volumes = {
         str(i): score_volume(one, true, (1, 1, 1), ONE) for i, true in enumerate((one, half))
     }
     row = summarise(volumes)["structures"]["A"]
-    assert (row["dice"], row["dice_std"]) == pytest.approx((0.75, 0.25))  # Dice 1 and 2/4
+    assert (row["dice"], row["dice_std"]) == pytest.approx((0.75, 0.125**0.5))  # Dice 1 and 2/4
+    assert summarise({"0": volumes["0"]})["structures"]["A"]["dice_std"] is None

@@ -10,7 +10,7 @@ import torch
 from support import tiny
 from torch import Tensor, nn
 
-from leuda_train.objective.label_free import label_free_score, make_probe
+from leuda_train.objective.label_free import label_free_score, make_probe, size_price
 from leuda_train.stages.adapt import Adaptation, adapt
 
 
@@ -37,6 +37,48 @@ def test_the_better_and_the_more_confident_network_score_higher():
     assert good <= 1.0
 
 
+def test_nothing_but_background_is_not_a_safe_choice():
+    """It is sure of it, so its pseudo-label loss is 0."""
+
+    class Empty(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tensor([50.0, 0.0, 0.0])[None, :, None, None].expand(len(x), 3, 16, 16)
+
+    sets = tiny.aligned_sets()
+    probe = make_probe(sets, tiny.CPU, seed=0)
+    assert label_free_score(Empty(), probe, tiny.CPU) == pytest.approx(-0.5, abs=1e-3)
+    # a network that finds something, but little of it right
+    assert label_free_score(Thresholds(20.0, shift=-0.3), probe, tiny.CPU) > -0.5
+
+
+@pytest.mark.parametrize(
+    ("found", "price"),
+    [
+        ([0.6, 0.2, 0.2], 0.0),
+        ([0.5, 0.4, 0.1], 0.0),  # within a factor of 2
+        ([0.65, 0.2, 0.05 * 2**0.5], 0.25),  # one of two structures by 2^1.5
+        ([0.8, 0.2, 0.0], 0.5),
+        ([1.0, 0.0, 0.0], 1.0),
+    ],
+)
+def test_the_price_of_sizes(found, price):
+    expected = torch.tensor([0.6, 0.2, 0.2])
+    assert size_price(torch.tensor(found), expected).item() == pytest.approx(price, abs=1e-5)
+    unknown = torch.tensor([0.8, 0.2, 0.0])  # a structure that no labelled slice shows
+    assert size_price(torch.tensor([0.6, 0.2, 0.2]), unknown).item() == 0.0
+
+
+def test_held_out_rows_are_what_is_scored_and_x_s_to_t_is_among_it():
+    sets = replace(tiny.aligned_sets(), held_out_rows=np.array([4, 5]))
+    probe = make_probe(sets, tiny.CPU, seed=0)
+    assert set(probe.target_like) == {"fourier", "translated"}
+    expected = torch.from_numpy(sets.images["source_as_target"][[4, 5]])[:, None]
+    found = probe.target_like["translated"]
+    assert torch.equal(found.sort(dim=0).values, expected.sort(dim=0).values)
+    plain = replace(sets, images={k: sets.images[k] for k in ("source", "target")})
+    assert set(make_probe(plain, tiny.CPU, seed=0).target_like) == {"fourier"}
+
+
 def test_the_probe_uses_labelled_source_rows_and_no_target_label():
     sets = tiny.aligned_sets()
     probe = make_probe(sets, tiny.CPU, seed=0)
@@ -57,17 +99,21 @@ def test_the_networks_mode_is_left_as_it_was():
 
 @pytest.mark.parametrize(("select", "rows"), [("last", 1), ("label-free", 4)])
 def test_the_best_candidate_of_all_epochs_is_the_product(tmp_path, select, rows):
-    test = {"network": "auto", "select": select, "select_epochs": 1}
+    ranked = select == "label-free"
+    test = {"network": "auto", "select": select, "select_epochs": 1, "rank_epochs": ranked}
     config = tiny.config(test=test)
     run = tiny.stage_run(tmp_path)
     found = adapt(tiny.aligned_sets(), 3, config, run, tiny.generator())
     assert len(found.scores) == rows
-    assert set(found.scores[0]) == {"epoch", "student", "intra_teacher", "inter_teacher"}
+    candidates = ("student on target_as_source", "student on target")
+    candidates += ("intra_teacher on target_as_source", "inter_teacher on target")
+    assert set(found.scores[0]) == {"epoch", *candidates}
+    assert len(found.looks) == rows * len(candidates) * (select == "label-free")
     best = max(value for row in found.scores for key, value in row.items() if key != "epoch")
     assert found.score == best
     row = next(row for row in found.scores if row["epoch"] == found.epoch)
-    assert row[found.network] == best
-    assert (found.chosen.to_source is None) == (found.network == "inter_teacher")
+    assert row[f"{found.network} on {found.feed}"] == best
+    assert (found.chosen.to_source is None) == (found.feed == "target")
 
 
 def test_pseudo_labels_train_the_student_on_the_target():

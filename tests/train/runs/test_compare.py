@@ -28,7 +28,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_distilled_network_is_narrow_reads_the_target_and_has_an_oracle(cohort, tmp_path):
     config = tiny.config(unet={"widths": [16, 32], "dropout": [0.0, 0.0]})
-    distil = {"width": 0.25, "steps": 4, "learning_rate": 0.002}
+    distil = {"width": 0.25, "share": 1 / 3, "learning_rate": 0.002}
     config = type(config).model_validate({**config.model_dump(), "distil": distil})
     found = train(read_cohort(cohort), config, tmp_path / "run")
     product, facts, _ = load_product(tmp_path / "run")
@@ -37,9 +37,15 @@ def test_a_distilled_network_is_narrow_reads_the_target_and_has_an_oracle(cohort
     assert found["epoch"] is found["label_free_score"] is None  # those of a teacher
     assert product.to_source is None
     assert found["network"] == "distilled"
-    assert {"chosen", "distilled", "student", "intra_teacher", "inter_teacher"} == set(
-        found["oracle"]["all"]
-    )
+    networks = ("distilled", "student", "intra_teacher", "inter_teacher")
+    feeds = ("target", "target_as_source")
+    every = {f"{network} on {feed}" for network in networks for feed in feeds}
+    assert {"chosen", *every} == set(found["oracle"]["all"])
+    rows = {f"{row['network']} on {row['feed']}": row for row in found["networks"]}
+    assert set(rows) == every
+    assert rows["distilled on target"]["dice"] == found["oracle"]["all"]["chosen"]
+    assert set(rows["student on target"]["structures"]) == {"a", "b"}
+    assert found["ranking"]["networks"]["n"] == len(every)
     assert found["oracle"]["dice"] >= found["oracle"]["all"]["chosen"]
     assert not (tmp_path / "run" / "oracle").exists()
 
@@ -85,6 +91,12 @@ def test_compare_runs_everything_once_and_writes_one_table(cohort, tmp_path):
     assert json.loads((tmp_path / "out" / "comparison.json").read_text()) == found
     with (tmp_path / "out" / "comparison.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 4
+    for row in found["rows"]:
+        places = [(n["network"], n["feed"], n["product"]) for n in row["networks"]]
+        assert ("intra_teacher", "target", 2 if row["method"] == "mine" else 0) in places
+        # a generator is there where the method needs one
+        feeds = {feed for _, feed, _ in places}
+        assert ("target_as_source" in feeds) == (row["method"] == "le-uda")
     assert "mine" in (tmp_path / "out" / "comparison.txt").read_text()
     assert (tmp_path / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
@@ -139,3 +151,4 @@ def test_a_structure_that_no_test_scan_has_is_left_out_of_the_means():
     assert (row["as_predicted.dice"], row["as_predicted.assd_mm_std"]) == (0.5, None)
     row = summarise_seeds("mine", None, [evaluation(None)])
     assert row["as_predicted.structures"] == {"a": None, "b": 0.5}
+    assert row["as_predicted.dice_std"] is None  # of one seed

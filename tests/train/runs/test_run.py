@@ -90,6 +90,8 @@ def test_le_uda_trains_and_evaluates_where_no_target_label_exists(finished):
         "metrics.jsonl",
         "predictions",
         "evaluation.json",
+        "scans.json",
+        "report.html",
         "run.png",
         "predictions.png",
     }

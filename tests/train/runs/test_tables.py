@@ -63,6 +63,11 @@ def compared(method: str, index: int) -> dict[str, Any]:
     """A row of `compare`, the widest that figures get."""
     row: dict[str, Any] = {"method": method, "labelled": "all", "seeds": 10, "minutes": 1234.5}
     row["oracle_dice"] = 0.9 if index else None
+    row["networks"] = [
+        {"network": network, "feed": "target_as_source", "dice": 0.5 + index / 10,
+         "dice_std": 0.042 if index else None, "product": network == "student"}
+        for network in ("student", "inter_teacher")
+    ]  # fmt: skip
     for variant, shift in (("as_predicted", 0.1), ("largest_component", 0.2)):
         row |= {
             f"{variant}.dice": 0.5 + shift, f"{variant}.dice_std": 0.042,
@@ -74,7 +79,8 @@ def compared(method: str, index: int) -> dict[str, Any]:
 
 
 def test_comparison_of_methods_with_long_names():
-    comparison = {"rows": [compared(method, index) for index, method in enumerate(METHODS)]}
+    rows = [compared(method, index) for index, method in enumerate(METHODS)]
+    comparison = {"rows": rows, "ranking": {"spearman": -0.5, "n": 4}}
     console = terminal()
     console.print(table(comparison))
     lines = [" ".join(line.split()) for line in lines_of(console)]
@@ -85,3 +91,6 @@ def test_comparison_of_methods_with_long_names():
     assert "le-uda-fourier all 10 0.700 ± 0.042 34.20 ± 10.00 4 1234" in lines
     broken = lines.index("le-uda-plus- all 10 0.600 ± 0.042 34.10 ± 10.00 4 0.900 1234")
     assert lines[broken + 1 : broken + 3] == ["without-", "translated"]  # at its hyphens
+    assert "source-only all student * target_as_source 0.500 one seed" in lines
+    assert "inter_teacher target_as_source 0.700 ± 0.042" in " ".join(lines)
+    assert any("-0.50" in line for line in lines)

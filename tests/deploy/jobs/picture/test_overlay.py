@@ -13,6 +13,7 @@ from support.makers import MakeCard, MakeVolume
 
 from leuda_deploy.jobs.flags import Flag, flags_of
 from leuda_deploy.jobs.picture.grey_window import SOFT_TISSUE, choose_window
+from leuda_deploy.jobs.picture.movie import write_movie
 from leuda_deploy.jobs.picture.overlay import (
     GAP,
     LINE,
@@ -20,7 +21,6 @@ from leuda_deploy.jobs.picture.overlay import (
     WARNING,
     Shown,
     draw_overlay,
-    write_movie,
 )
 from leuda_deploy.jobs.picture.planes import choose_slices, cut, degrees_off, plane_of_slices
 from leuda_deploy.model.card import Structure

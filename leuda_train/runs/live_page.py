@@ -1,0 +1,69 @@
+"""a run under way -> its picture and page, drawn anew every few minutes."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from leuda_deploy.errors import LeudaError
+from leuda_deploy.machine.progress import Progress, ShowProgress
+from leuda_train.loop.metrics_log import read_metrics
+from leuda_train.loop.run_folder import RunFolder
+from leuda_train.pages.run_page import write_run_page
+from leuda_train.runs.pictures import draw_run
+from leuda_train.stages.translated_sets import TranslatedSets
+
+FIRST_SECONDS, EVERY_SECONDS = 20.0, 150.0
+BESIDES = ("stage", "images_per_s")  # in a row of metrics, beside the terms
+MOST_SHARE = 0.02  # of the time of a run that its page may take
+_log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class LivePage:
+    """The page of a run that trains. translated: the image sets, once there are any."""
+
+    folder: RunFolder
+    method: str
+    translated: TranslatedSets | None = None
+    next_at: float = field(default_factory=lambda: time.monotonic() + FIRST_SECONDS)
+
+    def write(self) -> None:
+        """Draw what there is, in passing."""
+        began = time.monotonic()
+        if self.translated is not None:
+            own = [
+                {name: value for name, value in row.items() if name not in BESIDES}
+                for row in read_metrics(self.folder.metrics)
+                if row["stage"] == self.method
+            ]
+            draw_run(self.folder.run_picture, self.translated, own)
+        self.finish()
+        took = time.monotonic() - began
+        self.next_at = time.monotonic() + max(EVERY_SECONDS, took / MOST_SHARE)
+
+    def finish(self) -> None:
+        """Write the page alone. One that cannot be written is said, and stops no training."""
+        try:
+            write_run_page(self.folder.path, self.folder.page)
+        except (LeudaError, OSError) as error:
+            _log.warning("cannot write %s: %s", self.folder.page, error)
+
+    def watching(self, show: ShowProgress) -> ShowProgress:
+        """The same progress; now and then the page is written in passing."""
+
+        @contextmanager
+        def shown(title: str) -> Iterator[Progress]:
+            with show(title) as progress:
+
+                def watched(done: int, total: int, note: str) -> None:
+                    progress(done, total, note)
+                    if time.monotonic() >= self.next_at:
+                        self.write()
+
+                yield watched
+
+        return shown
