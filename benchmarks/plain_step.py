@@ -27,8 +27,9 @@ from torch import Tensor
 
 from leuda_train.config.schema import TrainConfig
 from leuda_train.config.streams import SOURCE_STREAMS, TARGET_STREAMS, Stream
+from leuda_train.data.aligned_sets import AlignedSets
 from leuda_train.data.augment.affine import random_affine
-from leuda_train.data.batches import AlignedSets, draw_rows, step_generator
+from leuda_train.data.batches import draw_rows, step_generator
 from leuda_train.networks.discriminators import FeatureDiscriminator
 from leuda_train.networks.unet import UNet
 from leuda_train.objective import losses

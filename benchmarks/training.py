@@ -40,7 +40,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from leuda_train.config.load import load_config, parse_config
 from leuda_train.config.schema import TrainConfig
 from leuda_train.config.streams import SOURCE_STREAMS, TARGET_STREAMS
-from leuda_train.data.batches import AlignedSets
+from leuda_train.data.aligned_sets import AlignedSets
 from leuda_train.data.phantom.phantom_cohort import write_cohort
 from leuda_train.data.slices import Slices
 from leuda_train.loop.hardware import DTYPES, Hardware, choose_hardware
@@ -213,7 +213,7 @@ def compare_speed(setting: Setting, threads: int, rounds: int) -> dict[str, Any]
         worker.end()
         config = configs[name]
         cyclegan = VARIANTS[name][0] == "cyclegan"
-        images = 2 * config.translation.batch if cyclegan else draw_of(config).images_per_step
+        images = 2 * config.translation.batch if cyclegan else draw_of(config, 0).images_per_step
         seconds = [turn["seconds"] / steps[name] for turn in turns[name]]
         found[name] = {
             "images_per_step": images,

@@ -36,6 +36,10 @@ def infer(
             help="Export folder or *.onnx file. Default: the phantom model that comes with leuda."
         ),
     ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(help="Public key (PEM): refuse a model whose export it has not signed."),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -176,7 +180,7 @@ def infer(
 
         model = default_model()
         say(f"no --model given: using {model}, trained on phantoms, not for patients")
-    opened = ModelFile.open(model)
+    opened = ModelFile.open(model) if key is None else ModelFile.open_signed(model, key)
     plan_job_outputs(todo, overlay=overlay, force=force, inputs=[opened.path])
     if alone:
         segmenter = Segmenter(opened, settings)

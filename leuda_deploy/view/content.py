@@ -57,6 +57,7 @@ class Content:
             "name": scene.name,
             "shape": scan.raw.shape,
             "spacing_mm": [round(size, 3) for size in scan.spacing_mm],
+            "tilt_degrees": round(tilt_degrees(scan), 1),
             "labels": [path.name for path in scene.labels],
             "uncertainty": scene.uncertainty.name if scene.uncertainty else None,
             "modality": scene.card.modality if scene.card else None,
@@ -168,6 +169,12 @@ def served_as_it_lies(scene: Scene) -> bool:
     return bool(
         qform[1] <= sform[1] or np.allclose(sform[0], qform[0], rtol=0, atol=AFFINE_TOLERANCE)
     )
+
+
+def tilt_degrees(volume: Volume) -> float:
+    """How far the array axes are turned away from the nearest world axes, at most."""
+    axes = np.abs(volume.affine[:3, :3]) / volume.spacing_mm
+    return float(np.degrees(np.arccos(np.clip(axes.max(axis=0).min(), 0, 1))))
 
 
 def coarser(volume: Volume, every: Every) -> Volume:

@@ -21,7 +21,7 @@ from leuda_train.config.streams import (
     in_order,
     is_aligned,
 )
-from leuda_train.config.values import Count, Part, Positive, Probability, Weight
+from leuda_train.config.values import Count, Part, Positive, Probability, Share, Weight
 
 Streams = Annotated[tuple[Stream, ...], Field(min_length=1)]
 
@@ -50,7 +50,15 @@ class ObjectiveConfig(Part):
     lambda_pseudo      self-training on the target; not in the paper, 0 switches it off
     pseudo_from        the teachers whose mean makes the pseudo-labels: the intra-domain one reads
                        x^{t→s}, the inter-domain one x^t
-    pseudo_confidence  pixels below it are left out, but never more than half of a class
+    pseudo_confidence  pixels below it are left out
+    pseudo_rule        "balanced": but never more than half of a class; "floor": however many
+    pseudo_prior       0 to 1: before they are taken for labels, how far the teachers' probabilities
+                       are weighted for classes to be as frequent as in the source's labels
+    pseudo_by          "slice": pseudo-labels are made in each step; "volume": of whole scans every
+                       pseudo_every_epochs, by the inter-domain teacher, without islands
+    pseudo_from_epoch  no self-training before it; from then on with the ramp of the other λ
+    copy_paste         how often a labelled source region is pasted into the image that the student
+                       self-trains on, with its label; not in the paper
     batchnorm_over     what batch norm takes its statistics over in training, where a network reads
                        several streams: "batch", all of them; "stream", each by itself, as the
                        released MT-UDA code, which reads them one after another
@@ -76,6 +84,12 @@ class ObjectiveConfig(Part):
     lambda_pseudo: Weight = 0.0
     pseudo_from: tuple[Literal["intra_teacher", "inter_teacher"], ...] = ("inter_teacher",)
     pseudo_confidence: Probability = 0.8
+    pseudo_rule: Literal["balanced", "floor"] = "balanced"
+    pseudo_prior: Share = 0.0
+    pseudo_by: Literal["slice", "volume"] = "slice"
+    pseudo_every_epochs: Positive = 2
+    pseudo_from_epoch: Count = 0
+    copy_paste: Share = 0.0
     batchnorm_over: Literal["batch", "stream"] = "batch"
 
     @property
@@ -126,6 +140,7 @@ class ObjectiveConfig(Part):
     def inter_streams(self) -> tuple[Stream, ...]:
         """What the inter-domain teacher reads; nothing if no term of L asks it."""
         asked = self.lambda_pseudo > 0 and "inter_teacher" in self.pseudo_from
+        asked = asked and self.pseudo_by == "slice"
         return in_order((*self.inter_compared, *(("target",) if asked else ())))
 
     @property
@@ -141,7 +156,8 @@ class ObjectiveConfig(Part):
         return {
             "student": True,
             "intra_teacher": bool(self.intra_streams),
-            "inter_teacher": bool(self.inter_streams),
+            "inter_teacher": bool(self.inter_streams)
+            or (self.lambda_pseudo > 0 and self.pseudo_by == "volume"),
         }
 
     @model_validator(mode="after")
@@ -157,6 +173,23 @@ class ObjectiveConfig(Part):
                 raise ValueError(
                     f"inter_pairs: {student} and {teacher} are not two appearances of one slice"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _volumes_have_one_author(self) -> Self:
+        if self.pseudo_by == "volume" and self.pseudo_from != ("inter_teacher",):
+            raise ValueError(
+                f"pseudo_from = {self.pseudo_from}: whole volumes are labelled by the "
+                "inter_teacher alone"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _copy_paste_has_a_place(self) -> Self:
+        if self.copy_paste > 0 and self.lambda_pseudo == 0:
+            raise ValueError(
+                "copy_paste needs lambda_pseudo: it pastes into what is self-trained on"
+            )
         return self
 
     @model_validator(mode="after")

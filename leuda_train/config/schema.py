@@ -7,9 +7,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from leuda_train.config.appearance import AppearanceConfig, StyleConfig
 from leuda_train.config.objective import ObjectiveConfig
 from leuda_train.config.tested import DistilConfig, Feed, TestConfig
-from leuda_train.config.values import Count, Part, Positive, Probability, Rate, Weight
+from leuda_train.config.values import Count, Part, Positive, Probability, Rate, Share, Weight
 
 
 class RecipeConfig(Part):
@@ -102,6 +103,10 @@ class ScheduleConfig(Part):
     learning_rate       of the student, after the warm-up
     decay               of the learning rate after the warm-up: the paper's is constant
     checkpoint_seconds  time from one checkpoint to the next
+    structure_share     of a labelled batch, slices that show a structure; without it, as they come
+    coarse_window       (height, width) in pixels that the first steps show the recipe's window in:
+                        less work
+    coarse_share        share of the steps that do so; the others see full resolution
     shares_every        steps from one look at the gradient of each term by itself to the next: a
                         backward pass a term; 0 for never
     """
@@ -112,6 +117,9 @@ class ScheduleConfig(Part):
     batch_unlabelled: Positive
     learning_rate: Rate
     decay: Literal["constant", "cosine"] = "constant"
+    structure_share: Share | None = None
+    coarse_window: tuple[Positive, Positive] | None = None
+    coarse_share: Share = 0.0
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 30.0
     shares_every: Count = 100
 
@@ -126,28 +134,20 @@ class AugmentConfig(Part):
 
     scale             smallest and largest factor
     rotation_degrees  largest angle, to either side
+    stretch           largest factor between the scales of the two axes: 1 keeps shapes
+    translation       largest shift, as a share of the window
     """
 
     scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
     rotation_degrees: Annotated[float, Field(ge=0, le=180)]
+    stretch: Annotated[float, Field(ge=1, le=2)] = 1.0
+    translation: Annotated[float, Field(ge=0, le=0.5)] = 0.0
 
     @model_validator(mode="after")
     def _scale_in_order(self) -> Self:
         if self.scale[0] > self.scale[1]:
             raise ValueError(f"scale must not fall, got {self.scale}")
         return self
-
-
-class StyleConfig(Part):
-    """Style randomisation of the images that the student is trained on; not in the paper.
-
-    curve, convolution  how often a random intensity curve and a random shallow network are applied
-    noise               largest standard deviation of added noise, in normalised intensities
-    """
-
-    curve: Annotated[float, Field(ge=0, le=1)] = 0.0
-    convolution: Annotated[float, Field(ge=0, le=1)] = 0.0
-    noise: Annotated[float, Field(ge=0, le=2)] = 0.0
 
 
 class TrainConfig(Part):
@@ -175,6 +175,8 @@ class TrainConfig(Part):
     schedule: ScheduleConfig
     augment: AugmentConfig
     style: StyleConfig = StyleConfig()
+    appearance: AppearanceConfig | None = None
+    target_appearance: AppearanceConfig = AppearanceConfig(curve=0.3, convolution=0.0, plain=0.2)
     distil: DistilConfig | None = None
     test: TestConfig
 
@@ -185,12 +187,15 @@ class TrainConfig(Part):
         factor = math.lcm(factor, 4) if self.uses_translation else factor
         if any(size % factor for size in self.recipe.window):
             raise ValueError(f"recipe.window {self.recipe.window} must be multiples of {factor}")
+        coarse = self.schedule.coarse_window or self.recipe.window
+        if any(size % factor for size in coarse):
+            raise ValueError(f"schedule.coarse_window {coarse} must be multiples of {factor}")
         if max(self.adversarial.levels) > len(self.unet.widths) - 1:
             raise ValueError(
                 f"adversarial.levels {self.adversarial.levels}: "
                 f"the U-Net has {len(self.unet.widths) - 1} decoder levels"
             )
-        self._discriminators_fit(min(self.recipe.window))
+        self._discriminators_fit(min(*self.recipe.window, *coarse))
         if self.translation.kind == "fourier" and self.test.feed != "target":
             raise ValueError(
                 'translation.kind = "fourier" has no generator: set test.feed = "target"'
@@ -221,6 +226,19 @@ class TrainConfig(Part):
                 f"translation.discriminator_layers = {self.translation.discriminator_layers} "
                 f"needs a recipe.window of {least}"
             )
+
+    def at(self, epoch: int) -> TrainConfig:
+        """The config of an epoch: before `pseudo_from_epoch` nothing of self-training is run."""
+        if epoch >= self.objective.pseudo_from_epoch or self.objective.lambda_pseudo == 0:
+            return self
+        objective = self.objective.model_copy(update={"lambda_pseudo": 0.0, "copy_paste": 0.0})
+        return self.model_copy(update={"objective": objective})
+
+    def window_at(self, step: int) -> tuple[int, int]:
+        """(h, w) pixels of the images of a step of stage 2."""
+        schedule = self.schedule
+        coarse = step < schedule.coarse_share * schedule.epochs * schedule.steps_per_epoch
+        return schedule.coarse_window or self.recipe.window if coarse else self.recipe.window
 
     @property
     def networks_in_use(self) -> tuple[str, ...]:

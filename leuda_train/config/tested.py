@@ -16,6 +16,8 @@ class TestConfig(Part):
 
     network       one of the three, or "auto": the label-free score chooses among those in use
     feed          of student and intra-domain teacher; the inter-domain one always reads x^t
+    batchnorm     "trained": statistics as they were gathered in training; "feed": those of all the
+                  unlabelled target scans, read once more by the finished network
     select        "last": as it is after the last epoch, as in the paper; "label-free": as at the
                   epoch with the best label-free score
     select_epochs  from one look at the label-free score to the next
@@ -27,6 +29,7 @@ class TestConfig(Part):
 
     network: Literal["student", "intra_teacher", "inter_teacher", "auto"]
     feed: Feed
+    batchnorm: Literal["trained", "feed"] = "trained"
     select: Literal["last", "label-free"] = "last"
     select_epochs: Positive = 5
     hold_out: Annotated[float, Field(gt=0, lt=1)] = 0.2

@@ -8,46 +8,25 @@ its share of what is drawn for all.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from leuda_train.config.schema import AugmentConfig, StyleConfig
+from leuda_train.config.appearance import AppearanceConfig, StyleConfig
+from leuda_train.config.schema import AugmentConfig
 from leuda_train.config.streams import SOURCE_STREAMS, TARGET_STREAMS, Stream
+from leuda_train.data.aligned_sets import AlignedSets, take_rows
 from leuda_train.data.augment.affine import random_affine, warp, warp_labelled
+from leuda_train.data.augment.class_style import randomise_appearance
+from leuda_train.data.augment.copy_paste import paste
 from leuda_train.data.augment.style import randomise_style
+from leuda_train.data.slices import UNLABELLED
 from leuda_train.loop.hardware import Hardware
 from leuda_train.loop.ranks import Ranks
-
-RESIDENT_SHARE = 0.25  # of the GPU's free memory, that image sets may take
-
-
-@dataclass(frozen=True, kw_only=True)
-class AlignedSets:
-    """Six image sets, (N, h, w) float32 each; rows of one family show the same slice.
-
-    Memory-mapped, or, after `on_device`, tensors on the GPU.
-
-    labels         (N, h, w) uint8, of the rows of the family that is supervised
-    labelled_rows  the rows whose labels are trained on
-    held_out_rows  rows that have labels, too, but are chosen by; none: nothing is chosen
-    """
-
-    images: Mapping[Stream, NDArray[np.float32] | Tensor]
-    labels: NDArray[np.uint8] | Tensor
-    labelled_rows: NDArray[np.int64]
-    held_out_rows: NDArray[np.int64] | None = None
-
-    def on_device(self, hardware: Hardware) -> AlignedSets:
-        """The same sets on the GPU where they fit `RESIDENT_SHARE` of its free memory."""
-        *images, labels = on_device([*self.images.values(), self.labels], hardware)
-        return replace(self, images=dict(zip(self.images, images, strict=True)), labels=labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +40,11 @@ class Draw:
     unlabelled_count    images of each of them
     restyle_target      also draw `Batch.strong`; "target" is then among `unlabelled`
     augment, style      the random affine of every image; the random style of what is trained on
+    appearance          in place of the style: by structure for the supervised streams, and one for
+                        the restyled target
+    structure_share     of the supervised images, those that show a structure; None: as they come
+    copy_paste          how often a supervised region is pasted into the restyled target
+    size                (h, w) of every image; None: as in the sets
     """
 
     seed: int
@@ -71,6 +55,10 @@ class Draw:
     restyle_target: bool
     augment: AugmentConfig
     style: StyleConfig
+    appearance: tuple[AppearanceConfig, AppearanceConfig] | None = None
+    structure_share: float | None = None
+    copy_paste: float = 0.0
+    size: tuple[int, int] | None = None
 
     @property
     def images_per_step(self) -> int:
@@ -87,38 +75,15 @@ class Batch:
     labels      (B, H, W) int64, one tensor for each of `labelled`
     unlabelled  those of the six streams that the method reads
     strong      x^t restyled, pixel for pixel on unlabelled["target"]; for methods that self-train
+    known       (B, H, W) labels of strong that are settled beforehand, UNLABELLED elsewhere: of
+                pasted source regions, or pseudo-labels of whole scans
     """
 
     labelled: list[Tensor]
     labels: list[Tensor]
     unlabelled: dict[Stream, Tensor] = field(default_factory=dict)
     strong: Tensor | None = None
-
-
-def on_device(
-    sets: Sequence[NDArray[Any] | Tensor], hardware: Hardware
-) -> list[NDArray[Any] | Tensor]:
-    """The sets as tensors on the GPU if all of them fit there; else, and on CPUs, as they are."""
-    if hardware.device.type != "cuda":
-        return list(sets)
-    free, _ = torch.cuda.mem_get_info(hardware.device)
-    if sum(images.nbytes for images in sets) > RESIDENT_SHARE * free:
-        return list(sets)
-    return [torch.from_numpy(np.array(images)).to(hardware.device) for images in sets]
-
-
-def take_rows(images: NDArray[Any] | Tensor, rows: NDArray[np.int64], hardware: Hardware) -> Tensor:
-    """Some rows of a set (N, h, w), on the device.
-
-    From host memory they go through pinned memory, so that the next batch is drawn and copied while
-    the device is still busy with this one.
-    """
-    if isinstance(images, Tensor):
-        return images[torch.from_numpy(rows).to(images.device)]
-    chosen = torch.from_numpy(images[rows])
-    if hardware.device.type == "cuda":
-        chosen = chosen.pin_memory()
-    return chosen.to(hardware.device, non_blocking=True)
+    known: Tensor | None = None
 
 
 def step_generator(seed: int, purpose: str, step: int) -> torch.Generator:
@@ -143,33 +108,54 @@ def draw_rows(
     )
 
 
+def draw_labelled(sets: AlignedSets, draw: Draw, step: int, purpose: str) -> NDArray[np.int64]:
+    """Labelled rows for step n, in fixed shares of rows that show a structure and of any others."""
+    count, share = draw.labelled_count, draw.structure_share
+    others = np.setdiff1d(sets.labelled_rows, sets.structure_rows)
+    if share is None or not len(sets.structure_rows) or not len(others):
+        return draw_rows(sets.labelled_rows, count, step, draw.seed, purpose)
+    showing = min(count, max(1, round(share * count)))
+    parts = ((sets.structure_rows, showing, "structures"), (others, count - showing, "others"))
+    return np.concatenate(
+        [
+            draw_rows(rows, part, step, draw.seed, f"{purpose}/{name}")
+            for rows, part, name in parts
+            if part
+        ]
+    )
+
+
 @lru_cache(maxsize=16)
 def _order(size: int, seed: int, purpose: str, turn: int) -> NDArray[np.int64]:
     generator = step_generator(seed, f"order/{purpose}", turn)
     return torch.randperm(size, generator=generator).numpy()
 
 
-def make_batch(sets: AlignedSets, draw: Draw, hardware: Hardware, step: int) -> Batch:
+def make_batch(
+    sets: AlignedSets, draw: Draw, hardware: Hardware, step: int, pseudo: Tensor | None = None
+) -> Batch:
     """Draw and augment the batch of a step.
 
     An image and its label share one warp, and so do the unlabelled images of a family. B is this
     process's share of the draw's counts.
+
+    pseudo  (N, h, w) pseudo-labels of every target slice, UNLABELLED where unsure
     """
     ranks = hardware.ranks
-    restyle = step_generator(draw.seed, "style", step)
     labelled: list[Tensor] = []
     labels: list[Tensor] = []
     for number, stream in enumerate(draw.supervised):
         purpose = f"labelled {number}" if number else "labelled"
-        rows = draw_rows(sets.labelled_rows, draw.labelled_count, step, draw.seed, purpose)
+        rows = draw_labelled(sets, draw, step, purpose)
         images = _take_family(sets, (stream,), rows, hardware)
         label = take_rows(sets.labels, ranks.share(rows), hardware).long()
         affine = _draw_affine(draw, images[0], len(rows), step, purpose)
-        images, label = warp_labelled(images, label, ranks.share(affine))
-        labelled.append(_restyled(hardware.put(images[0]), draw.style, restyle, ranks))
+        images, label = warp_labelled(images, label, ranks.share(affine), draw.size)
+        labelled.append(hardware.put(images[0]))
         labels.append(label)
 
     unlabelled: dict[Stream, Tensor] = {}
+    known: Tensor | None = None
     for family in (SOURCE_STREAMS, TARGET_STREAMS):
         streams = tuple(stream for stream in family if stream in draw.unlabelled)
         if not streams:
@@ -177,13 +163,32 @@ def make_batch(sets: AlignedSets, draw: Draw, hardware: Hardware, step: int) -> 
         every = np.arange(len(sets.images[family[0]]))
         rows = draw_rows(every, draw.unlabelled_count, step, draw.seed, family[0])
         images = _take_family(sets, streams, rows, hardware)
-        affine = _draw_affine(draw, images[0], len(rows), step, family[0])
-        images = warp(images, ranks.share(affine))
+        affine = ranks.share(_draw_affine(draw, images[0], len(rows), step, family[0]))
+        if pseudo is not None and family is TARGET_STREAMS:
+            known = take_rows(pseudo, ranks.share(rows), hardware).to(labels[0])
+            images, known = warp_labelled(images, known, affine, draw.size)
+        else:
+            images = warp(images, affine, draw.size)
         unlabelled |= {s: hardware.put(image) for s, image in zip(streams, images, strict=True)}
+
+    restyle = step_generator(draw.seed, "style", step)
+    reference = unlabelled.get("target")
+    labelled = [
+        _restyled(images, label, sets, draw, restyle, ranks, reference)
+        for images, label in zip(labelled, labels, strict=True)
+    ]
     strong = None
     if draw.restyle_target:
-        strong = _restyled(unlabelled["target"], draw.style, restyle, ranks)
-    return Batch(labelled=labelled, labels=labels, unlabelled=unlabelled, strong=strong)
+        strong = _restyled(unlabelled["target"], None, sets, draw, restyle, ranks)
+        if draw.copy_paste > 0:
+            generator = step_generator(draw.seed, "copy-paste", step)
+            strong, pasted = paste(
+                strong, labelled[0], labels[0], draw.copy_paste, generator, ranks
+            )
+            known = pasted if known is None else torch.where(pasted != UNLABELLED, pasted, known)
+    return Batch(
+        labelled=labelled, labels=labels, unlabelled=unlabelled, strong=strong, known=known
+    )
 
 
 def _take_family(
@@ -201,14 +206,29 @@ def _draw_affine(draw: Draw, images: Tensor, count: int, step: int, purpose: str
         count,
         scale=draw.augment.scale,
         rotation_degrees=draw.augment.rotation_degrees,
+        stretch=draw.augment.stretch,
+        translation=draw.augment.translation,
         aspect=height / width,
         generator=step_generator(draw.seed, f"warp/{purpose}", step),
     )
 
 
 def _restyled(
-    images: Tensor, style: StyleConfig, generator: torch.Generator, ranks: Ranks
+    images: Tensor,
+    labels: Tensor | None,
+    sets: AlignedSets,
+    draw: Draw,
+    generator: torch.Generator,
+    ranks: Ranks,
+    references: Tensor | None = None,
 ) -> Tensor:
+    """Images in random styles; by structure where there are labels and the draw asks for it."""
+    if draw.appearance is not None:
+        look = draw.appearance[0] if labels is not None else draw.appearance[1]
+        return randomise_appearance(
+            images, labels, sets.classes, look, generator, ranks, references
+        )
+    style = draw.style
     return randomise_style(
         images,
         generator,

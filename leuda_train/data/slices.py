@@ -38,7 +38,7 @@ class Slices:
     source_labels, target_labels  (N, h, w) uint8 class numbers, 255 throughout where unlabelled;
                                   target_labels is None unless the upper bound was asked for
     labelled_rows                 rows of source that have labels
-    source_scans                  (N,) which scan each source slice is of
+    source_scans, target_scans    (N,) which scan each slice is of
     target_intensities            how each target scan was clipped and normalised, one a scan
     """
 
@@ -48,6 +48,7 @@ class Slices:
     labelled_rows: NDArray[np.int64]
     target: NDArray[np.float32]
     target_labels: NDArray[np.uint8] | None
+    target_scans: NDArray[np.int64]
     target_intensities: tuple[Intensity, ...]
     source_scans: NDArray[np.int64] | None = None
 
@@ -101,6 +102,7 @@ def load_slices(
         target_labels=np.load(folder / "target_labels.npy", mmap_mode="r")
         if target_labels
         else None,
+        target_scans=_scans(folder / INDEX_FILE, "target"),
         target_intensities=_target_intensities(folder / INDEX_FILE, cohort, recipe),
         source_scans=_scans(folder / INDEX_FILE, "source"),
     )

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from leuda_deploy.inference.clean_up import Pieces, learn_clean_up
 from leuda_deploy.inference.segment import segment
 from leuda_deploy.machine.progress import Progress
+from leuda_deploy.scans.label_map import read_label_map
 from leuda_deploy.scans.nifti import write_labels
 from leuda_deploy.scans.recipe import Recipe
 from leuda_deploy.scans.stack import Stack
@@ -61,7 +63,20 @@ class HeldOut:
             structures=self.cohort.structures,
             map_true=self.cohort.spec.class_of_raw("target"),
             spacing_mm=spacing_mm,
+            clean_up=self.clean_up_rules(),
         )
+
+    def clean_up_rules(self) -> dict[int, Pieces]:
+        """Of which pieces each class consists in the labelled source scans. No target label."""
+        class_of_raw = self.cohort.spec.class_of_raw("source")
+        scans = []
+        for scan in self.cohort.role("source labelled"):
+            assert scan.label is not None
+            volume = read_volume(scan.image)
+            labels = read_label_map(scan.label, class_of_raw=class_of_raw, like=volume).labels
+            stack = Stack(volume, self.recipe, pixel_spacing_mm=scan.pixel_spacing_mm)
+            scans.append((labels, stack.voxel_spacing_mm))
+        return learn_clean_up(scans, self.cohort.structures.values())
 
     def score(self, network: DeployedNetwork, folder: Path, progress: Progress) -> Row:
         """Means over the structures, as predicted, and each structure's Dice; no labels are kept.

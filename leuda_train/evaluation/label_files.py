@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from leuda_deploy.errors import InputError
+from leuda_deploy.inference.clean_up import Pieces
+from leuda_deploy.inference.clean_up import clean_up as keep_pieces
 from leuda_deploy.scans.label_map import label_map_of, label_values
 from leuda_deploy.scans.nifti import read_label_names
 from leuda_deploy.scans.volume import Volume, read_volume
@@ -26,6 +28,7 @@ from leuda_train.evaluation.scores import (
 
 Classes = Mapping[int, int]  # value in a file -> class number, 0 for background
 MAX_CLASSES = 255
+CLEANED_UP = "cleaned_up"  # the variant by rules learnt from training labels
 
 # A file name less its extension and the suffixes that say what it holds: group 1 is the subject.
 _LABEL_FILE = re.compile(
@@ -65,20 +68,24 @@ def evaluate_pairs(
     structures: Names | None = None,
     map_true: Classes | None = None,
     spacing_mm: Mapping[str, Spacing] | None = None,
+    clean_up: Mapping[int, Pieces] | None = None,
 ) -> dict[str, Any]:
     """`evaluate_paths` for files already matched: subject -> (predicted, true).
 
     `spacing_mm` by subject replaces the voxel sizes of headers that are known to be wrong.
+    `clean_up` by class number adds the variant `cleaned_up`: the predictions by these rules.
     """
     declared = _declared(pairs, structures)
     names = dict(declared)
-    scores: dict[str, dict[str, list[StructureScore]]] = {variant: {} for variant in VARIANTS}
+    variants = [*VARIANTS, *([CLEANED_UP] if clean_up is not None else [])]
+    scores: dict[str, dict[str, list[StructureScore]]] = {variant: {} for variant in variants}
     for subject, (predicted_path, true_path) in pairs.items():
         predicted, true = read_volume(predicted_path), read_volume(true_path)
         own_names = declared or _found(predicted, true, map_true)
         names |= own_names
         spacing = true.spacing_mm if spacing_mm is None else spacing_mm[subject]
-        for variant, scored in _score_pair(predicted, true, own_names, map_true, spacing).items():
+        found = _score_pair(predicted, true, own_names, map_true, spacing, clean_up)
+        for variant, scored in found.items():
             scores[variant][subject] = scored
     if not names:
         raise InputError("no structure to score: no label above 0 is named or found")
@@ -89,13 +96,18 @@ def evaluate_pairs(
     }
     return {
         "structures": names,
-        "volumes": {s: {v: [asdict(x) for x in volumes[v][s]] for v in VARIANTS} for s in pairs},
+        "volumes": {s: {v: [asdict(x) for x in volumes[v][s]] for v in variants} for s in pairs},
         "summary": {variant: summarise(by_subject) for variant, by_subject in volumes.items()},
     }
 
 
 def _score_pair(
-    predicted: Volume, true: Volume, names: Names, map_true: Classes | None, spacing_mm: Spacing
+    predicted: Volume,
+    true: Volume,
+    names: Names,
+    map_true: Classes | None,
+    spacing_mm: Spacing,
+    clean_up: Mapping[int, Pieces] | None,
 ) -> dict[str, list[StructureScore]]:
     """The scores of one volume, by variant."""
     if len(names) > MAX_CLASSES:
@@ -113,12 +125,17 @@ def _score_pair(
     truth = label_map_of(true, class_of_raw=number_of_true)
     guess = label_map_of(predicted, class_of_raw=number_of, like=truth.volume)
     numbers = dict(zip(names, number_of.values(), strict=True))
-    return {
+    scores = {
         variant: score_volume(
             guess.labels, truth.labels, spacing_mm, numbers, largest_component=largest
         )
         for variant, largest in VARIANTS.items()
     }
+    if clean_up is not None:
+        rules = {number_of[label]: rule for label, rule in clean_up.items() if label in number_of}
+        cleaned, _ = keep_pieces(guess.labels, spacing_mm, rules)
+        scores[CLEANED_UP] = score_volume(cleaned, truth.labels, spacing_mm, numbers)
+    return scores
 
 
 def _declared(pairs: Mapping[str, tuple[Path, Path]], given: Names | None) -> Names:

@@ -8,7 +8,7 @@ of all processes. (torch's SyncBatchNorm does not run on CPUs, and knows no stre
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -101,6 +101,34 @@ def with_joint_batchnorm(net: nn.Module, ranks: Ranks) -> nn.Module:
         else:
             with_joint_batchnorm(child, ranks)
     return net
+
+
+@torch.no_grad()
+def reestimate(
+    network: nn.Module, read: Callable[[Tensor], object], batches: Iterable[Tensor]
+) -> None:
+    """Give a network the batch-norm statistics of the images that it will be fed; no label is used.
+
+    AdaBN (Li et al., Pattern Recognition 2018). The network is otherwise in evaluation mode and is
+    left so; its weights stay as they are.
+
+    Args:
+        network: Its batch norms are set, to the mean over the batches of their statistics.
+        read: Passes images through the network, e.g. a product with a generator before it.
+        batches: Images (B, 1, H, W), on the device.
+    """
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    network.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over what is read
+        norm.train()
+    for images in batches:
+        read(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    network.eval()
 
 
 @contextmanager

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (the field's habit)
 from torch import Tensor, nn
 
+from leuda_train.data.aligned_sets import AlignedSets, take_rows
 from leuda_train.data.augment.fourier import swap_amplitude
-from leuda_train.data.batches import AlignedSets, take_rows
 from leuda_train.loop.hardware import Hardware
 
 WINDOWS = 64

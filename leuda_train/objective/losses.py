@@ -71,6 +71,12 @@ def pseudo_labels(q: Tensor, confidence: float, ranks: Ranks = ALONE) -> tuple[T
     return labels, trusted
 
 
+def confident_labels(q: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+    """As `pseudo_labels`, but every pixel below the floor is left out, of whatever class."""
+    best, labels = q.float().max(dim=1)
+    return labels, best >= floor
+
+
 def pseudo_loss(logits: Tensor, labels: Tensor, trusted: Tensor, ranks: Ranks = ALONE) -> Tensor:
     """L_pseudo: L_seg over the trusted pixels alone."""
     mask = trusted[:, None].float()

@@ -33,15 +33,19 @@ from torch import Tensor, nn
 from leuda_train.config.objective import ObjectiveConfig
 from leuda_train.config.streams import SOURCE_LIKE
 from leuda_train.data.batches import Batch
+from leuda_train.data.slices import UNLABELLED
 from leuda_train.loop.hardware import Hardware
 from leuda_train.loop.optimizer_step import optimizer_step
 from leuda_train.loop.profile import phase
+from leuda_train.loop.ranks import Ranks
 from leuda_train.networks.batchnorm import normalised_by
 from leuda_train.networks.discriminators import FeatureDiscriminator
+from leuda_train.objective.class_prior import ClassPrior
 from leuda_train.objective.ema import ema_decay, update_teacher
 from leuda_train.objective.gradient_shares import gradient_shares
 from leuda_train.objective.losses import (
     adversarial_loss,
+    confident_labels,
     discriminator_loss,
     inter_consistency,
     intra_consistency,
@@ -67,6 +71,7 @@ class Networks:
     inter_teacher: nn.Module
     intra_discriminator: FeatureDiscriminator
     inter_discriminator: FeatureDiscriminator
+    class_prior: ClassPrior
     student_optimizer: torch.optim.Optimizer
     discriminator_optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -148,11 +153,8 @@ def le_uda_step(
             zero,
         )
     if objective.lambda_pseudo > 0:  # beyond the paper: self-training on the target
-        votes = [q_intra["target_as_source"]] if "intra_teacher" in objective.pseudo_from else []
-        votes += [q_inter["target"]] if "inter_teacher" in objective.pseudo_from else []
-        q_mean = torch.stack([vote.float().softmax(dim=1) for vote in votes]).mean(dim=0)
-        trusted = pseudo_labels(q_mean, objective.pseudo_confidence, ranks)
-        L_pseudo = pseudo_loss(p["strong"], *trusted, ranks)
+        labels, trusted = _settled_labels(batch, q_intra, q_inter, nets, objective, ranks)
+        L_pseudo = pseudo_loss(p["strong"], labels, trusted, ranks)
     L = (
         L_seg
         + λ.intra * L_con_intra
@@ -220,6 +222,38 @@ def _read(net: nn.Module, streams: Images, objective: ObjectiveConfig) -> tuple[
 def _pick(of: Mapping[Any, Value], streams: Sequence[str]) -> dict[str, Value]:
     """Those of some streams, in their order."""
     return {stream: of[stream] for stream in streams}
+
+
+def _settled_labels(
+    batch: Batch,
+    q_intra: Logits,
+    q_inter: Logits,
+    nets: Networks,
+    objective: ObjectiveConfig,
+    ranks: Ranks,
+) -> tuple[Tensor, Tensor]:
+    """Labels (B, H, W) of the restyled x^t, and the mask of those to trust.
+
+    Known ones, of pasted regions and of whole scans, go before those of the teachers in this step.
+    """
+    if objective.pseudo_by == "slice":
+        votes = [q_intra["target_as_source"]] if "intra_teacher" in objective.pseudo_from else []
+        votes += [q_inter["target"]] if "inter_teacher" in objective.pseudo_from else []
+        q_mean = torch.stack([vote.float().softmax(dim=1) for vote in votes]).mean(dim=0)
+        if objective.pseudo_prior > 0:
+            q_mean = nets.class_prior(q_mean, ranks)
+        if objective.pseudo_rule == "floor":
+            labels, trusted = confident_labels(q_mean, objective.pseudo_confidence)
+        else:
+            labels, trusted = pseudo_labels(q_mean, objective.pseudo_confidence, ranks)
+        if batch.known is None:
+            return labels, trusted
+    else:
+        assert batch.known is not None
+        labels = torch.zeros_like(batch.known)
+        trusted = torch.zeros_like(labels, dtype=torch.bool)
+    known = batch.known != UNLABELLED
+    return torch.where(known, batch.known, labels), trusted | known
 
 
 def _by_level(features: Features, streams: Sequence[str]) -> list[Tensor]:

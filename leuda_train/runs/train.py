@@ -33,7 +33,7 @@ from leuda_deploy.machine.outside import read_json
 from leuda_deploy.machine.progress import ShowProgress, show_nothing
 from leuda_train.config.load import make_recipe
 from leuda_train.config.schema import TrainConfig
-from leuda_train.data.batches import AlignedSets
+from leuda_train.data.aligned_sets import AlignedSets
 from leuda_train.data.cohort import Cohort
 from leuda_train.data.slices import Slices, hold_out, load_slices
 from leuda_train.loop.hardware import check_compiler, choose_hardware
@@ -214,5 +214,9 @@ def aligned_sets(slices: Slices, translated: TranslatedSets, config: TrainConfig
         assert slices.source_scans is not None
         rows, held_out = hold_out(rows, slices.source_scans, config.test.hold_out, config.seed)
     return AlignedSets(
-        images=images, labels=slices.source_labels, labelled_rows=rows, held_out_rows=held_out
+        images=images,
+        labels=slices.source_labels,
+        labelled_rows=rows,
+        held_out_rows=held_out,
+        target_scans=slices.target_scans,
     )

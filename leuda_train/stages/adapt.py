@@ -6,31 +6,31 @@ import copy
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from leuda_train.config.schema import TrainConfig
 from leuda_train.config.tested import Feed
-from leuda_train.data.batches import (
-    AlignedSets,
-    Draw,
-    make_batch,
-    seed_dropout,
-    step_generator,
-)
+from leuda_train.data.aligned_sets import AlignedSets, take_rows
+from leuda_train.data.batches import Draw, make_batch, seed_dropout, step_generator
 from leuda_train.loop.hardware import Hardware, compile_networks
 from leuda_train.loop.loop import StageRun, run_steps
 from leuda_train.loop.metrics_log import Row
 from leuda_train.loop.profile import phase
-from leuda_train.networks.batchnorm import with_joint_batchnorm
+from leuda_train.networks.batchnorm import reestimate, with_joint_batchnorm
 from leuda_train.networks.cyclegan import Generator
 from leuda_train.networks.discriminators import FeatureDiscriminator
 from leuda_train.networks.product import DeployedNetwork
 from leuda_train.networks.unet import UNet
+from leuda_train.objective.class_prior import ClassPrior
 from leuda_train.objective.ema import teacher_mode
 from leuda_train.objective.label_free import Probe, label_free_score, make_probe
 from leuda_train.objective.schedules import lambdas, learning_rate
 from leuda_train.objective.step import Networks, le_uda_step
+from leuda_train.objective.volume_labels import label_volumes
+
+FEED_BATCHES = 8  # batches read at once when batch norms are re-estimated: steadier statistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +80,9 @@ def adapt(
     }
     chosen = copy.deepcopy(trainer.product(best["network"], best["feed"])).eval()
     chosen.network.load_state_dict(best["weights"])
+    if config.test.batchnorm == "feed":
+        for product in (*products.values(), chosen):
+            _fit_to_feed(product, sets, config, run.hardware)
     return Adapted(
         products=products,
         chosen=chosen,
@@ -94,8 +97,23 @@ def adapt(
     )
 
 
-def draw_of(config: TrainConfig) -> Draw:
+def _fit_to_feed(
+    product: DeployedNetwork, sets: AlignedSets, config: TrainConfig, hardware: Hardware
+) -> None:
+    """Re-estimate a product's batch norms on its unlabelled feed, in a fixed order of slices."""
+    images, size = sets.images["target"], config.schedule.batch_unlabelled * FEED_BATCHES
+    rows = np.random.default_rng(config.seed).permutation(len(images))
+    # whole batches alone: each counts the same
+    parts = np.array_split(rows, max(1, round(len(rows) / size)))
+    batches = (hardware.put(take_rows(images, part, hardware)[:, None]) for part in parts)
+    with hardware.autocast():
+        reestimate(product.network, hardware.place(product), batches)
+
+
+def draw_of(config: TrainConfig, step: int) -> Draw:
     """What a step of stage 2 draws."""
+    config = config.at(step // config.schedule.steps_per_epoch)
+    look = config.appearance
     return Draw(
         seed=config.seed,
         supervised=config.objective.supervised_on,
@@ -105,6 +123,10 @@ def draw_of(config: TrainConfig) -> Draw:
         restyle_target=config.objective.lambda_pseudo > 0,
         augment=config.augment,
         style=config.style,
+        appearance=None if look is None else (look, config.target_appearance),
+        structure_share=config.schedule.structure_share,
+        copy_paste=config.objective.copy_paste,
+        size=config.window_at(step),
     )
 
 
@@ -120,10 +142,12 @@ class Adaptation:
         to_source: Generator | None = None,
     ) -> None:
         self.sets, self.config, self.hardware = sets.on_device(hardware), config, hardware
-        self.draw = draw_of(config)
+        last = config.schedule.epochs * config.schedule.steps_per_epoch - 1
+        self.draw = draw_of(config, last)
         self.images_per_step = self.draw.images_per_step
         self.to_source = hardware.place(to_source) if to_source is not None else None
         self.probe = None if config.uses_target_labels else make_probe(sets, hardware, config.seed)
+        self.pseudo: Tensor | None = None  # (N, h, w) labels of the target scans, if made by scan
         self.scores: list[Row] = []
         self.looks: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {}
@@ -151,6 +175,9 @@ class Adaptation:
             inter_teacher=teachers[1],
             intra_discriminator=discriminators[0],
             inter_discriminator=discriminators[1],
+            class_prior=ClassPrior(sets.class_shares, config.objective.pseudo_prior).to(
+                hardware.device
+            ),
             student_optimizer=torch.optim.Adam(
                 student.parameters(), lr=config.schedule.learning_rate, fused=True
             ),
@@ -165,12 +192,16 @@ class Adaptation:
 
     def step(self, step: int) -> dict[str, Tensor]:
         """Draw the batch of this step and train on it."""
-        config, objective = self.config, self.config.objective
-        epoch = step // config.schedule.steps_per_epoch
+        epoch = step // self.config.schedule.steps_per_epoch
+        config = self.config.at(epoch)
+        objective = config.objective
         rate = learning_rate(step, config.schedule, objective.warmup_epochs)
         self.nets.student_optimizer.param_groups[0]["lr"] = rate
+        with phase("pseudo-labels"):
+            self._label_target(step, config)
         with phase("data"):
-            batch = make_batch(self.sets, self.draw, self.hardware, step)
+            self.draw = draw_of(self.config, step)
+            batch = make_batch(self.sets, self.draw, self.hardware, step, self.pseudo)
         seed_dropout(config.seed, "dropout", step, self.hardware)
         every = config.schedule.shares_every
         terms = le_uda_step(
@@ -186,6 +217,25 @@ class Adaptation:
         with phase("selection"):
             self._select(step + 1)
         return terms
+
+    def _label_target(self, step: int, config: TrainConfig) -> None:
+        """Every few epochs of self-training by scan: the target's pseudo-labels, made anew."""
+        objective = config.objective
+        if objective.lambda_pseudo == 0 or objective.pseudo_by == "slice":
+            return
+        if self.pseudo is None or not step % (
+            objective.pseudo_every_epochs * config.schedule.steps_per_epoch
+        ):
+            assert self.sets.target_scans is not None
+            self.pseudo = label_volumes(
+                self.nets.inter_teacher,
+                self.sets.images["target"],
+                self.sets.target_scans,
+                self.sets.class_shares,
+                strength=objective.pseudo_prior,
+                floor=objective.pseudo_confidence,
+                hardware=self.hardware,
+            )
 
     def product(self, network: str, feed: Feed) -> DeployedNetwork:
         """What would be shipped of a network as it is now, to be fed so."""
@@ -224,13 +274,16 @@ class Adaptation:
     def state(self) -> dict[str, Any]:
         """Every network, optimiser and the scaler, and what was selected so far."""
         parts = {name: part.state_dict() for name, part in vars(self.nets).items()}
-        return parts | {"scores": self.scores, "best": self.best, "looks": self.looks}
+        found = {"scores": self.scores, "best": self.best, "looks": self.looks}
+        return parts | found | {"pseudo": self.pseudo}
 
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
         for name, part in vars(self.nets).items():
-            part.load_state_dict(state[name])
+            if name in state:  # a run from before a part was there goes on with a fresh one
+                part.load_state_dict(state[name])
         self.scores, self.best = list(state["scores"]), state["best"]
         self.looks = list(state.get("looks", []))
         if self.best:  # of a run from before a network could be chosen on either feed
             self.best.setdefault("feed", self.config.test.feed_of(self.best["network"]))
+        self.pseudo = state.get("pseudo")

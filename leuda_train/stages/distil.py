@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from leuda_train.config.schema import TrainConfig
-from leuda_train.data.batches import AlignedSets, Draw, make_batch, seed_dropout
+from leuda_train.data.aligned_sets import AlignedSets
+from leuda_train.data.batches import Draw, make_batch, seed_dropout
 from leuda_train.loop.hardware import Hardware
 from leuda_train.loop.loop import StageRun, run_steps
 from leuda_train.loop.optimizer_step import optimizer_step

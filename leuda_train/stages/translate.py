@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from leuda_train.config.schema import TranslationConfig
-from leuda_train.data.batches import draw_rows, on_device, step_generator, take_rows
+from leuda_train.data.aligned_sets import on_device, take_rows
+from leuda_train.data.batches import draw_rows, step_generator
 from leuda_train.data.cache import content_key, made_once
 from leuda_train.data.slices import Slices
 from leuda_train.loop.hardware import Hardware

@@ -14,7 +14,8 @@ from leuda_deploy.scans.intensity import Intensity
 from leuda_train.config.load import parse_config
 from leuda_train.config.schema import TrainConfig
 from leuda_train.config.streams import SOURCE_STREAMS, TARGET_STREAMS
-from leuda_train.data.batches import AlignedSets, Draw
+from leuda_train.data.aligned_sets import AlignedSets
+from leuda_train.data.batches import Draw
 from leuda_train.data.slices import Slices
 from leuda_train.loop.hardware import Hardware
 from leuda_train.loop.loop import StageRun, Watch
@@ -209,5 +210,6 @@ def make_slices(count: int = 5) -> Slices:
         labelled_rows=np.arange(count),
         target=target,
         target_labels=None,
+        target_scans=np.zeros(count, np.int64),
         target_intensities=(Intensity(-1.0, 1.0, 0.0, 1.0, (-0.5, 0.0, 0.5)),),
     )

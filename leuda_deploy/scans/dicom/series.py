@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from leuda_deploy.errors import MissingExtraError, ScanError, one_line
 from leuda_deploy.scans.dicom.attributes import SliceFacts, slice_facts
-from leuda_deploy.scans.dicom.files import look_through, named
+from leuda_deploy.scans.dicom.files import is_deflated, look_through, named
 from leuda_deploy.scans.volume import Volume, volume_of
 
 _log = logging.getLogger(__name__)
@@ -85,6 +85,12 @@ def _read_headers(folder: Path, *, allow_partial: bool) -> list[SliceFacts]:
     slices: list[SliceFacts] = []
     unreadable, others = list(found.unreadable), list(found.others)
     for path in found.images:
+        if is_deflated(path):
+            raise ScanError(
+                "damaged",
+                f"{path} is deflated as a whole, of which a megabyte can hold a gigabyte; write it "
+                "anew without: dcmconv +te",
+            )
         try:
             dataset = pydicom.dcmread(path, stop_before_pixels=True)
             is_image = "Rows" in dataset

@@ -68,14 +68,14 @@ function between(sorted, low, high) {
 
 /** Name -> [low, high]: of the modality, of this scan, of its structures. */
 function windowsOf(scan, labels) {
-  const all = sample(scan), made = {};
-  const inside = labels ? sample(scan, (i) => labels.img[i] > 0) : [];
+  const all = sample(scan), made = {}, inside = labels ? sample(scan, (i) => labels.img[i] > 0) : [];
+  const hounsfield = all[0] <= -500 && state.facts.modality !== "MR"; // there is air in it
   if (inside.length > 50) {
-    const [low, high] = between(inside, 0.02, 0.98), room = 0.6 * (high - low);
-    made["The structures"] = [low - room, high + room];
+    const [low, high] = between(inside, 0.02, 0.98), room = 0.6 * (high - low), [least, most] = hounsfield ? HOUNSFIELD["Soft tissue"] : [low, high];
+    made["The structures"] = [Math.max(all[0], Math.min(least, low - room)), Math.min(all.at(-1), Math.max(most, high + room))];
   }
   made["This scan"] = between(all, 0.01, 0.99);
-  if (all[0] <= -500 && state.facts.modality !== "MR") Object.assign(made, HOUNSFIELD); // air is there
+  if (hounsfield) Object.assign(made, HOUNSFIELD);
   made["All values"] = between(all, 0, 1);
   return Object.fromEntries(Object.entries(made).filter(([, [low, high]]) => high > low));
 }

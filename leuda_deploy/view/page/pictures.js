@@ -8,7 +8,7 @@ const LAYOUTS = {
 const AXIS_OF_TILE = { 0: 2, 1: 1, 2: 0 }; // NiiVue's axial, coronal, sagittal -> axis that runs through the slices
 const OPTIONS = {
   isRadiologicalConvention: true, showAllOrientationMarkers: true, backColor: [0, 0, 0, 1],
-  crosshairColor: [1, 1, 1, 0.7], crosshairGap: 8, crosshairWidth: 0.5, fontColor: [1, 1, 1, 1], dragAndDropEnabled: false,
+  crosshairColor: [1, 1, 1, 0.7], crosshairGap: 8, crosshairWidth: 0.4, crosshairWidthUnit: "percent", fontColor: [1, 1, 1, 1], dragAndDropEnabled: false,
   clipPlaneHotKey: "", viewModeHotKey: "", cycleClipPlaneHotKey: "", logLevel: "error",
   multiplanarPadPixels: 4, multiplanarLayout: MULTIPLANAR_TYPE.GRID, isColorbar: false, loadingText: "", scrollRequiresFocus: false };
 const views = [];
@@ -34,6 +34,8 @@ function colourLabels() {
     const table = which === "difference" ? DIFFERENCE : rows, image = state.images[which];
     if (!image || !table.length) continue;
     const all = [[0, [0, 0, 0], ""], ...table];
+    // NiiVue outlines what the header calls labels, and fades its rims, which would hide a thin difference
+    image.hdr.intent_code = $("outline").checked && which !== "difference" ? 1002 : 0;
     image.setColormapLabel({
       I: all.map((row) => row[0]), R: all.map((row) => row[1][0]), G: all.map((row) => row[1][1]),
       B: all.map((row) => row[1][2]), labels: all.map((row) => row[2]),
@@ -95,7 +97,7 @@ function drawn() {
 function chooseLayout() {
   if (state.chosen || drawnBy() === "card") return;
   $("layout").value = "planes";
-  note("3D is left out: it is slow without a graphics card. Press 1 or 6 to see it.");
+  state.slow = note("3D is left out: it is slow without a graphics card. Press 1 or 6 to see it.");
 }
 
 function layOut() {
@@ -137,10 +139,10 @@ function axisUnder(event) {
   return AXIS_OF_TILE[tile?.axCorSag];
 }
 
+/** Go to the middle of a structure, or of all of them with 0. */
 function goTo(value) {
   const place = state.images["labels-0"] && centreOf(state.images["labels-0"], value);
-  if (!place) return;
-  views[0].scene.crosshairPos = views[0].mm2frac(place);
+  if (place) views[0].scene.crosshairPos = views[0].mm2frac(place);
   views[0].createOnLocationChange();
   views[0].drawScene();
   views[0].sync();

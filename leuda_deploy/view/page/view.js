@@ -14,7 +14,9 @@ function say(text, wrong = false) {
 }
 
 function note(text, ...more) {
-  $("notes").append(make("li", text, ...more));
+  const item = make("li", text, ...more);
+  $("notes").append(item);
+  return item;
 }
 
 function rows(list, pairs) {
@@ -172,6 +174,7 @@ function tellScene() {
   fill($("shown"), [...ways, ["none", "Off"]], $("shown").value);
   fill($("window"), Object.entries(state.windows).map(([name, [low, high]]) => [name, `${name} (${Number(low.toPrecision(3))} to ${Number(high.toPrecision(3))})`]), $("window").value);
   document.querySelector(".uncertainty").hidden = !facts.uncertainty;
+  document.querySelectorAll(".labelled").forEach((node) => { node.hidden = !facts.labels.length; });
   facts.notes.forEach((text) => note(text));
   if (state.every.some((n) => n > 1)) {
     const button = Object.assign(make("button", "Load all voxels"), { type: "button", onclick: () => openScene(state.index, true) });
@@ -182,6 +185,7 @@ function tellScene() {
   tellConvention();
   rows(document.querySelector("#about dl"), [
     ["voxels", facts.shape.join(" × ")], ["size", `${facts.spacing_mm.join(" × ")} mm`],
+    ...(facts.tilt_degrees > 1 ? [["tilted", `${facts.tilt_degrees}° from the body's axes; the planes are the scan's own`]] : []),
     ...(facts.modality ? [["model for", facts.modality]] : []),
     ...facts.labels.map((name, k) => [k ? "second labels" : "labels", name]),
     ...(facts.uncertainty ? [["uncertainty", facts.uncertainty]] : [])]);
@@ -234,7 +238,11 @@ $("pictures").addEventListener("wheel", (event) => {
 }, { capture: true, passive: false });
 for (const id of ["shown", "window", "outline"]) $(id).addEventListener("change", draw);
 for (const id of ["opacity", "uncertainty"]) $(id).addEventListener("input", draw);
-$("layout").addEventListener("change", () => { state.chosen = true; layOut(); });
+$("layout").addEventListener("change", () => {
+  state.chosen = true;
+  state.slow?.remove();
+  layOut();
+});
 $("controls").addEventListener("submit", (event) => event.preventDefault());
 document.querySelectorAll("[data-mark]").forEach((button) => { button.onclick = () => mark(button.dataset.mark); });
 $("turn").onclick = () => {

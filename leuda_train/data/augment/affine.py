@@ -17,11 +17,15 @@ def random_affine(
     rotation_degrees: float,
     aspect: float,
     generator: torch.Generator,
+    stretch: float = 1.0,
+    translation: float = 0.0,
 ) -> Tensor:
-    """count random zooms and rotations about the centre: (B, 2, 3), output -> input coordinates.
+    """count random zooms, rotations and shifts: (B, 2, 3), output -> input coordinates.
 
     scale, rotation_degrees  drawn uniformly from [scale[0], scale[1]] and ±rotation_degrees
     aspect                   height / width of the images, so that rotation does not shear
+    stretch                  the two axes' zooms differ by a factor of up to this; 1 keeps shapes
+    translation              largest shift along either axis, as a share of the image
     """
     zoom = torch.empty(count).uniform_(*scale, generator=generator)
     angle = torch.empty(count).uniform_(-1.0, 1.0, generator=generator)
@@ -31,26 +35,44 @@ def random_affine(
         torch.stack([cos, -sin * aspect, zero], dim=1),
         torch.stack([sin / aspect, cos, zero], dim=1),
     ]
-    return torch.stack(rows, dim=1)
+    affine = torch.stack(rows, dim=1)
+    if stretch > 1.0:  # drawn only where asked for: without, the draws are those of before
+        exponent = torch.empty(count).uniform_(-0.5, 0.5, generator=generator)
+        longer = stretch**exponent
+        affine[:, :, 0] *= longer[:, None]
+        affine[:, :, 1] /= longer[:, None]
+    if translation > 0.0:  # the image is 2 wide in these coordinates
+        shift = torch.empty(count, 2).uniform_(-2.0, 2.0, generator=generator)
+        affine[:, :, 2] = shift * translation
+    return affine
 
 
-def warp(images: Sequence[Tensor], affine: Tensor) -> list[Tensor]:
+def warp(
+    images: Sequence[Tensor], affine: Tensor, size: tuple[int, int] | None = None
+) -> list[Tensor]:
     """Warp every image (B, 1, H, W) of a family by one affine (B, 2, 3).
 
     Interpolates linearly and continues the border.
+
+    size  (h, w) of what comes back, the same field of view on coarser pixels; else the images' own
     """
     family = torch.cat(list(images), dim=1)  # (B, n, H, W): one sampling for all
-    return list(_sample(family, affine, "bilinear").split(1, dim=1))
+    return list(_sample(family, affine, "bilinear", size).split(1, dim=1))
 
 
 def warp_labelled(
-    images: Sequence[Tensor], labels: Tensor, affine: Tensor
+    images: Sequence[Tensor],
+    labels: Tensor,
+    affine: Tensor,
+    size: tuple[int, int] | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     """`warp`, and the family's label (B, H, W) by the same affine, by nearest neighbour."""
     plane = labels[:, None].to(images[0].dtype)
-    return warp(images, affine), _sample(plane, affine, "nearest")[:, 0].to(labels.dtype)
+    warped = _sample(plane, affine, "nearest", size)[:, 0].to(labels.dtype)
+    return warp(images, affine, size), warped
 
 
-def _sample(images: Tensor, affine: Tensor, mode: str) -> Tensor:
-    grid = F.affine_grid(affine.to(images), list(images.shape), align_corners=False)
+def _sample(images: Tensor, affine: Tensor, mode: str, size: tuple[int, int] | None) -> Tensor:
+    shape = [*images.shape[:2], *(size or images.shape[2:])]
+    grid = F.affine_grid(affine.to(images), shape, align_corners=False)
     return F.grid_sample(images, grid, mode=mode, padding_mode="border", align_corners=False)

@@ -7,7 +7,9 @@ the anatomy. A translator that needs no training.
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 BLOCK = 64  # images transformed at a time
 
@@ -39,3 +41,16 @@ def _swapped(
     amplitude[..., rows, columns] = np.abs(reference)[..., rows, columns]
     swapped = np.fft.ifftshift(amplitude * np.exp(1j * phase), axes=(-2, -1))
     return np.fft.ifft2(swapped).real.astype(np.float32)
+
+
+def swap_low_frequencies(images: Tensor, references: Tensor, radius: Tensor) -> Tensor:
+    """`swap_amplitude` within a batch (B, 1, H, W), each image with a radius (B,) of its own."""
+    height, width = images.shape[-2:]
+    reach = (radius.to(images.device) * min(height, width)).floor()[:, None, None, None]
+    rows = torch.fft.fftfreq(height, 1.0 / height, device=images.device).abs()
+    columns = torch.fft.fftfreq(width, 1.0 / width, device=images.device).abs()
+    low = torch.maximum(rows[:, None], columns) <= reach  # (B, 1, H, W)
+    own, theirs = torch.fft.fft2(images), torch.fft.fft2(references)
+    amplitude = torch.where(low, theirs.abs(), own.abs())
+    swapped: Tensor = torch.fft.ifft2(torch.polar(amplitude, own.angle())).real
+    return swapped

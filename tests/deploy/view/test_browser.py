@@ -12,7 +12,8 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ FLAGS = (
     "--window-size=1300,800",
 )
 OPEN_SECONDS = 180  # on a machine that has much else to do
+SHOW_SECONDS = 30
 ORANGE, BLUE = (230, 159, 0), (86, 180, 233)  # of classes 1 and 2
 
 
@@ -78,7 +80,8 @@ class Page:
             "if (node.type === 'checkbox') node.checked = value === 'on'; else node.value = value;"
             "node.dispatchEvent(new Event('input')); node.dispatchEvent(new Event('change'));"
             # the pictures are drawn when the graphics have done what they were given
-            "setTimeout(() => drawn().then(done), 50);",
+            "setTimeout(() => drawn().then(() => requestAnimationFrame(() =>"
+            " requestAnimationFrame(done))), 50);",
             select,
             value,
         )
@@ -100,6 +103,15 @@ class Page:
     def columns(self, colour: tuple[int, int, int], id: str = "first") -> NDArray[np.int64]:
         """Columns of the pixels that have a colour, one each."""
         return np.nonzero(np.abs(self.canvas(id) - colour).max(axis=-1) < 25)[1]
+
+    def shows(self, seen: Callable[[], Any]) -> bool:
+        """Whether the picture is so, now or in a while: what is drawn is not on the screen yet."""
+        until = time.monotonic() + SHOW_SECONDS
+        while not seen():
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.2)
+        return True
 
     def complaints(self) -> list[str]:
         return [
@@ -169,13 +181,12 @@ def test_a_scan_with_two_label_files(page: Page, tmp_path: Path) -> None:
         # the patient's right is on the side that the page says, before and after it is swapped
         page.choose("opacity", "100")
         page.choose("layout", "axial")
-        right, left = page.columns(ORANGE), page.columns(BLUE)
-        assert min(right.size, left.size) > 300
-        assert right.max() < left.min()
+        assert page.shows(lambda: min(page.columns(c).size for c in (ORANGE, BLUE)) > 300)
+        assert page.columns(ORANGE).max() < page.columns(BLUE).min()
         page.browser.find_element("id", "turn").click()
         page.choose("opacity", "100")
         assert "on the right of the picture" in page.text("convention")
-        assert page.columns(ORANGE).min() > page.columns(BLUE).max()
+        assert page.shows(lambda: page.columns(ORANGE).min() > page.columns(BLUE).max())
         page.browser.find_element("id", "turn").click()
 
         # a structure's name leads to it, and the place is told by its side
@@ -201,34 +212,35 @@ def test_a_scan_with_two_label_files(page: Page, tmp_path: Path) -> None:
         # labels off, one structure off, the difference, side by side
         page.key(" ")
         page.choose("opacity", "100")
-        assert page.columns(ORANGE).size == 0
+        assert page.shows(lambda: page.columns(ORANGE).size == 0)
         page.key(" ")
         page.browser.find_element("css selector", "input[aria-label='show right blob']").click()
         page.choose("opacity", "100")
-        assert page.columns(ORANGE).size == 0
-        assert page.columns(BLUE).size > 300
+        assert page.shows(lambda: page.columns(ORANGE).size == 0)
+        assert page.shows(lambda: page.columns(BLUE).size > 300)
         page.browser.find_element("css selector", "input[aria-label='show right blob']").click()
         page.choose("shown", "difference")
         page.wait("return !!state.images.difference")
         page.choose("opacity", "100")
-        assert page.columns(ORANGE).size > 20  # only in the second file
+        assert page.shows(lambda: page.columns(ORANGE).size > 20)  # only in the second file
         assert "only the second" in page.text("pictures")
         page.choose("shown", "beside")
         page.wait("return views.length === 2")
         page.choose("opacity", "100")
-        assert page.columns(ORANGE, "second").size > 300
+        assert page.shows(lambda: page.columns(ORANGE, "second").size > 300)
 
         # 3D, the map of doubts, other windows
         page.choose("layout", "3d")
-        assert (page.canvas() > 40).any()
+        assert page.shows(lambda: (page.canvas() > 40).any())
         page.choose("layout", "axial")
         page.choose("shown", "none")
+        assert page.shows(lambda: page.columns(ORANGE).size + page.columns(BLUE).size == 0)
         plain = page.canvas()
         page.choose("uncertainty", "100")
-        assert np.abs(page.canvas() - plain).max() > 60
+        assert page.shows(lambda: np.abs(page.canvas() - plain).max() > 60)
         page.choose("uncertainty", "0")
         page.choose("window", "All values")
-        assert (page.canvas() != plain).any()
+        assert page.shows(lambda: (page.canvas() != plain).any())
 
         assert page.complaints() == []
         asked = page.asked_for()
@@ -266,6 +278,7 @@ def test_one_file_opens_without_a_server(page: Page, tmp_path: Path) -> None:
     page.open(path.as_uri())
     page.choose("opacity", "100")
     page.choose("layout", "axial")
+    assert page.shows(lambda: min(page.columns(c).size for c in (ORANGE, BLUE)) > 300)
     assert page.columns(ORANGE).max() < page.columns(BLUE).min()
     page.choose("shown", "difference")
     assert page.complaints() == []

@@ -108,6 +108,13 @@ def test_thinned_voxels_stay_where_they_are(tmp_path: Path, codes: str) -> None:
         np.testing.assert_allclose(thin.affine @ voxel, there)
 
 
+@pytest.mark.parametrize("codes", ["LPS", "PIR"])
+@pytest.mark.parametrize("degrees", [0, 17, -30])
+def test_the_tilt_is_told(tmp_path: Path, codes: str, degrees: float) -> None:
+    scan = write_case(tmp_path, codes=codes, degrees=degrees)
+    assert content(scan).facts(0)["tilt_degrees"] == pytest.approx(abs(degrees), abs=0.1)
+
+
 def test_scaled_values_keep_their_scale() -> None:
     raw = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
     volume = Volume(

@@ -25,7 +25,14 @@ def test_every_shipped_config_takes_every_shipped_method(config, method):
 
 
 def test_what_the_readme_names_is_shipped():
-    assert shipped("configs") == ["demo", "mini", "paper-abdominal", "paper-cardiac", "small"]
+    assert shipped("configs") == [
+        "demo",
+        "mini",
+        "paper-abdominal",
+        "paper-cardiac",
+        "small",
+        "small-abdominal",
+    ]
     assert {"le-uda", "source-only", "supervised"} <= set(shipped("methods"))
 
 

@@ -10,7 +10,9 @@ import torch
 from support import tiny
 
 from leuda_train.config.streams import SOURCE_STREAMS, TARGET_STREAMS
-from leuda_train.data.batches import draw_rows, make_batch, step_generator, take_rows
+from leuda_train.data.aligned_sets import take_rows
+from leuda_train.data.batches import Draw, draw_labelled, draw_rows, make_batch, step_generator
+from leuda_train.data.slices import UNLABELLED
 from leuda_train.loop.hardware import Hardware
 
 
@@ -139,3 +141,71 @@ def test_rows_of_a_resident_set_are_those_of_the_mapped_one():
     mapped = take_rows(images, rows, tiny.CPU)
     assert torch.equal(mapped, take_rows(torch.from_numpy(images), rows, tiny.CPU))
     assert mapped.tolist() == images[rows].tolist()
+
+
+def self_training(**changed: object) -> Draw:
+    objective = {"supervised": ("source",), "unlabelled": ("target",), "restyle_target": True}
+    return tiny.draw(**{**objective, **changed})
+
+
+def test_pasted_labels_are_those_of_the_pasted_pixels():
+    sets = tiny.aligned_sets()
+    images = dict(sets.images, source=sets.labels + np.float32(100.0))
+    sets = replace(sets, images=images)
+    batch = make_batch(sets, self_training(copy_paste=1.0), tiny.CPU, 0)
+    pasted = batch.known != UNLABELLED
+    assert pasted.any()
+    assert not pasted.all()
+    assert torch.equal(batch.strong[:, 0] > 50.0, pasted)
+    shown = batch.strong[:, 0][pasted] - 100.0
+    sure = (shown - shown.round()).abs() < 0.01
+    assert (shown[sure].round().long() == batch.known[pasted][sure]).float().mean() > 0.95
+
+
+def test_without_copy_paste_nothing_is_pasted():
+    batch = make_batch(tiny.aligned_sets(), self_training(), tiny.CPU, 0)
+    assert batch.known is None
+    torch.testing.assert_close(batch.strong, batch.unlabelled["target"])
+
+
+def test_pseudo_labels_of_scans_follow_their_images_and_give_way_to_pasted_ones():
+    sets = tiny.aligned_sets()
+    pseudo = torch.from_numpy((sets.images["target"] > 0.5).astype(np.uint8))
+    images = dict(sets.images, target=pseudo.float().numpy(), source=sets.labels + np.float32(100))
+    sets = replace(sets, images=images)
+    batch = make_batch(sets, self_training(copy_paste=1.0), tiny.CPU, 0, pseudo)
+    shown, pasted = batch.strong[:, 0], batch.strong[:, 0] > 50.0
+    sure = (shown - shown.round()).abs() < 0.01
+    for region, offset in ((pasted, 100), (~pasted, 0)):
+        agree = (shown - offset).round().long() == batch.known
+        assert agree[sure & region].float().mean() > 0.95
+
+
+def test_a_share_of_the_labelled_batch_shows_structures():
+    sets = tiny.aligned_sets(count=8)
+    sets.labels[3:] = 0
+    sets = replace(sets, labelled_rows=np.arange(8))
+    assert sets.structure_rows.tolist() == [0, 1, 2]
+    assert sets.classes == 3
+    draw = tiny.draw(labelled_count=8, structure_share=0.75)
+    drawn = np.stack([draw_labelled(sets, draw, step, "labelled") for step in range(12)])
+    assert ((drawn < 3).sum(axis=1) == 6).all()
+    assert set(drawn.ravel().tolist()) == set(range(8))
+
+
+def test_class_shares_are_those_of_the_labelled_rows():
+    sets = tiny.aligned_sets()
+    labels = np.zeros_like(sets.labels)
+    labels[:4, :8], labels[4:] = 2, 1
+    shares = replace(sets, labels=labels).class_shares
+    torch.testing.assert_close(shares, torch.tensor([0.5, 0.0, 0.5]))
+
+
+def test_coarse_pixels_show_the_same_field_of_view():
+    draw = tiny.draw(size=(8, 8))
+    coarse, full = (make_batch(tiny.aligned_sets(), d, tiny.CPU, 5) for d in (draw, tiny.draw()))
+    assert coarse.labelled[0].shape == coarse.unlabelled["target"].shape == (2, 1, 8, 8)
+    assert coarse.labels[0].shape == (2, 8, 8)
+    # each coarse pixel lies between four fine ones
+    fine = torch.nn.functional.avg_pool2d(full.labelled[0], 2)
+    assert torch.corrcoef(torch.stack([fine.flatten(), coarse.labelled[0].flatten()]))[0, 1] > 0.6

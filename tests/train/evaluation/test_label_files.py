@@ -11,9 +11,10 @@ import pytest
 from rich.console import Console
 
 from leuda_deploy.errors import GridMismatchError, InputError, UndeclaredLabelError
+from leuda_deploy.inference.clean_up import Pieces
 from leuda_deploy.scans.volume import read_volume
 from leuda_train.evaluation import label_files
-from leuda_train.evaluation.label_files import evaluate_paths, match_subjects
+from leuda_train.evaluation.label_files import evaluate_pairs, evaluate_paths, match_subjects
 from leuda_train.evaluation.table import table
 
 SPACING = (0.5, 1.0, 3.0)
@@ -229,3 +230,25 @@ def test_each_file_is_read_once_whether_its_labels_are_named_or_not(tmp_path, mo
         for subject, scored in report["volumes"].items()
     }
     assert by_subject == {"a": [1.0, None], "b": [None, 1.0]}
+
+
+def test_cleaned_up_predictions_are_a_variant_of_their_own(tmp_path):
+    true = box((8, 8, 8), (0, 4), (0, 4), (0, 4)).astype(int) * 205
+    guess = np.where(true == 205, 7, 0)
+    guess[6, 6, 6] = guess[6, 0, 0] = 7
+    pairs = {
+        "ct_1": (save(tmp_path / "pred.nii.gz", guess), save(tmp_path / "true.nii.gz", true)),
+    }
+    asked = {"structures": {"MYO": 7}, "map_true": {205: 7}}
+    assert "cleaned_up" not in evaluate_pairs(pairs, **asked)["summary"]
+    report = evaluate_pairs(pairs, **asked, clean_up={7: Pieces(largest_only=True)})
+    dice = {variant: report["summary"][variant]["mean"]["dice"] for variant in report["summary"]}
+    assert dice == {
+        "as_predicted": pytest.approx(128 / 130),
+        "largest_component": 1.0,
+        "cleaned_up": 1.0,
+    }
+    kept = evaluate_pairs(
+        pairs, **asked, clean_up={7: Pieces(largest_only=False, smallest_ml=0.001)}
+    )
+    assert kept["volumes"]["ct_1"]["cleaned_up"][0]["dice"] == pytest.approx(128 / 130)

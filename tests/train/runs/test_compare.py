@@ -50,6 +50,16 @@ def test_a_distilled_network_is_narrow_reads_the_target_and_has_an_oracle(cohort
     assert not (tmp_path / "run" / "oracle").exists()
 
 
+def test_a_run_that_chooses_says_how_well_its_score_ranks_networks_and_epochs(cohort, tmp_path):
+    test = {"network": "auto", "select": "label-free", "select_epochs": 2, "rank_epochs": True}
+    found = train(read_cohort(cohort), tiny.config(test=test), tmp_path / "run")
+    assert found["ranking"]["networks"]["n"] == len(found["networks"]) == 3 * 2
+    assert found["ranking"]["epochs"]["n"] == 4 * 2  # candidates, looks
+    assert [row["epoch"] for row in found["label_free_scores"]] == [2, 4]
+    assert all(row["label_free_score"] is not None for row in found["networks"])
+    assert load_product(tmp_path / "run")[1].feed == found["feed"]
+
+
 def test_fewer_labelled_scans_are_another_cohort(cohort):
     whole = read_cohort(cohort)
     fewer = whole.with_labelled(1)

@@ -103,3 +103,23 @@ def test_zoom_and_rotation_stay_within_their_ranges():
 
 def test_the_same_seed_draws_the_same_warp():
     assert torch.equal(affine(), affine())
+
+
+def test_a_stretch_changes_the_shape_and_a_translation_the_place():
+    draw = lambda **more: random_affine(
+        64,
+        scale=(1.0, 1.0),
+        rotation_degrees=0.0,
+        aspect=1.0,
+        generator=torch.Generator().manual_seed(0),
+        **more,
+    )
+    plain, stretched, moved = draw(), draw(stretch=1.44), draw(translation=0.1)
+    assert torch.allclose(plain[:, :, :2], torch.eye(2).expand(64, 2, 2))
+    ratio = stretched[:, 0, 0] / stretched[:, 1, 1]
+    assert ratio.max() < 1.44
+    assert ratio.min() > 1 / 1.44
+    assert ratio.std() > 0.05
+    torch.testing.assert_close(stretched[:, 0, 0] * stretched[:, 1, 1], torch.ones(64))
+    assert (plain[:, :, 2] == 0).all()
+    assert 0.1 < moved[:, :, 2].abs().max() <= 0.2

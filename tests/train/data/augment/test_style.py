@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from leuda_train.data.augment.fourier import swap_amplitude
+from leuda_train.data.augment.fourier import swap_amplitude, swap_low_frequencies
 from leuda_train.data.augment.style import random_convolution, random_curve, randomise_style
 from leuda_train.stages.translated_sets import fourier_sets
 
@@ -87,3 +87,11 @@ def test_fourier_sets_follow_the_seed_and_are_aligned_with_their_slices():
     }
     for name, images in fourier_sets(slices, config, seed=0).items():
         np.testing.assert_array_equal(images, first[name])
+
+
+def test_the_swap_within_a_batch_is_the_swap_of_arrays():
+    images, references = torch.randn(2, 3, 1, 24, 20, generator=seeded(1)).unbind()
+    found = swap_low_frequencies(images, references, torch.tensor([0.05, 0.1, 0.3]))
+    for i, radius in enumerate((0.05, 0.1, 0.3)):
+        expected = swap_amplitude(images[i].numpy(), references[i].numpy(), radius)
+        np.testing.assert_allclose(found[i].numpy(), expected, atol=1e-4)

@@ -1,0 +1,123 @@
+"""Pseudo-labels of whole scans: islands go, rivals and unsure pixels stay unlabelled."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from support import tiny
+from torch import Tensor, nn
+
+from leuda_train.data.slices import UNLABELLED
+from leuda_train.objective.volume_labels import label_volumes, without_islands
+from leuda_train.stages.adapt import Adaptation
+
+
+def scan() -> np.ndarray:
+    """Class 1: 4 slices of 36, an island of 9 and, in class 2, two pieces of 16 and 12."""
+    found = np.zeros((6, 24, 24), dtype=np.uint8)
+    found[0:4, 2:8, 2:8] = 1
+    found[5, 20:23, 20:23] = 1
+    found[1, 10:14, 10:14] = 2
+    found[4, 10:14, 16:19] = 2
+    return found
+
+
+def test_islands_become_background_and_rivals_unlabelled():
+    found = scan()
+    found[2, 20, 2] = 2  # an island of one pixel
+    cleaned = without_islands(found, found, 3)
+    assert (cleaned == 1).sum() == 144
+    assert (cleaned[5] == 0).all()
+    assert (cleaned == 2).sum() == 16
+    assert (cleaned[4, 10:14, 16:19] == UNLABELLED).all()
+    assert (cleaned == UNLABELLED).sum() == 12
+    assert cleaned[2, 20, 2] == 0
+
+
+def test_pieces_are_found_in_what_was_meant_not_in_what_was_sure():
+    found = scan()
+    labels = found.copy()
+    labels[2, 2:8, 2:8] = UNLABELLED  # an unsure slice does not cut the organ in two
+    cleaned = without_islands(labels, found, 3)
+    assert (cleaned == 1).sum() == 108
+    assert (cleaned[2, 2:8, 2:8] == UNLABELLED).all()
+
+
+class Reader(nn.Module):
+    """Scores of class 1 that rise with grey values, behind a batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        z = self.norm(x)
+        return torch.cat([torch.zeros_like(z), 4.0 * z], dim=1), []
+
+
+def test_whole_scans_are_labelled_with_the_norms_of_the_target():
+    images = np.zeros((12, 24, 24), dtype=np.float32)
+    images[0:6], images[6:12] = scan() == 1, scan()[::-1] == 1
+    images = images * 50 + 300  # far from what an untrained norm expects
+    teacher = Reader().train()
+    labels = label_volumes(
+        teacher,
+        images,
+        np.repeat([0, 1], 6),
+        torch.tensor([0.9, 0.1]),
+        strength=0.0,
+        floor=0.6,
+        hardware=tiny.CPU,
+    )
+    assert teacher.training
+    assert labels.dtype == torch.uint8
+    expected = (scan() == 1) & (np.arange(6) < 5)[:, None, None]
+    assert np.array_equal(labels[:6].numpy() == 1, expected)
+    assert np.array_equal(labels[6:].numpy() == 1, expected[::-1])
+
+
+def trainer(**objective: object) -> Adaptation:
+    terms = {
+        **tiny.NO_TERMS,
+        "supervised_on": ["source"],
+        "lambda_pseudo": 1.0,
+        "pseudo_by": "volume",
+        "pseudo_from_epoch": 1,
+        "warmup_epochs": 0,
+        **objective,
+    }
+    config = tiny.config(objective=terms, test={"network": "inter_teacher", "feed": "target"})
+    sets = replace(tiny.aligned_sets(), target_scans=np.repeat([0, 1], 3))
+    return Adaptation(sets, 3, config, tiny.CPU)
+
+
+def test_labels_are_made_when_self_training_begins_and_anew_every_few_epochs():
+    made = trainer(pseudo_every_epochs=2, copy_paste=0.5)
+    seen = []
+    for step in range(12):
+        terms = made.step(step)
+        seen.append(made.pseudo)
+        assert (terms["L_pseudo"] > 0) == (step >= 3)
+    assert all(labels is None for labels in seen[:3])
+    assert seen[3] is seen[5]
+    assert seen[6] is not seen[5]
+    assert seen[6] is seen[11]
+    assert seen[6].shape == (6, 16, 16)
+
+
+def test_a_resumed_run_keeps_its_labels():
+    straight, first = trainer(), trainer()
+    for step in range(6):
+        straight.step(step)
+    for step in range(4):
+        first.step(step)
+    resumed = trainer()
+    resumed.restore(first.state())
+    for step in range(4, 6):
+        resumed.step(step)
+    for a, b in zip(
+        straight.nets.student.parameters(), resumed.nets.student.parameters(), strict=True
+    ):
+        assert torch.equal(a, b)
