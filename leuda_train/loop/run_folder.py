@@ -21,7 +21,7 @@ class RunFolder:
 
     @property
     def lock(self) -> Path:
-        """Held by the process that trains here."""
+        """Held by the process that trains into the folder; removed when the run is finished."""
         return self.path / ".lock"
 
     @property

@@ -3,40 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from leuda_deploy.errors import InputError
-from leuda_train.loop.run_folder import RunFolder
 
 _log = logging.getLogger(__name__)
-
-
-@contextmanager
-def alone_in(folder: RunFolder) -> Iterator[None]:
-    """Hold a run folder for as long as the block runs.
-
-    Raises:
-        InputError: Another process trains there.
-    """
-    folder.path.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.lock)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise InputError(
-            f"another process trains in {folder.path}; wait for it, or choose another --out"
-        ) from error
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            folder.lock.unlink()
-        lock.release()
 
 
 def check_classes(

@@ -15,7 +15,8 @@ from leuda_deploy.scans.label_map import read_label_map
 from leuda_train.config.load import load_config
 from leuda_train.data.cohort import read_cohort
 from leuda_train.loop.run_folder import RunFolder
-from leuda_train.runs.checks import alone_in, check_classes
+from leuda_train.runs.checks import check_classes
+from leuda_train.runs.resume import claimed
 
 
 @pytest.fixture
@@ -93,9 +94,9 @@ def test_labels_are_rounded(tmp_path: Path, stored: np.generic, slope: float | N
 def test_a_run_folder_has_one_trainer(tmp_path: Path) -> None:
     """Row 27."""
     folder = RunFolder(tmp_path / "run")
-    with alone_in(folder), pytest.raises(InputError), alone_in(folder):
+    with claimed(folder), pytest.raises(InputError), claimed(folder):
         pass
-    with alone_in(folder):
+    with claimed(folder):
         assert folder.path.is_dir()
     assert list(folder.path.iterdir()) == []
 
