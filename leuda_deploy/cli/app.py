@@ -12,8 +12,8 @@ from leuda_deploy.errors import LeudaError, printable
 from leuda_deploy.machine.isolated import keep_children_safe, safe_path
 
 app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
+    no_args_is_help=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Label-efficient unsupervised domain adaptation for segmentation, from scans to the edge.",
@@ -27,6 +27,7 @@ JsonOption = Annotated[
 
 @app.callback(invoke_without_command=True)
 def _leuda(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     # a callback keeps the commands' names where there are few: `python -m leuda_deploy infer`
@@ -35,6 +36,16 @@ def _leuda(
 
         typer.echo(f"leuda {installed('leuda')}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        from pathlib import Path
+
+        from leuda_deploy.cli.start import next_steps
+
+        typer.echo("What you can do next, here:\n")
+        for step in next_steps(Path()):
+            typer.echo(printable(f"  {step.command}", MAX_SAID))
+            typer.echo(printable(f"      {step.what}\n", MAX_SAID))
+        typer.echo("leuda --help lists all commands, leuda COMMAND --help its options.")
 
 
 def say(line: str) -> None:

@@ -1,4 +1,7 @@
-"""cohort.toml -> Cohort: which scan plays which role, all checked before any training starts."""
+"""cohort.toml -> Cohort: which scan plays which role, all checked before any training starts.
+
+Long because each thing that can be wrong with a cohort file is found here, and told in one line.
+"""
 
 from __future__ import annotations
 
