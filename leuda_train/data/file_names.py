@@ -38,7 +38,12 @@ def scans_of(pattern: str, key: str, root: Path) -> list[Path]:
 
 def scans_of_glob(base: Path, pattern: str) -> list[Path]:
     """The scans below a folder that a pattern matches, in order of name."""
-    return sorted(path for path in base.glob(pattern) if path.name.endswith(EXTENSIONS))
+    return sorted(path for path in base.glob(pattern) if is_scan_name(path.name))
+
+
+def is_scan_name(name: str) -> bool:
+    """Hidden files are no scans: macOS lays a ._NAME beside each NAME on foreign disks."""
+    return name.endswith(EXTENSIONS) and not name.startswith(".")
 
 
 def subjects_of(names: Sequence[str], pattern: str | None = None) -> list[str]:

@@ -260,10 +260,20 @@ def _read_pixels(
     values = np.empty(shape, dtype=ordered[0].stored, order="F")
     for k, each in enumerate(ordered):
         try:
-            pixels = pydicom.dcmread(each.path).pixel_array
-            values[..., k] = pixels.T
+            dataset = pydicom.dcmread(each.path)
+            if not dataset.get("NumberOfFrames"):
+                dataset.pop("NumberOfFrames", None)  # empty: pydicom would speak of it
+            whole = "PixelData" in dataset
+            pixels = dataset.pixel_array
         except Exception as error:
             raise ScanError(
                 "damaged", f"cannot read the pixels of {each.path}: {one_line(error)}"
             ) from error
+        if not whole or pixels.dtype != values.dtype or pixels.shape != shape[1::-1]:
+            raise ScanError(
+                "no real numbers",
+                f"{each.path} has pixels {pixels.shape} {pixels.dtype}, but says that they are "
+                f"{shape[1::-1]} {values.dtype}",
+            )
+        values[..., k] = pixels.T
     return values
