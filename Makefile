@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+FUZZ_INPUTS ?= 200000
 
-.PHONY: help demo test test-browser check lint format docs structure model clean
+.PHONY: help demo test test-browser fuzz check lint format docs structure model clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -14,6 +15,9 @@ demo: $(READY) ## the whole job on phantoms: train, export, infer, a picture and
 
 test: $(READY) ## all tests
 	$(BIN)/python -m pytest
+
+fuzz: $(READY) ## 200,000 damaged and hostile inputs (nightly; FUZZ_INPUTS=N)
+	LEUDA_FUZZ_INPUTS=$(FUZZ_INPUTS) $(BIN)/python -m pytest tests/fuzz -q --durations=0
 
 test-browser: $(READY) ## the tests of the page in Chromium, which is installed first (Debian, as root)
 	apt-get install -y --no-install-recommends chromium chromium-driver

@@ -86,7 +86,7 @@ def test_a_command_is_there_and_takes_its_arguments(command: str) -> None:
             ]
             assert {*re.findall(r"\[(\w+)\]", command)} <= {*extras}
         case _:
-            assert program in ("git", "cd", "pre-commit")
+            assert program in ("git", "cd", "pre-commit", "openssl")
 
 
 @pytest.mark.parametrize("code", INLINE)

@@ -11,12 +11,14 @@ from leuda_deploy.cli import picture
 from leuda_deploy.cli import view
 from leuda_deploy.cli import bench
 from leuda_deploy.cli import verify
+from leuda_deploy.cli import doctor
 # isort: on
 
 __all__ = [
     "JsonOption",
     "app",
     "bench",
+    "doctor",
     "infer",
     "main",
     "picture",

@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
-from leuda_deploy.cli.log import log_to_stderr
-from leuda_deploy.errors import LeudaError, printable
+from leuda_deploy.cli.log import log_to_stderr, make_patient
+from leuda_deploy.errors import LeudaError, keep_traceback, printable
 from leuda_deploy.machine.isolated import keep_children_safe, safe_path
+from leuda_deploy.machine.stop import end_now, ending_when_told
 
 app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
+    no_args_is_help=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Label-efficient unsupervised domain adaptation for segmentation, from scans to the edge.",
@@ -27,6 +28,7 @@ JsonOption = Annotated[
 
 @app.callback(invoke_without_command=True)
 def _leuda(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     # a callback keeps the commands' names where there are few: `python -m leuda_deploy infer`
@@ -35,6 +37,16 @@ def _leuda(
 
         typer.echo(f"leuda {installed('leuda')}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        from pathlib import Path
+
+        from leuda_deploy.cli.start import next_steps
+
+        typer.echo("What you can do next, here:\n")
+        for step in next_steps(Path()):
+            typer.echo(printable(f"  {step.command}", MAX_SAID))
+            typer.echo(printable(f"      {step.what}\n", MAX_SAID))
+        typer.echo("leuda --help lists all commands, leuda COMMAND --help its options.")
 
 
 def say(line: str) -> None:
@@ -43,13 +55,26 @@ def say(line: str) -> None:
 
 
 def run(command: typer.Typer) -> None:
-    """Run a command line; what the user can mend is one line on stderr and exit code 2."""
+    """Run a command line; what the user can mend is one line on stderr and exit code 2.
+
+    So is what nobody foresaw, but for its traceback, which goes into a file. Ctrl-C and SIGTERM end
+    it within two seconds.
+    """
     keep_children_safe()
     sys.path[:] = safe_path()  # `python -m` puts the current folder there
+    make_patient()
     log_to_stderr()
-    try:
-        command()
-    # OSError: e.g. no room, or no right to write there
-    except (LeudaError, OSError, MemoryError) as error:
-        say(f"error: {str(error) or type(error).__name__}")
-        sys.exit(2)
+    with ending_when_told() as signals:
+        try:
+            command()
+        # OSError: e.g. no room, or no right to write there
+        except (LeudaError, OSError, MemoryError) as error:
+            say(f"error: {str(error) or type(error).__name__}")
+            sys.exit(2)
+        except Exception as error:  # noqa: BLE001  (the last boundary: whatever it is, one line)
+            say(f"error: {keep_traceback(error)}")
+            sys.exit(2)
+        except (KeyboardInterrupt, SystemExit):
+            if not signals:
+                raise
+            end_now(128 + signals[0])  # all is closed; Python would wait for threads

@@ -16,7 +16,6 @@ from leuda_deploy.cli.log import log_to_stderr
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from leuda_deploy.jobs.find_jobs import Job
     from leuda_deploy.jobs.report import Report
     from leuda_deploy.jobs.run_jobs import Outcome
 
@@ -35,6 +34,10 @@ def infer(
         typer.Option(
             help="Export folder or *.onnx file. Default: the phantom model that comes with leuda."
         ),
+    ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(help="Public key (PEM): refuse a model whose export it has not signed."),
     ] = None,
     output: Annotated[
         Path | None,
@@ -151,6 +154,7 @@ def infer(
     """Label scans, each on its own grid.  [dim]Needs: nothing more.[/dim]"""
     from leuda_deploy.inference.segmenter import Segmenter
     from leuda_deploy.inference.settings import Settings
+    from leuda_deploy.jobs.jobs_of import Wanted, jobs_of
     from leuda_deploy.jobs.outputs import plan_job_outputs
     from leuda_deploy.jobs.run_jobs import Wishes, run_job, run_jobs
     from leuda_deploy.jobs.workers import Orders, run_in_processes
@@ -168,15 +172,14 @@ def infer(
         mirror=mirror,
     )
     wishes = Wishes(force=force, allow_partial=allow_partial)
-    todo, alone = _jobs(
-        scan, output, shard=shard, uncertainty=uncertainty, dicom_seg=dicom_seg, frame=frame
-    )
+    wanted = Wanted(output=output, uncertainty=uncertainty, dicom_seg=dicom_seg)
+    todo, alone = jobs_of(scan, wanted, shard=shard, frames=frame)
     if model is None:
         from leuda_deploy.model.default_model import default_model
 
         model = default_model()
         say(f"no --model given: using {model}, trained on phantoms, not for patients")
-    opened = ModelFile.open(model)
+    opened = ModelFile.open(model) if key is None else ModelFile.open_signed(model, key)
     plan_job_outputs(todo, overlay=overlay, force=force, inputs=[opened.path])
     if alone:
         segmenter = Segmenter(opened, settings)
@@ -210,45 +213,6 @@ def infer(
         whole = _print_outcomes(outcomes, as_json)
     if not whole:
         sys.exit(1)
-
-
-def _jobs(
-    scan: Path,
-    output: Path | None,
-    *,
-    shard: str,
-    uncertainty: Path | None,
-    dicom_seg: Path | None,
-    frame: str | None,
-) -> tuple[list[Job], bool]:
-    """What is to be done, and whether it is one scan alone."""
-    from leuda_deploy.errors import InputError, ScanError
-    from leuda_deploy.jobs.find_jobs import Job, find_jobs, is_series, stem, with_frames
-
-    if not scan.exists():
-        raise ScanError("missing", f"no such scan or folder: {scan}")
-    if scan.suffix.lower() in (".onnx", ".engine"):
-        raise InputError(f"{scan} is a model, not a scan: leuda infer SCAN --model {scan}")
-    if scan.is_dir() and not is_series(scan):
-        jobs = find_jobs(
-            scan,
-            output or Path(),
-            shard=shard,
-            uncertainty=uncertainty,
-            dicom_seg=dicom_seg,
-            frames=frame,
-        )
-        return jobs, False
-    name = f"{stem(scan)}_labels.nii.gz"
-    if output is None or output.is_dir():
-        output = (output or Path()) / name
-    if uncertainty is not None and uncertainty.is_dir():
-        uncertainty = uncertainty / f"{stem(scan)}_uncertainty.nii.gz"
-    if dicom_seg is not None and dicom_seg.is_dir():
-        dicom_seg = dicom_seg / f"{stem(scan)}_seg.dcm"
-    job = Job(scan=scan, output=output, uncertainty=uncertainty, seg=dicom_seg)
-    jobs = with_frames(job, frame)
-    return jobs, len(jobs) == 1
 
 
 def _lacks_something(report: Report) -> bool:

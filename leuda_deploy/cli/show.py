@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from leuda_deploy.bench.doctor import Diagnosis
 from leuda_deploy.engines.onnx_runtime import runs_on_the_cpu
 from leuda_deploy.errors import printable
 from leuda_deploy.export.verify import Verified
@@ -90,6 +91,8 @@ def verified_lines(found: Verified, export: Path) -> list[str]:
         f"         {found.content_sha256} (graph, weights and card)",
         f"machine  {found.gpu or 'no NVIDIA GPU'}",
     ]
+    if found.signed_by is not None:
+        lines.append(f"signed   with the key of {found.signed_by}")
     for engine in found.engines:
         lines.append(
             f"engine   {engine.name}: {engine.family}, {engine.target}, {engine.precision}"
@@ -100,6 +103,25 @@ def verified_lines(found: Verified, export: Path) -> list[str]:
         else:
             state = "proven" if engine.proven else f"to prove: leuda verify {export} --prove SCAN"
             lines.append(f"         fits; {state}")
+    return [_shown(line) for line in lines]
+
+
+def diagnosis_lines(found: Diagnosis) -> list[str]:
+    """What works here, what does not, and what mends it."""
+    machine = found.machine
+    memory = "?" if machine.memory_bytes is None else f"{machine.memory_bytes / 1e9:.1f} GB"
+    lines = [
+        f"machine   {machine.cores:g} cores, {memory}; Python {machine.python}, {machine.system}",
+        f"gpu       {machine.gpu or 'no NVIDIA GPU'}; driver {machine.driver or 'none'}",
+        f"packages  {', '.join(f'{name} {version}' for name, version in found.packages.items())}",
+        f"model     {found.model}",
+    ]
+    for finding in found.findings:
+        lines.append(f"{finding.state:<9} {finding.name}: {finding.detail}")
+        if finding.mend:
+            lines.append(f"          mend: {finding.mend}")
+    runs = f"on {', '.join(found.runs_on)}" if found.runs_on else "on nothing"
+    lines.append(f"infer     would run {runs}")
     return [_shown(line) for line in lines]
 
 

@@ -21,6 +21,9 @@ def verify(
             "that agree may run from then on."
         ),
     ] = None,
+    key: Annotated[
+        Path | None, typer.Option(help="Public key (PEM): refuse an export that it has not signed.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check an export: whole, what it is, does it fit here.  [dim]Needs: nothing more.[/dim]"""
@@ -28,10 +31,10 @@ def verify(
     from leuda_deploy.export.add_engines import prove_fitting_engines
     from leuda_deploy.export.verify import verify as verify_export
 
-    found = verify_export(export)
+    found = verify_export(export, key=key)
     if prove:
         prove_fitting_engines(found, prove)
-        found = verify_export(export)
+        found = verify_export(export)  # a proof is written down: it is to be signed anew
     if as_json:
         typer.echo(json.dumps(found.as_dict(), indent=1))
     else:

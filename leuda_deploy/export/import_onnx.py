@@ -24,7 +24,8 @@ from leuda_deploy.errors import (
 from leuda_deploy.export.verify import verify
 from leuda_deploy.machine.files import atomic_folder
 from leuda_deploy.machine.outside import read_text
-from leuda_deploy.model.card import MAX_CARD_BYTES, Precision, parse_card
+from leuda_deploy.model.card import MAX_CARD_BYTES, ModelCard, Precision, parse_card
+from leuda_deploy.model.default_model import default_model
 from leuda_deploy.model.export_folder import (
     CARD_FILE,
     MANIFEST_FILE,
@@ -35,6 +36,7 @@ from leuda_deploy.model.export_folder import (
 )
 from leuda_deploy.model.model_file import ModelFile, keeps_weights_elsewhere, write_model
 
+STEADY_WITHIN = 1e-3  # of the range of its scores, by which rounding may move them
 PROBED = 2  # windows of noise that a graph from elsewhere is run on
 QUANTISED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"} | {
     "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger",
@@ -75,6 +77,7 @@ def package_graph(source: Path, card_file: Path, output: Path) -> ModelFile:
     check_replaceable(output)
     graph = _read_graph(source)
     card = parse_card(read_text(card_file, most=MAX_CARD_BYTES, failed=ModelError), str(card_file))
+    _check_its_own(card, card_file)
     computes = precision_of(graph)
     if computes != card.precision:
         raise ModelError(
@@ -101,8 +104,42 @@ def package_graph(source: Path, card_file: Path, output: Path) -> ModelFile:
                 f"{source} gives {count:,} scores of {scores.size:,} that are not finite on noise: "
                 "look for NaN or infinity in its weights"
             )
+        _check_steady(replace(model, path=source), scores)
         write_manifest(folder, known={MODEL_FILE: model.sha256})
     return replace(model, path=output / MODEL_FILE)
+
+
+def _check_its_own(card: ModelCard, card_file: Path) -> None:
+    """Refuse a card with the facts of the model that ships: a copy that was not filled in."""
+    shipped = ModelFile.open(default_model()).card
+    same = [
+        name
+        for name in ("name", "provenance", "domain")
+        if getattr(card, name) is not None and getattr(card, name) == getattr(shipped, name)
+    ]
+    if same:
+        raise InputError(
+            f"{card_file} has the {' and '.join(same)} of another model, the phantom model that "
+            "ships with leuda: say those of yours (docs/how-to/card-template.json has room for "
+            'them), or "domain": null'
+        )
+
+
+def _check_steady(model: ModelFile, scores: Float32) -> None:
+    """Refuse a graph whose scores of a window differ from run to run, or with its company.
+
+    Dropout that is alive does the first, batch statistics the second; some graphs mix their batch.
+    """
+    engine, noise = reference_engine(model), _noise(model.card)
+    tolerance = STEADY_WITHIN * float(np.ptp(scores))
+    again, alone = engine(noise), np.concatenate([engine(window[None]) for window in noise])
+    for found, when in ((again, "from run to run"), (alone, "alone and in a batch")):
+        apart = float(np.abs(found - scores).max())
+        if apart > tolerance:
+            raise ModelError(
+                f"{model.path} gives a window other scores {when} (up to {apart:.3g} apart): "
+                "export it in evaluation mode (.eval()), and with nothing that mixes a batch"
+            )
 
 
 def precision_of(model: onnx.ModelProto) -> Precision:
@@ -141,5 +178,9 @@ def _read_graph(source: Path) -> onnx.ModelProto:
 
 
 def _scores_of_noise(model: ModelFile) -> Float32:
-    noise = np.random.default_rng(0).normal(size=(PROBED, 1, *model.card.window))
-    return reference_engine(model)(noise.astype(np.float32))
+    return reference_engine(model)(_noise(model.card))
+
+
+def _noise(card: ModelCard) -> Float32:
+    noise = np.random.default_rng(0).normal(size=(PROBED, 1, *card.window))
+    return noise.astype(np.float32)

@@ -21,6 +21,7 @@ from leuda_deploy.model.export_folder import (
 )
 from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.model.passport import Passport
+from leuda_deploy.model.signature import signed_manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,7 @@ class Verified:
 
     model_sha256    of the model file, as `sha256sum` prints it and `leuda infer` reports it
     content_sha256  over graph, weights and card, as the card inside the file says
+    signed_by       the key with which the signature was checked; None: it was not looked at
     """
 
     model: str
@@ -55,6 +57,7 @@ class Verified:
     content_sha256: str
     gpu: str | None
     files: int
+    signed_by: str | None = None
     engines: list[EngineFinding] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, object]:
@@ -62,11 +65,12 @@ class Verified:
         return asdict(self)
 
 
-def verify(path: Path | str) -> Verified:
+def verify(path: Path | str, *, key: Path | None = None) -> Verified:
     """Check model file, card, manifest and passports. Nothing is run.
 
     Args:
         path: Export folder, or a model file by itself.
+        key: Public key (PEM) of who must have signed the export.
 
     Returns:
         What it is. That an engine does not fit this machine is a finding, not an error.
@@ -76,12 +80,13 @@ def verify(path: Path | str) -> Verified:
     """
     path = Path(path)
     model = ModelFile.open(path)
+    signed = signed_manifest(model.folder, key) if key is not None else None
     card, gpu = model.card, find_gpu()
     manifest = Manifest(files={})
-    if path.is_dir():
-        manifest = read_manifest(path)
+    if signed is not None or path.is_dir():
+        manifest = signed or read_manifest(path)
         _check_files(model, manifest)
-        written = path / CARD_FILE
+        written = model.folder / CARD_FILE
         text = read_text(written, most=MAX_CARD_BYTES, failed=ModelError)
         if parse_card(text, str(written)) != card:
             raise ModelError(f"{written} is not the card of {model.path}")
@@ -98,6 +103,7 @@ def verify(path: Path | str) -> Verified:
         content_sha256=card.sha256,
         gpu=f"{gpu.name} (SM {gpu.capability})" if gpu else None,
         files=len(manifest.files),
+        signed_by=None if key is None else str(key),
         engines=engines,
     )
 

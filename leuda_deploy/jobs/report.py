@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from leuda_deploy.engines.engine import Engine
-from leuda_deploy.errors import LeudaError, one_line
+from leuda_deploy.errors import LeudaError, keep_traceback, one_line
 from leuda_deploy.inference.memory_plan import MemoryPlan
 from leuda_deploy.inference.segment import Segmentation, volumes_ml
 from leuda_deploy.jobs.dicom_seg import NOTHING_FOUND
@@ -20,7 +20,6 @@ from leuda_deploy.jobs.outputs import JobWriter
 from leuda_deploy.jobs.picture.overlay import Shown, draw_overlay
 from leuda_deploy.machine.clock import Clock
 from leuda_deploy.machine.memory import peak_bytes
-from leuda_deploy.machine.tracebacks import keep_traceback
 from leuda_deploy.scans.intensity import Intensity
 from leuda_deploy.scans.likeness import likeness
 from leuda_deploy.scans.nifti import write_labels, write_map
@@ -41,6 +40,7 @@ class Report:
     seconds         busy wall seconds by stage; they overlap, so they add up to more than
     total_seconds   end to end, from opening the scan to labels and picture written
     peak_memory_mb  of the process so far; None if the OS does not report it
+    implausible     what is odd about the scan's geometry; volumes depend on it
     asked           frame, engine, precision and mirror as they were asked for
     low_confidence  share of the structures' voxels whose class has a probability below 0.7
     intensity       clip limits, shift, scale and quartiles of this scan
@@ -66,6 +66,7 @@ class Report:
     written: Mapping[str, str]
     not_written: Mapping[str, str]
     scan_sha256: str
+    implausible: Sequence[str]
     asked: Mapping[str, object]
     low_confidence: float
     intensity: dict[str, float | tuple[float, ...]]
@@ -88,6 +89,7 @@ class PreparedScan:
     stack        the scan; its voxels are read, its intensities fitted
     series       where it is a DICOM series
     scan_sha256  of the file, or of the series' files
+    implausible  what is odd about its geometry
     asked        what was asked for that decides the labels
     clock        seconds by stage so far
     began        `time.perf_counter()` when the work on it began
@@ -97,6 +99,7 @@ class PreparedScan:
     stack: Stack
     series: Series | None
     scan_sha256: str
+    implausible: Sequence[str]
     asked: Mapping[str, object]
     clock: Clock
     began: float
@@ -198,6 +201,7 @@ def _report(result: Result, written: Mapping[str, str], not_written: Mapping[str
         model=str(result.engine.path),
         model_sha256=result.engine.sha256,
         scan_sha256=scan.scan_sha256,
+        implausible=list(scan.implausible),
         asked=scan.asked,
         engine=result.engine.description,
         feed=card.feed,

@@ -11,15 +11,15 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from leuda_deploy.errors import InputError, LeudaError
+from leuda_deploy.errors import InputError, LeudaError, keep_traceback
 from leuda_deploy.inference.pipelined import prefetch
 from leuda_deploy.inference.segmenter import Segmenter
 from leuda_deploy.jobs.find_jobs import Job
+from leuda_deploy.jobs.implausible import implausible_geometry
 from leuda_deploy.jobs.outputs import is_done, plan_job_outputs, scan_sha256
 from leuda_deploy.jobs.report import PreparedScan, Report, Result, write_results
 from leuda_deploy.machine.clock import Clock
 from leuda_deploy.machine.progress import ShowProgress, show_nothing
-from leuda_deploy.machine.tracebacks import keep_traceback
 from leuda_deploy.scans.likeness import likeness
 from leuda_deploy.scans.volume import read_volume
 
@@ -174,6 +174,9 @@ def _prepare(
             volume = series.volume
         else:
             volume = read_volume(job.scan, frame=job.frame)
+    implausible = implausible_geometry(volume)
+    for doubt in implausible:
+        _log.warning("%s: %s", job.scan, doubt)
     with clock("normalise"):
         stack = segmenter.stack(volume)
         _ = stack.intensity  # refused here if it cannot be normalised, before anything is logged
@@ -182,6 +185,7 @@ def _prepare(
         stack=stack,
         series=series,
         scan_sha256=sha256,
+        implausible=implausible,
         asked=asked,
         clock=clock,
         began=began,

@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -33,6 +34,7 @@ from leuda_deploy.jobs.run_jobs import NO_WISHES, Outcome, Wishes, run_jobs
 from leuda_deploy.machine.isolated import keep_children_safe
 from leuda_deploy.machine.memory import in_megabytes, resident_bytes
 from leuda_deploy.machine.progress import ShowProgress, show_nothing
+from leuda_deploy.machine.stop import SECONDS, end_now
 from leuda_deploy.model.model_file import ModelFile
 
 _log = logging.getLogger(__name__)
@@ -181,11 +183,13 @@ def _stop_at_the_end_of(watched: Connection) -> None:
     with suppress(EOFError, OSError):
         watched.recv()
     os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(SECONDS / 2)  # the main thread may be in the middle of long work, or waiting for it
+    end_now(1)
 
 
 def _work(job: Job) -> Outcome:
     segmenter, orders = _opened
-    with suppress(SystemExit):
+    try:
         signal.signal(signal.SIGTERM, _stop)
         (outcome,) = run_jobs(
             [job],
@@ -195,9 +199,11 @@ def _work(job: Job) -> Outcome:
             show=orders.show,
             wishes=orders.wishes,
         )
-        if signal.signal(signal.SIGTERM, signal.SIG_DFL) is _stop:
-            return outcome
-    os._exit(1)  # asked to stop; what was half written is removed
+        if signal.signal(signal.SIGTERM, signal.SIG_DFL) is not _stop:
+            raise SystemExit
+    except SystemExit:  # asked to stop
+        end_now(1)
+    return outcome
 
 
 def _stop(number: int, frame: object) -> None:

@@ -7,13 +7,17 @@ import glob
 import hashlib
 import json
 import os
+import platform
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from leuda_deploy.machine.stop import unfinished
 
 KEPT_OF_NAME = 24  # letters of a file's name that its temporary file has, too, with its ending
 
@@ -30,22 +34,66 @@ def file_sha256(path: Path | str) -> str:
 
 @contextmanager
 def atomic_path(target: Path | str) -> Iterator[Path]:
-    """Yield a temporary path beside the target; move it onto the target if the block succeeds."""
+    """Yield a temporary path beside the target; move it onto the target if the block succeeds.
+
+    What killed runs on this machine left half-written in the folder is removed.
+    """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_unfinished(target.parent)
     # shorter than the target's name, which may be as long as a name can be
-    handle, name = tempfile.mkstemp(
-        dir=target.parent, prefix=".tmp-", suffix="-" + target.name[-KEPT_OF_NAME:]
-    )
+    ending = "-" + target.name[-KEPT_OF_NAME:]
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=_own_prefix(), suffix=ending)
     os.close(handle)
     temporary = Path(name)
+    with unfinished(temporary):
+        try:
+            yield temporary
+            _flush(temporary)
+            temporary.chmod(0o666 & ~_umask())  # mkstemp makes files private
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _own_prefix() -> str:
+    """Of this process's temporary files: machine and process."""
+    return f".tmp-{_machine()}-{os.getpid()}-"
+
+
+@cache
+def _machine() -> str:
+    """A short name of this machine, or of the container, whose processes have their own numbers."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+_looked_through: set[Path] = set()
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove temporary files of this machine's processes that have ended; once a folder."""
+    folder = folder.resolve()
+    if folder in _looked_through:
+        return
+    _looked_through.add(folder)
+    for path in folder.glob(f".tmp-{_machine()}-*-*"):
+        process = path.name.split("-")[2]
+        if process.isdigit() and path.is_file() and not _runs(int(process)):
+            with suppress(OSError):
+                path.unlink()
+
+
+def _runs(process: int) -> bool:
+    """Whether a process of this machine still runs; elsewhere than on POSIX, it may."""
+    if os.name != "posix":  # where the signal 0 ends a process
+        return True
     try:
-        yield temporary
-        _flush(temporary)
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files private
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's
+        return True
+    return True
 
 
 def write_json(target: Path | str, content: Any) -> None:
@@ -74,7 +122,7 @@ def atomic_folder(target: Path | str) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".tmp-{target.name}-"))
     temporary.chmod(0o777 & ~_umask())  # mkdtemp makes folders private
     try:
-        with _held(temporary):
+        with _held(temporary), unfinished(temporary):
             yield temporary
             for path in temporary.rglob("*"):
                 if path.is_file():

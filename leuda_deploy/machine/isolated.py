@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from leuda_deploy.errors import LeudaError
+from leuda_deploy.machine.stop import end_with_parent
 
 CALL_FILE, RESULT_FILE = "call.pickle", "result.pickle"
 MAX_LINE = 200
@@ -108,6 +109,7 @@ def keep_children_safe() -> None:
 
 def _answer(folder: Path) -> None:
     """In the child: make the call, write its result or its LeudaError."""
+    end_with_parent()
     with (folder / CALL_FILE).open("rb") as file:
         function, args, kwargs = pickle.load(file)
     try:

@@ -43,6 +43,8 @@ def read_bytes(path: Path | str, *, most: int = UNSTATED, failed: Failure = Inpu
             # one byte more than allowed: a file can grow, and those of /proc state no size
             content = b"" if status.st_size > most else file.read(most + 1)
             size = max(status.st_size, len(content))
+    except LeudaError:
+        raise
     except FileNotFoundError as error:
         raise failed(f"no such file: {name}") from error
     except (OSError, ValueError) as error:  # ValueError: a zero byte within the name

@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager, contextmanager
 from rich import progress as rich_progress
 from rich.console import Console
 
+from leuda_deploy.errors import printable
+
 # How far work is: (done, total, note), e.g. (3, 20, "patient 7"). The note may be empty.
 Progress = Callable[[int, int, str], None]
 # A title -> a context that yields the progress of the work under it: the type of `show_progress`.
@@ -35,7 +37,7 @@ def titled(show: ShowProgress, prefix: str) -> ShowProgress:
 @contextmanager
 def show_progress(title: str) -> Iterator[Progress]:
     """Yield a callback that shows progress: a bar on a terminal, else a line now and then."""
-    began = time.monotonic()
+    began, title = time.monotonic(), printable(title)  # a scan's name is in it
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     with _bar(title, console) if sys.stderr.isatty() else _lines(title, console, began) as progress:
         yield progress
@@ -58,6 +60,7 @@ def _bar(title: str, console: Console) -> Iterator[Progress]:
         task = bars.add_task(title, total=None, note="")
 
         def progress(done: int, total: int, note: str) -> None:
+            note = printable(note)
             if note:  # else the last note stays
                 bars.update(task, completed=done, total=total, note=note)
             else:
@@ -76,7 +79,7 @@ def _lines(title: str, console: Console, began: float) -> Iterator[Progress]:
         if now - last >= LINE_SECONDS and 0 < done < total:
             last = now
             left = (now - began) / done * (total - done)
-            parts = (f"{done}/{total}", note, f"about {left:.0f} s left")
+            parts = (f"{done}/{total}", printable(note), f"about {left:.0f} s left")
             console.print(f"  {title}: {', '.join(part for part in parts if part)}")
 
     yield progress

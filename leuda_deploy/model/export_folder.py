@@ -6,6 +6,7 @@ exports/NAME/parity.json              what its proof found
 exports/NAME/model.TARGET.engine      a TensorRT engine built from it
 exports/NAME/model.TARGET.json        the engine's passport, to read; the manifest holds it, too
 exports/NAME/manifest.json            SHA-256 of everything, passports
+exports/NAME/manifest.sig             its signature, if it was signed
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from leuda_deploy.model.card import Text
 from leuda_deploy.model.passport import Passport
 
 MODEL_FILE, CARD_FILE, PARITY_FILE = "model.onnx", "card.json", "parity.json"
-MANIFEST_FILE = "manifest.json"
+MANIFEST_FILE, SIGNATURE_FILE = "manifest.json", "manifest.sig"
+UNLISTED = (MANIFEST_FILE, SIGNATURE_FILE)  # what the manifest does not list
 ENGINE_ENDING = ".engine"
 MAX_MANIFEST_BYTES = 8 << 20
 FileName = Annotated[str, Field(pattern=r"^[\w.+-]{1,200}$")]
@@ -83,7 +85,7 @@ def _check_all_ours(output: Path, files: list[str]) -> None:
     for name in files:
         path = output / name
         ours = path.is_file() and not path.is_symlink() and known.get(name) == file_sha256(path)
-        if name != MANIFEST_FILE and not ours:
+        if name not in UNLISTED and not ours:
             raise InputError(
                 f"{path} was not written by the export in {output}, or was changed since; move it "
                 "away or choose another -o"
@@ -98,15 +100,18 @@ def write_manifest(
 ) -> Manifest:
     """Write folder/manifest.json over the files that are in the folder now.
 
+    A signature that was there is of another manifest: it is removed.
+
     known  SHA-256 of files that were hashed already, by name
     """
     known = known or {}
     files = {
         path.name: known.get(path.name) or file_sha256(path)
         for path in sorted(folder.iterdir())
-        if path.is_file() and path.name != MANIFEST_FILE and not path.name.startswith(".")
+        if path.is_file() and path.name not in UNLISTED and not path.name.startswith(".")
     }
     manifest = Manifest(files=files, engines=dict(engines or {}))
+    (folder / SIGNATURE_FILE).unlink(missing_ok=True)
     with atomic_path(folder / MANIFEST_FILE) as temporary:
         temporary.write_text(manifest.model_dump_json(indent=1))
     return manifest

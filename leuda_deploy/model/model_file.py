@@ -63,6 +63,22 @@ class ModelFile:
             path=path, content=content, card=card, sha256=hashlib.sha256(content).hexdigest()
         )
 
+    @classmethod
+    def open_signed(cls, path: Path | str, key: Path) -> ModelFile:
+        """Open the model of an export that the owner of a public key has signed.
+
+        Its manifest is the one that was signed, so its engines are, too. Raises as `open` and
+        `signed_manifest` do.
+        """
+        from leuda_deploy.model.signature import signed_manifest
+
+        model = cls.open(path)
+        manifest = signed_manifest(model.folder, key)
+        if manifest.files.get(model.path.name) != model.sha256:
+            raise ModelError(f"{model.path} is not the one that was signed")
+        model.__dict__["manifest"] = manifest  # as if it had been asked for
+        return model
+
     @property
     def folder(self) -> Path:
         """Where it lies; engines lie beside it."""

@@ -20,8 +20,9 @@ from leuda_deploy.engines.engine import (
 )
 from leuda_deploy.engines.engine_fit import fitting_engine
 from leuda_deploy.errors import LeudaError
+from leuda_deploy.machine.cache_folder import cache_folder
 from leuda_deploy.model.model_file import ModelFile
-from leuda_deploy.proof.trial import Trial, cache_folder, kept_trial, try_engine
+from leuda_deploy.proof.trial import Trial, kept_trial, try_engine
 
 _log = logging.getLogger(__name__)
 

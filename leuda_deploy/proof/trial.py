@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import numpy as np
-import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from leuda_deploy.engines.engine import (
@@ -36,7 +35,8 @@ from leuda_deploy.engines.engine import (
 from leuda_deploy.engines.engine_fit import fitting_engine
 from leuda_deploy.engines.onnx_runtime import runs_on_the_cpu
 from leuda_deploy.engines.open_engine import open_engine, reference_engine
-from leuda_deploy.errors import LeudaError, ParityError
+from leuda_deploy.errors import InputError, LeudaError, ParityError
+from leuda_deploy.machine.cache_folder import own_cache
 from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.machine.gpu import driver_version, find_gpu
 from leuda_deploy.machine.isolated import IsolatedProcessError, run_isolated
@@ -128,12 +128,21 @@ def try_engine(
     except IsolatedProcessError as error:
         failure: Failure = "too long" if error.exit_code is None else "crashed"
         trial = Trial(engine=name, description=name, failure=failure, detail=str(error))
-    if trial.failure in LASTS:
-        with atomic_path(_file(key)) as temporary:
-            temporary.write_text(trial.model_dump_json(indent=1))
-    elif trial.failure != "not judged":
+    if trial.failure != "not judged" and not (trial.failure in LASTS and _keep(key, trial)):
         _tried_here[key] = trial
     return trial
+
+
+def _keep(key: str, trial: Trial) -> bool:
+    """Keep a result for later processes; False, and a warning, where that cannot be done."""
+    try:
+        folder = own_cache()
+        with atomic_path(folder / f"{key}.json") as temporary:
+            temporary.write_text(trial.model_dump_json(indent=1))
+    except (OSError, InputError) as error:
+        _log.warning("the trial is not kept (%s); LEUDA_CACHE names another folder", error)
+        return False
+    return True
 
 
 def kept_trial(model: ModelFile, name: EngineName, settings: EngineSettings) -> Trial | None:
@@ -142,11 +151,12 @@ def kept_trial(model: ModelFile, name: EngineName, settings: EngineSettings) -> 
 
 
 def _found_before(key: str) -> Trial | None:
-    return _tried_here.get(key) or read_trial(_file(key))
-
-
-def _file(key: str) -> Path:
-    return cache_folder() / f"{key}.json"
+    if key in _tried_here:
+        return _tried_here[key]
+    try:
+        return read_trial(own_cache() / f"{key}.json")
+    except (OSError, InputError):
+        return None
 
 
 def read_trial(path: Path) -> Trial | None:
@@ -155,13 +165,6 @@ def read_trial(path: Path) -> Trial | None:
         return Trial.model_validate(read_json(path))
     except (LeudaError, ValidationError):
         return None
-
-
-def cache_folder() -> Path:
-    """$LEUDA_CACHE, or `leuda` in the user's cache folder."""
-    if given := os.environ.get("LEUDA_CACHE"):
-        return Path(given)
-    return platformdirs.user_cache_path("leuda", appauthor=False)
 
 
 def trial_key(model: ModelFile, name: EngineName, settings: EngineSettings) -> str:

@@ -22,6 +22,7 @@ from leuda_deploy.scans.volume import Volume
 
 Float32 = NDArray[np.float32]
 MAX_GRID = 8192  # pixels a side; more means a wrong pixel size somewhere
+MAX_PLANE = 1 << 24  # pixels of a slice; the same
 # For a slice axis that is a world direction: where the axes D, H, W of the stack point.
 # Rows run down the picture and columns to its right, as a radiologist looks at it.
 STACK_DIRECTIONS = {"superior": "SPL", "anterior": "AIL", "right": "RIP"}
@@ -72,12 +73,14 @@ class Stack:
             want[0] = window_depth.spacing_mm
         shape = (self.scan_depth, *self.plane_shape)
         grid = [max(1, round(n * a / b)) for n, a, b in zip(shape, have, want, strict=True)]
-        if max(grid) > max(MAX_GRID, *shape):
+        plane, own_plane = grid[1] * grid[2], shape[1] * shape[2]
+        if max(grid) > max(MAX_GRID, *shape) or plane > max(MAX_PLANE, own_plane):
             raise ScanError(
                 "too large a grid",
                 f"{self.volume.name}: its voxels of {' x '.join(f'{a:g}' for a in have)} mm on a "
                 f"grid of {' x '.join(f'{b:g}' for b in want)} mm make "
-                f"{' x '.join(map(str, grid))}; at most {MAX_GRID} a side",
+                f"{' x '.join(map(str, grid))}; at most {MAX_GRID} a side and "
+                f"{MAX_PLANE:,} a slice",
             )
         return grid
 

@@ -151,7 +151,7 @@ def load_image(path: Path) -> Any:
 def _volume(
     name: str, path: Path | str, image: Any, frame: int | None, *, voxels: bool = True
 ) -> Volume:
-    affine = np.asarray(image.affine, dtype=np.float64)
+    affine, header = _geometry(image)
     _check_affine(affine, path)
     shape = tuple(int(n) for n in image.shape)
     if image.get_data_dtype().kind not in "iufb":
@@ -184,9 +184,36 @@ def _volume(
         slope=slope,
         inter=inter,
         affine=affine,
-        header=image.header.copy() if isinstance(image.header, nib.Nifti1Header) else None,
+        header=header,
         shape=shape if frames == 1 else shape[:3],
     )
+
+
+def _geometry(image: Any) -> tuple[NDArray[np.float64], Any]:
+    """The affine of an image, and a NIfTI header that says the same; None for other formats.
+
+    An sform that is flat though it has a code gives way to a qform that is sound.
+    """
+    affine = np.asarray(image.affine, dtype=np.float64)
+    if not isinstance(image.header, nib.Nifti1Header):
+        return affine, None
+    header = image.header.copy()
+    if _is_flat(affine) and int(header["sform_code"]) > 0 and int(header["qform_code"]) > 0:
+        try:
+            with np.errstate(all="ignore"):
+                other = np.asarray(header.get_qform(), dtype=np.float64)
+        except (ValueError, nib.spatialimages.HeaderDataError):
+            return affine, header
+        if not _is_flat(other):
+            header.set_sform(other, code=int(header["qform_code"]))
+            return other, header
+    return affine, header
+
+
+def _is_flat(affine: NDArray[np.float64]) -> bool:
+    """Whether an affine has an axis without length, or numbers that are none."""
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    return not np.isfinite(affine).all() or bool((lengths < 1e-6).any())
 
 
 def _check_units(header: Any, path: Path | str) -> None:
@@ -234,7 +261,7 @@ def _check_affine(affine: NDArray[np.float64], path: Path | str) -> None:
     """Refuse geometry that has no planes to slice: not finite, flat, or sheared."""
     axes = affine[:3, :3]
     lengths = np.linalg.norm(axes, axis=0)
-    if not np.isfinite(affine).all() or (lengths < 1e-6).any():
+    if _is_flat(affine):
         raise ScanError(
             "degenerate", f"{path} has a degenerate affine (voxel sizes {lengths.tolist()} mm)"
         )

@@ -67,6 +67,10 @@ def export(
     triton: Annotated[
         Path | None, typer.Option(help="Also write it into this Triton model repository.")
     ] = None,
+    sign: Annotated[
+        Path | None,
+        typer.Option(help="Private key (PEM, Ed25519): sign the export, for leuda verify --key."),
+    ] = None,
     licence: Annotated[str, typer.Option(help="Licence of the weights.")] = "not stated",
     as_json: JsonOption = False,
 ) -> None:
@@ -77,9 +81,12 @@ def export(
     from leuda_deploy.export.to_tensorrt import engine_targets
     from leuda_deploy.machine.progress import show_progress
     from leuda_deploy.model.card import GraphOptions
+    from leuda_deploy.model.signature import private_key, sign_export
     from leuda_deploy.model.tiling import Tiling
     from leuda_train.export.request import ExportRequest, export_as_asked
 
+    if sign is not None:
+        private_key(sign)
     targets = (  # refused before the long work
         engine_targets(trt_target.split(","), batch=trt_batch, workspace_mb=trt_workspace_mb)
         if trt
@@ -101,7 +108,10 @@ def export(
         prove=tuple(prove or ()),
         triton=triton,
     )
-    summary = export_summary(*export_as_asked(request, show_progress))
+    model, served = export_as_asked(request, show_progress)
+    if sign is not None:
+        sign_export(model.folder, sign)
+    summary = export_summary(model, served)
     if as_json:
         typer.echo(json.dumps(summary, allow_nan=False))
         return

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from leuda_deploy.cli import JsonOption, app
 from leuda_deploy.errors import InputError
 from leuda_train.cli.need import need_torch
+
+if TYPE_CHECKING:
+    from leuda_deploy.machine.progress import ShowProgress
+    from leuda_train.config.schema import TrainConfig
 
 Device = Literal["auto", "cpu", "cuda"]
 TrainingPrecision = Literal["auto", "bf16", "fp16", "fp32"]
@@ -59,7 +64,6 @@ def train(
         from leuda_train.loop.launch import arguments_of_this_process, launch
 
         raise typer.Exit(launch(gpus, arguments_of_this_process()))
-    from leuda_deploy.machine.progress import show_progress
     from leuda_train.config.load import load_config
     from leuda_train.data.cohort import read_cohort
     from leuda_train.loop.ranks import is_first_process, one_voice
@@ -73,12 +77,30 @@ def train(
             chosen,
             out,
             cache=cache,
-            show=show_progress,
+            show=_shown(out, chosen),
             profile=profile,
             tensorboard=tensorboard,
         )
     if is_first_process():
         _print_trained(out, evaluation, profile=profile, as_json=as_json)
+
+
+def _shown(out: Path, config: TrainConfig) -> ShowProgress:
+    """One panel for the whole run in a terminal; elsewhere a line now and then."""
+    if not sys.stderr.isatty():
+        from leuda_deploy.machine.progress import show_progress
+
+        return show_progress
+    from leuda_train.cli.panel import TrainingPanel
+    from leuda_train.loop.run_folder import RunFolder
+
+    steps = {}
+    if config.uses_translation and config.translation.kind == "cyclegan":
+        steps[f"translation ({config.translation.title})"] = config.translation.steps
+    steps[config.method] = config.schedule.epochs * config.schedule.steps_per_epoch
+    if config.distil is not None:
+        steps["distillation"] = config.distil_steps
+    return TrainingPanel(folder=RunFolder(out), steps=steps)
 
 
 def _print_trained(out: Path, evaluation: dict[str, Any], *, profile: bool, as_json: bool) -> None:
@@ -98,7 +120,9 @@ def _print_trained(out: Path, evaluation: dict[str, Any], *, profile: bool, as_j
     if "summary" in evaluation:
         console.print(table(evaluation))
     console.print(f"ran on   {evaluation['hardware']}")
-    console.print(f"look at  {folder.run_picture}", soft_wrap=True)
+    console.print(
+        f"look at  {folder.page if folder.page.is_file() else folder.run_picture}", soft_wrap=True
+    )
     console.print(f"next     leuda export {out} -o exports/{out.name}", soft_wrap=True)
 
 

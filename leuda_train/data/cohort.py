@@ -1,11 +1,13 @@
-"""cohort.toml -> Cohort: which scan plays which role, all checked before any training starts."""
+"""cohort.toml -> Cohort: which scan plays which role, all checked before any training starts.
+
+Long because each thing that can be wrong with a cohort file is found here, and told in one line.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,11 +15,12 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from leuda_deploy.errors import InputError, describe, one_line, printable
+from leuda_deploy.errors import InputError, describe
 from leuda_deploy.machine.files import write_json
-from leuda_deploy.machine.isolated import IsolatedProcessError, run_isolated
 from leuda_deploy.machine.outside import read_toml
 from leuda_deploy.scans.label_map import check_same_grid, read_label_map
+from leuda_deploy.scans.recipe import Recipe
+from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import read_volume
 from leuda_train.data.cohort_file import (
     CohortSpec,
@@ -29,12 +32,10 @@ from leuda_train.data.cohort_file import (
     SourceSpec,
     TargetSpec,
 )
+from leuda_train.data.file_names import scans_of, subjects_of
 
 Role = Literal["source labelled", "source unlabelled", "target unlabelled", "target test"]
-CHECKS = 1  # raise it when more is checked, so that older notes are not believed
-EXTENSIONS = (".nii.gz", ".nii", ".hdr", ".img", ".mgz", ".mgh")
-MOST_SECONDS = 60.0  # for a pattern of a cohort file to be gone through
-SUFFIXES = re.compile(r"[_-](image|images|img|label|labels|manual|seg|mask|gt)$", re.IGNORECASE)
+CHECKS = 2  # raise it when more is checked, so that older notes are not believed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +191,7 @@ def _match(
 def _by_subject(globs: Globs, key: str, spec: CohortSpec, root: Path) -> dict[str, Path]:
     found: dict[Path, None] = {}  # a file that two globs match is one file
     for pattern in (globs,) if isinstance(globs, str) else globs:
-        found |= dict.fromkeys(_glob(pattern, key, root))
+        found |= dict.fromkeys(scans_of(pattern, key, root))
     names = subjects_of([path.name for path in found], spec.subject)
     subjects: dict[str, Path] = {}
     for path, subject in zip(found, names, strict=True):
@@ -201,65 +202,6 @@ def _by_subject(globs: Globs, key: str, spec: CohortSpec, root: Path) -> dict[st
             )
         subjects[subject] = path
     return subjects
-
-
-def _glob(pattern: str, key: str, root: Path) -> list[Path]:
-    """The scans that a pattern matches, in order of name. Raises InputError if there are none."""
-    base, relative = (Path("/"), pattern[1:]) if pattern.startswith("/") else (root, pattern)
-    try:
-        # "**" goes through all folders there are, which may be those of the whole machine
-        found = (
-            run_isolated(MOST_SECONDS, scans_of_glob, base, relative)
-            if "**" in relative
-            else scans_of_glob(base, relative)
-        )
-    # pathlib's: "**" within a name, nothing at all; a pattern that begins with two slashes
-    except (ValueError, NotImplementedError, RecursionError, OSError) as error:
-        raise InputError(f"{key} = {pattern!r} is not a glob: {one_line(error)}") from error
-    except IsolatedProcessError as error:
-        raise InputError(
-            f"{key} = {pattern!r} cannot be used: going through its folders {error}; name fewer"
-        ) from error
-    if not found:
-        raise InputError(f"{key} = {pattern!r} matches no scan under {root}")
-    return found
-
-
-def scans_of_glob(base: Path, pattern: str) -> list[Path]:
-    """The scans below a folder that a pattern matches, in order of name."""
-    return sorted(path for path in base.glob(pattern) if path.name.endswith(EXTENSIONS))
-
-
-def subjects_of(names: Sequence[str], pattern: str | None = None) -> list[str]:
-    """The subjects that files of these names belong to.
-
-    Raises InputError if the pattern does not find one, or looks for longer than MOST_SECONDS.
-    """
-    if pattern is None:
-        return [_bare_name(name) for name in names]
-    try:
-        # of some patterns, as (a+)+$, a search takes as good as for ever
-        found = run_isolated(MOST_SECONDS, find_groups, pattern, names)
-    except IsolatedProcessError as error:
-        raise InputError(
-            f"subject = {pattern!r} cannot be used: looking for subjects {error}"
-        ) from error
-    for name, subject in zip(names, found, strict=True):
-        if subject is None:
-            raise InputError(f"subject = {pattern!r} finds no subject in {printable(name)}")
-    return [subject for subject in found if subject is not None]
-
-
-def find_groups(pattern: str, names: Sequence[str]) -> list[str | None]:
-    """What the group of a regular expression finds in each name; None: nothing."""
-    searcher = re.compile(pattern)
-    return [match.group(1) if (match := searcher.search(name)) else None for name in names]
-
-
-def _bare_name(name: str) -> str:
-    for extension in EXTENSIONS:
-        name = name.removesuffix(extension)
-    return SUFFIXES.sub("", name)
 
 
 def _check_paired(images: dict[str, Path], labels: dict[str, Path], key: str) -> None:
@@ -295,10 +237,16 @@ def _check_headers(scan: Scan) -> None:
 
 
 def _check_voxels(scan: Scan, spec: CohortSpec) -> None:
+    """Read what nobody reads before training is over: all that would be refused then."""
     if scan.label is not None:
         read_label_map(scan.label, class_of_raw=spec.class_of_raw(scan.domain))
     if scan.role == "target test":
-        read_volume(scan.image)
+        # whatever its window and clip limits will be: it must have a grid, and something in it
+        recipe = Recipe(
+            slice_axis=spec.slices.axis, spacing_mm=spec.slices.spacing_mm, window=(8, 8)
+        )
+        stack = Stack(read_volume(scan.image), recipe, pixel_spacing_mm=scan.pixel_spacing_mm)
+        _ = stack.intensity
 
 
 def _sha256(spec: CohortSpec, scans: Iterable[Scan]) -> str:

@@ -91,7 +91,7 @@ def first_not_finite(state: Any, name: str = "") -> str | None:
     return None
 
 
-def load_latest(folder: Path) -> dict[str, Any] | None:
+def load_latest(folder: Path, *, warn: bool = True) -> dict[str, Any] | None:
     """The newest state that can be read, or None if there is none. Warns of each that cannot."""
     paths = [path for path in (folder / LAST, folder / PREVIOUS) if path.exists()]
     for path in paths:
@@ -99,5 +99,6 @@ def load_latest(folder: Path) -> dict[str, Any] | None:
             return load(path)
         except TrainingError as error:
             what_now = "starting anew" if path is paths[-1] else "going back to the one before"
-            log.warning("%s; %s", error, what_now)
+            if warn:
+                log.warning("%s; %s", error, what_now)
     return None

@@ -18,6 +18,7 @@ from leuda_deploy.errors import InputError
 from leuda_train.loop.ranks import ALONE, Ranks
 
 DeviceName = Literal["auto", "cpu", "cuda"]
+Precision = Literal["bf16", "fp16", "fp32"]
 PrecisionName = Literal["auto", "bf16", "fp16", "fp32"]
 Network = TypeVar("Network", bound=torch.nn.Module)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -31,7 +32,7 @@ class Hardware:
     """
 
     device: torch.device
-    precision: Literal["bf16", "fp16", "fp32"]
+    precision: Precision
     ranks: Ranks = ALONE
 
     def autocast(self) -> torch.autocast:

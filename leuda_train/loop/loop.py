@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -62,12 +63,14 @@ class StageRun:
     folder              where it finds and leaves its checkpoints; for stage 1, the cache
     checkpoint_seconds  at least so long from one checkpoint to the next
     watch               who hears of it
+    began_with          what a checkpoint says of where its run comes from, for who resumes it
     """
 
     hardware: Hardware
     folder: Path
     checkpoint_seconds: float
     watch: Watch
+    began_with: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
@@ -126,6 +129,7 @@ def run_steps(
                 # only here, where every term so far is known to be finite
                 if ranks.first and time.monotonic() - saved_at >= run.checkpoint_seconds:
                     state = {"step": step + 1, "history": history, "trainer": trainer.state()}
+                    state["began_with"] = dict(run.began_with)
                     _save(run.folder, state, name)
                     saved_at = time.monotonic()
             watch.progress(step + 1, steps, note)
@@ -149,7 +153,8 @@ def _average(seen: dict[str, list[Tensor]], name: str, step: int, ranks: Ranks) 
         if not math.isfinite(value):
             raise TrainingError(
                 f"{name}: {term} is {value} at or just before step {step + 1}; the last checkpoint "
-                "is from before. Lower the learning rate, or set precision = fp32"
+                "is from before. Lower the learning rate, or set precision = fp32, and start "
+                "again: the run goes on from there"
             )
         row[term] = value
     return row

@@ -20,6 +20,11 @@ class RunFolder:
         return self.path / "config.toml"
 
     @property
+    def lock(self) -> Path:
+        """Held by the process that trains into the folder; removed when the run is finished."""
+        return self.path / ".lock"
+
+    @property
     def scans(self) -> Path:
         """The cohort as the run found it: scans, roles, shapes, voxel sizes."""
         return self.path / "scans.json"

@@ -91,7 +91,7 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     for name, spine in axis.spines.items():
         spine.set_visible(name in ("left", "bottom"))
         spine.set_color(INK)
-    axis.tick_params(colors=INK, labelsize=10)
+    axis.tick_params(which="both", colors=INK, labelsize=10)
     axis.xaxis.label.set_color(INK)
     axis.yaxis.label.set_color(INK)
     return figure, axis

@@ -245,7 +245,9 @@ def steps_by_stage(config: Mapping[str, Any]) -> dict[str, int]:
     schedule = config["schedule"]
     planned = {config["method"]: schedule["epochs"] * schedule["steps_per_epoch"]}
     if config.get("distil"):
-        planned["distillation"] = config["distil"]["steps"]
+        share = config["distil"].get("share", 0)  # an earlier leuda counted steps
+        own = config["distil"].get("steps") or max(1, round(share * planned[config["method"]]))
+        planned["distillation"] = own
     return planned
 
 

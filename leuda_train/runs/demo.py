@@ -81,6 +81,7 @@ def run_demo(out: Path, show: ShowProgress = show_nothing) -> dict[str, Any]:
         "hardware": evaluations[PRODUCT]["hardware"],
         "seed": SEED,
         "look_at": {
+            "all of it, as a page": str(product.page),
             "labels on a new scan": str(report.overlay),
             "image sets and curves": str(product.run_picture),
             "truth and prediction": str(product.predictions_picture),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +48,7 @@ def save_result(run: Run, trained: Trained) -> None:
 
 
 def evaluate_run(run: Run, trained: Trained) -> dict[str, Any]:
-    """Score the test scans, if there are any, and draw the pictures; all but the seconds."""
+    """Score the test scans, if there are any; all of evaluation.json but the seconds."""
     adapted = trained.adapted
     evaluation: dict[str, Any] = {}
     if run.cohort.role("target test"):
@@ -58,9 +59,6 @@ def evaluate_run(run: Run, trained: Trained) -> dict[str, Any]:
             if run.config.reports_oracle:
                 dice = evaluation["summary"]["as_predicted"]["mean"]["dice"]
                 evaluation["oracle"] = oracle(dice, evaluation["networks"])
-        picture, predictions = run.folder.predictions_picture, run.folder.predictions
-        draw_predictions(picture, evaluation, run.cohort, run.recipe, predictions)
-    draw_run(run.folder.run_picture, trained.translated, adapted.history)
     return evaluation | {
         "method": run.config.method,
         "network": adapted.network,
@@ -70,6 +68,15 @@ def evaluate_run(run: Run, trained: Trained) -> dict[str, Any]:
         "label_free_scores": adapted.scores,
         "hardware": str(run.hardware),
     }
+
+
+def draw_pictures(run: Run, trained: Trained, evaluation: Mapping[str, Any]) -> None:
+    """Draw the image sets and the curves, and the predictions, if there are test scans."""
+    folder = run.folder
+    draw_run(folder.run_picture, trained.translated, trained.adapted.history)
+    if "volumes" in evaluation:
+        picture, predictions = folder.predictions_picture, folder.predictions
+        draw_predictions(picture, evaluation, run.cohort, run.recipe, predictions)
 
 
 def score_networks(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +12,10 @@ import tomli_w
 
 from leuda_deploy.errors import InputError
 from leuda_deploy.machine.files import atomic_path, write_json
-from leuda_deploy.machine.outside import read_toml
 from leuda_deploy.machine.progress import ShowProgress
 from leuda_deploy.scans.recipe import Recipe
 from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import read_volume
-from leuda_train.config.load import parse_config
 from leuda_train.config.schema import TrainConfig
 from leuda_train.data.cohort import Cohort
 from leuda_train.loop.hardware import Hardware
@@ -52,14 +50,20 @@ class Run:
         return 1 + len(self.cohort.structures)
 
     @contextmanager
-    def stage(self, title: str, folder: Path) -> Iterator[StageRun]:
-        """A stage of this run, which finds and leaves its checkpoints in the folder."""
+    def stage(
+        self, title: str, folder: Path, began_with: Mapping[str, str] | None = None
+    ) -> Iterator[StageRun]:
+        """A stage of this run, which finds and leaves its checkpoints in the folder.
+
+        began_with  what its checkpoints say of where they come from
+        """
         with self.show(title) as progress:
             yield StageRun(
                 hardware=self.hardware,
                 folder=folder,
                 checkpoint_seconds=self.config.schedule.checkpoint_seconds,
                 watch=Watch(progress=progress, metrics=self.metrics, profiles=self.profiles),
+                began_with=began_with or {},
             )
 
 
@@ -77,27 +81,6 @@ def check_shares(config: TrainConfig, ranks: Ranks) -> None:
     ranks.check_share(config.schedule.batch_labelled, "schedule.batch_labelled")
     if config.objective.unlabelled_streams or config.distil is not None:
         ranks.check_share(config.schedule.batch_unlabelled, "schedule.batch_unlabelled")
-
-
-def check_same_run(folder: RunFolder, config: TrainConfig, cohort: Cohort) -> None:
-    """Raises InputError if the folder holds a run of another config or cohort."""
-    path = folder.config
-    if path.is_file() and not _is_same(path, config, cohort):
-        raise InputError(
-            f"{folder.path} holds a run of another config or cohort (see {path}); choose another "
-            "--out"
-        )
-
-
-def _is_same(path: Path, config: TrainConfig, cohort: Cohort) -> bool:
-    """Whether a config.toml says the same; a key that it lacks, being older, has its default."""
-    content = read_toml(path)
-    if content.pop("cohort_sha256", None) != cohort.sha256:
-        return False
-    try:
-        return parse_config(content, str(path)) == config
-    except InputError:
-        return False
 
 
 def write_scans(folder: RunFolder, config: TrainConfig, cohort: Cohort, recipe: Recipe) -> None:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,18 +38,20 @@ from leuda_train.data.cohort import Cohort
 from leuda_train.data.slices import Slices, hold_out, load_slices
 from leuda_train.loop.hardware import check_compiler, choose_hardware
 from leuda_train.loop.metrics_log import Metrics
-from leuda_train.loop.ranks import process_group
+from leuda_train.loop.ranks import Ranks, process_group
 from leuda_train.loop.run_folder import MAX_EVALUATION_BYTES, RunFolder
+from leuda_train.runs.checks import check_classes
 from leuda_train.runs.live_page import LivePage
-from leuda_train.runs.results import Trained, evaluate_run, save_result
-from leuda_train.runs.run import (
-    Run,
+from leuda_train.runs.results import Trained, draw_pictures, evaluate_run, save_result
+from leuda_train.runs.resume import (
+    Beginning,
+    check_precision,
     check_same_run,
-    check_shares,
-    check_upper_bound,
-    write_config,
-    write_scans,
+    check_translation,
+    claimed,
+    read_beginning,
 )
+from leuda_train.runs.run import Run, check_shares, check_upper_bound, write_config, write_scans
 from leuda_train.stages.adapt import adapt
 from leuda_train.stages.distil import distil
 from leuda_train.stages.translate import load_translation
@@ -96,10 +99,7 @@ def train(
         recipe = make_recipe(config, cohort.spec.slices.axis, cohort.spec.slices.spacing_mm)
         folder = RunFolder(out)
         check_same_run(folder, config, cohort)
-        there = ranks.first and folder.evaluation.is_file()
-        finished: dict[str, Any] | None = ranks.broadcast(
-            read_json(folder.evaluation, most=MAX_EVALUATION_BYTES) if there else None
-        )
+        finished = _finished(folder, ranks)
         if finished is not None:
             return finished
         check_upper_bound(config, cohort)
@@ -107,39 +107,59 @@ def train(
         check_shares(config, ranks)
         if config.compile:
             check_compiler(hardware)
-        if ranks.first:
-            write_config(folder, config, cohort)
-            write_scans(folder, config, cohort, recipe)
-        page = LivePage(folder=folder, method=config.method)
-        run = Run(
-            cohort=cohort,
-            config=config,
-            recipe=recipe,
-            folder=folder,
-            cache=cache or out.parent / "cache",
-            hardware=hardware,
-            show=page.watching(show) if ranks.first else show_nothing,
-            metrics=Metrics(folder, tensorboard=tensorboard) if ranks.first else None,
-            profiles={} if profile else None,
-        )
-        trained = _do_stages(run, page)
-        evaluation: dict[str, Any] | None = None
-        if ranks.first:
-            if run.profiles:
-                write_json(folder.profile, run.profiles)
-            save_result(run, trained)
-            evaluation = evaluate_run(run, trained)
-            evaluation["seconds"] = round(time.monotonic() - began, 1)
-            write_json(folder.evaluation, evaluation)
-            page.finish()
-            shutil.rmtree(folder.checkpoints, ignore_errors=True)
-        told: dict[str, Any] = ranks.broadcast(evaluation)
-        return told
+        with claimed(folder) if ranks.first else nullcontext():
+            finished = _finished(folder, ranks)  # by who held the claim until now
+            if finished is not None:
+                return finished
+            beginning = ranks.broadcast(read_beginning(folder) if ranks.first else None)
+            check_precision(beginning, config, hardware)
+            if ranks.first:
+                write_config(folder, config, cohort)
+                write_scans(folder, config, cohort, recipe)
+            page = LivePage(folder=folder, method=config.method)
+            run = Run(
+                cohort=cohort,
+                config=config,
+                recipe=recipe,
+                folder=folder,
+                cache=cache or out.parent / "cache",
+                hardware=hardware,
+                show=page.watching(show) if ranks.first else show_nothing,
+                metrics=Metrics(folder, tensorboard=tensorboard) if ranks.first else None,
+                profiles={} if profile else None,
+            )
+            trained = _do_stages(run, page, beginning)
+            evaluation: dict[str, Any] | None = None
+            if ranks.first:
+                if run.profiles:
+                    write_json(folder.profile, run.profiles)
+                save_result(run, trained)
+                evaluation = evaluate_run(run, trained)
+                evaluation["seconds"] = round(time.monotonic() - began, 1)
+                write_json(folder.evaluation, evaluation)
+                shutil.rmtree(folder.checkpoints, ignore_errors=True)
+                draw_pictures(run, trained, evaluation)  # last: no picture costs a score
+                page.finish()
+            told: dict[str, Any] = ranks.broadcast(evaluation)
+            return told
 
 
-def _do_stages(run: Run, page: LivePage) -> Trained:
-    """Slices, then stages 1 to 3, those that the method has."""
-    config = run.config
+def _finished(folder: RunFolder, ranks: Ranks) -> dict[str, Any] | None:
+    """The evaluation of a run that is done; else None."""
+    there = ranks.first and folder.evaluation.is_file()
+    found: dict[str, Any] | None = ranks.broadcast(
+        read_json(folder.evaluation, most=MAX_EVALUATION_BYTES) if there else None
+    )
+    return found
+
+
+def _do_stages(run: Run, page: LivePage, beginning: Beginning | None) -> Trained:
+    """Slices, then stages 1 to 3, those that the method has.
+
+    beginning  with what stage 2 began, if it goes on from a checkpoint
+    """
+    config, precision = run.config, run.hardware.precision
+    translated_in = precision if beginning is None else beginning.translation_precision
     with run.show("slices") as progress:
         slices = load_slices(
             run.cohort,
@@ -150,12 +170,21 @@ def _do_stages(run: Run, page: LivePage) -> Trained:
             ranks=run.hardware.ranks,
         )
     translated = untranslated(slices)
+    supervised = aligned_sets(slices, translated, config)
+    check_classes(np.asarray(supervised.labels), supervised.labelled_rows, run.cohort.structures)
     if config.uses_translation:
         with run.stage(f"translation ({config.translation.title})", run.cache) as stage:
+            stage = replace(stage, hardware=replace(run.hardware, precision=translated_in))
             translated = load_translation(slices, config.translation, config.seed, stage)
+        check_translation(beginning, translated.fingerprint, run.folder)
     page.translated = translated
     sets = aligned_sets(slices, translated, config)
-    with run.stage(config.method, run.folder.checkpoints) as stage:
+    began_with = Beginning(
+        precision=precision,
+        translation=translated.fingerprint,
+        translation_precision=translated_in,
+    ).as_dict()
+    with run.stage(config.method, run.folder.checkpoints, began_with) as stage:
         adapted = adapt(sets, run.classes, config, stage, translated.to_source)
     if config.distil is not None:
         with run.stage("distillation", run.folder.distillation_checkpoints) as stage:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,14 +29,16 @@ GENERATORS, HISTORY = "generators.pt", "history.json"
 class TranslatedSets:
     """The image sets that there are, (N, h, w) float32 memory-mapped, and what made them.
 
-    images     six, or those of `untranslated`
-    to_source  the generator that made x^{t→s}; None where none was trained
-    history    its training
+    images       six, or those of `untranslated`
+    to_source    the generator that made x^{t→s}; None where none was trained
+    history      its training
+    fingerprint  which translator made them: other weights, another fingerprint
     """
 
     images: dict[Stream, NDArray[np.float32]]
     to_source: Generator | None
     history: list[Row]
+    fingerprint: str = "none"
 
 
 def untranslated(slices: Slices) -> TranslatedSets:
@@ -77,10 +81,12 @@ def write_fourier_sets(slices: Slices, config: TranslationConfig, seed: int, fol
 
 def open_sets(folder: Path, slices: Slices, config: TranslationConfig) -> TranslatedSets:
     """Read what `write_fourier_sets` or `write_cyclegan_sets` wrote."""
-    to_source = None
+    to_source, fingerprint = None, folder.name
     if config.kind == "cyclegan":
         to_source = Generator(config.width, config.blocks)
-        to_source.load_state_dict(checkpoint.load(folder / GENERATORS)["to_source"])
+        weights = checkpoint.load(folder / GENERATORS)
+        to_source.load_state_dict(weights["to_source"])
+        fingerprint = _fingerprint(weights)
     translated: tuple[Stream, ...] = (
         "source_as_target",
         "source_cycled",
@@ -92,7 +98,18 @@ def open_sets(folder: Path, slices: Slices, config: TranslationConfig) -> Transl
         images={"source": slices.source, "target": slices.target, **sets},
         to_source=to_source,
         history=checkpoint.with_new_names(json.loads((folder / HISTORY).read_text())),
+        fingerprint=fingerprint,
     )
+
+
+def _fingerprint(weights: Mapping[str, Mapping[str, torch.Tensor]]) -> str:
+    """A short name for the weights of both generators."""
+    digest = hashlib.sha256()
+    for name, state in weights.items():
+        for key, value in state.items():
+            digest.update(f"{name}/{key}".encode())
+            digest.update(value.contiguous().numpy().data)
+    return digest.hexdigest()[:16]
 
 
 @torch.no_grad()

@@ -66,8 +66,9 @@ def test_infer_prints_json_and_nothing_else_on_stdout(
     assert set(report) == {
         "scan", "labels", "overlay", "model", "model_sha256", "engine", "feed", "shape",
         "spacing_mm", "volumes_ml", "seconds", "peak_memory_mb", "uncertainty", "scan_sha256",
-        "asked", "low_confidence", "intensity", "domain", "total_seconds", "predicted_peak_mb",
-        "slab", "batch", "dicom_seg", "written", "not_written",
+        "asked", "flags", "low_confidence", "intensity", "domain", "total_seconds",
+        "predicted_peak_mb", "slab", "batch", "dicom_seg", "written", "not_written",
+        "implausible",
     }  # fmt: skip
     assert report["labels"] == str(output)
     assert set(report["volumes_ml"]) == {"grey", "bright"}
@@ -199,7 +200,9 @@ def test_brackets_in_names_are_shown_as_they_are() -> None:
         dicom_seg=None,
         written={},
         not_written={},
+        implausible=(),
         asked={},
+        flags=(),
         low_confidence=0.5,
         intensity={},
         domain=None,

@@ -108,7 +108,11 @@ def _put_together(rows: list[list[Image.Image]], shown: Shown, window: GreyWindo
     heights = [max(tile.height for tile in row) + GAP for row in rows if row]
     width = max([*widths, 640])
     entries = list(_legend(shown))
-    columns = max(1, width // 300)
+    ruler = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    widest = max(
+        (ruler.textlength(f"{text} {odd}", font=_font(15)) for _, text, odd in entries), default=0
+    )
+    columns = max(1, int(width // max(300, widest + 60)))
     lines = -(-len(entries) // columns)
     warned = shown.likeness is not None and not shown.likeness.fits
     head = LINE * (2 if warned else 1) + 2 * GAP

@@ -76,9 +76,6 @@ def slice_facts(dataset: Any, path: Path) -> SliceFacts:
         raise ScanError(
             "frames", f"{path} is a file of {frames[0]:g} frames; convert it to NIfTI first"
         )
-    for name in ("FloatPixelData", "DoubleFloatPixelData", "PixelDataProviderURL"):
-        if name in dataset:
-            raise ScanError("no real numbers", f"{path} has {name}; only PixelData is read")
     if "ModalityLUTSequence" in dataset:
         raise ScanError(
             "unlike slices",

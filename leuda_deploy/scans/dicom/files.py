@@ -80,6 +80,18 @@ def is_image(path: Path) -> bool:
     return not any(storage == uid or storage.startswith(f"{uid}.") for uid in NO_IMAGES)
 
 
+def is_deflated(path: Path) -> bool:
+    """Whether all of a DICOM file behind its first part is deflated: reading it inflates it."""
+    from pydicom.filereader import read_file_meta_info
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    try:
+        syntax = read_file_meta_info(path).get("TransferSyntaxUID")
+    except Exception:  # noqa: BLE001  (pydicom raises anything; the reader will say what is wrong)
+        return False
+    return bool(syntax == DeflatedExplicitVRLittleEndian)
+
+
 def holds_images(folder: Path) -> bool:
     """Whether a folder holds a DICOM image."""
     if not folder.is_dir() or folder.name.startswith("."):

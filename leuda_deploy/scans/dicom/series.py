@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from leuda_deploy.errors import MissingExtraError, ScanError, one_line
 from leuda_deploy.scans.dicom.attributes import SliceFacts, slice_facts
-from leuda_deploy.scans.dicom.files import look_through, named
+from leuda_deploy.scans.dicom.files import is_deflated, look_through, named
 from leuda_deploy.scans.volume import Volume, volume_of
 
 _log = logging.getLogger(__name__)
@@ -85,6 +85,12 @@ def _read_headers(folder: Path, *, allow_partial: bool) -> list[SliceFacts]:
     slices: list[SliceFacts] = []
     unreadable, others = list(found.unreadable), list(found.others)
     for path in found.images:
+        if is_deflated(path):
+            raise ScanError(
+                "damaged",
+                f"{path} is deflated as a whole, of which a megabyte can hold a gigabyte; write it "
+                "anew without: dcmconv +te",
+            )
         try:
             dataset = pydicom.dcmread(path, stop_before_pixels=True)
             is_image = "Rows" in dataset
@@ -254,10 +260,20 @@ def _read_pixels(
     values = np.empty(shape, dtype=ordered[0].stored, order="F")
     for k, each in enumerate(ordered):
         try:
-            pixels = pydicom.dcmread(each.path).pixel_array
-            values[..., k] = pixels.T
+            dataset = pydicom.dcmread(each.path)
+            if not dataset.get("NumberOfFrames"):
+                dataset.pop("NumberOfFrames", None)  # empty: pydicom would speak of it
+            whole = "PixelData" in dataset
+            pixels = dataset.pixel_array
         except Exception as error:
             raise ScanError(
                 "damaged", f"cannot read the pixels of {each.path}: {one_line(error)}"
             ) from error
+        if not whole or pixels.dtype != values.dtype or pixels.shape != shape[1::-1]:
+            raise ScanError(
+                "no real numbers",
+                f"{each.path} has pixels {pixels.shape} {pixels.dtype}, but says that they are "
+                f"{shape[1::-1]} {values.dtype}",
+            )
+        values[..., k] = pixels.T
     return values

@@ -5,6 +5,7 @@ Running an engine needs its GPU: the tests marked `gpu`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -221,8 +222,10 @@ def test_an_engine_is_not_read_unless_manifest_passport_and_machine_agree(
     name = "model.rtx-ada.engine"
     here = Gpu(name="NVIDIA RTX 4090", capability="8.9")
     monkeypatch.setattr(engine_fit, "find_gpu", lambda: here)
-    path, passport, _ = check_engine(ModelFile.open(export), name, unproven=True)
-    assert (path.name, passport.target, passport.precision) == (name, "rtx-ada", "fp16")
+    checked = check_engine(ModelFile.open(export), name, unproven=True)
+    passport = checked.passport
+    assert (checked.path.name, passport.target, passport.precision) == (name, "rtx-ada", "fp16")
+    assert hashlib.sha256(checked.content).hexdigest() == passport.sha256
     with pytest.raises(ModelError, match="--prove"):
         TensorRTEngine(ModelFile.open(export), name)
 
@@ -247,7 +250,13 @@ def test_every_field_of_a_passport_is_compared(exports: dict[str, Path]) -> None
     fits = {"onnx_sha256": passport.onnx_sha256, "gpu": here, "version": passport.version}
     assert misfits(passport, **fits) == []
     for change, reason, here in (
-        ({"onnx_sha256": "0" * 64}, "model", "0" * 12),
+        ({"onnx_sha256": "0" * 64}, "model", "0" * 64),
+        # the same beginning is another model
+        (
+            {"onnx_sha256": passport.onnx_sha256[:12] + "0" * 52},
+            "model",
+            passport.onnx_sha256[:12] + "0" * 52,
+        ),
         ({"version": None}, "version", None),
         ({"gpu": None}, "compute capability", None),
         ({"gpu": Gpu(name="GPU", capability="8.6")}, "compute capability", "8.6"),

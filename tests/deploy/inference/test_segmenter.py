@@ -19,8 +19,8 @@ from leuda_deploy.errors import InputError
 from leuda_deploy.inference import segmenter as module
 from leuda_deploy.inference.segmenter import Segmenter
 from leuda_deploy.inference.settings import Settings
+from leuda_deploy.machine.cache_folder import cache_folder
 from leuda_deploy.model.tiling import Tiling
-from leuda_deploy.proof.trial import cache_folder
 from leuda_deploy.scans.volume import read_volume
 
 AFFINE = np.diag([0.8, 1.3, 5.0, 1.0])

@@ -39,3 +39,9 @@ def test_a_failure_says_no_time(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match="stop"):
         fail()
     assert capfd.readouterr().err == ""
+
+
+def test_a_title_obeys_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with show_progress("\x1b]0;title\x07a\nerror: fine.nii") as progress:
+        progress(1, 2, "\x1b[2J")
+    assert "\x1b" not in capsys.readouterr().err

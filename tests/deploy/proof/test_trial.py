@@ -14,13 +14,13 @@ from support.makers import MakeModel
 from leuda_deploy.engines.engine import EngineName, EngineSettings, Float32
 from leuda_deploy.engines.onnx_runtime import OnnxEngine
 from leuda_deploy.errors import LeudaError
+from leuda_deploy.machine.cache_folder import cache_folder
 from leuda_deploy.machine.gpu import Gpu, find_gpu
 from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.proof import trial as module
 from leuda_deploy.proof.parity import TOLERANCES
 from leuda_deploy.proof.trial import (
     Trial,
-    cache_folder,
     kept_trial,
     run_trial,
     tolerances_of,

@@ -138,3 +138,31 @@ def test_scan_that_is_nearly_all_air_uses_its_whole_range(make_volume: MakeVolum
     raw[0, 0, 0] = 500
     found = fit_intensity(make_volume(raw), recipe(clip_percentiles=(0.0, 98.0)))
     assert (found.low, found.high) == (-1000, 500)
+
+
+@pytest.mark.parametrize("kind", ["integer", "float", "double", "wide integer", "negative slope"])
+def test_padding_enters_no_statistic(make_volume: MakeVolume, kind: str) -> None:
+    volume = scans(make_volume)[kind]
+    pad = volume.raw.dtype.type(-2000)
+    padded = np.pad(volume.raw, ((3, 3), (3, 3), (0, 0)), constant_values=pad)
+    asked = recipe(clip_percentiles=(1.0, 98.0), normalisation="zscore")
+    wanted = fit_intensity(volume, asked)
+    said = make_volume(padded, slope=volume.slope, inter=volume.inter)
+    found = fit_intensity(said.with_padding(-2000, -2000), asked)
+    for name in ("low", "high", "shift", "scale", "quartiles"):
+        assert getattr(found, name) == pytest.approx(getattr(wanted, name), rel=1e-9)
+    without = fit_intensity(said, asked)
+    # darker than any CT: outside the circle that was scanned
+    assert (without == found) is (volume.slope > 0)
+
+
+def test_the_background_of_an_mr_scan_is_no_padding(make_volume: MakeVolume) -> None:
+    values = np.zeros((8, 8, 8), np.int16)
+    values[2:6, 2:6, 2:6] = np.random.default_rng(0).integers(100, 900, (4, 4, 4))
+    found = fit_intensity(make_volume(values), recipe(clip_percentiles=(0.0, 98.0)))
+    assert found.low == 0
+    assert found.quartiles == (0, 0, 0)
+    with pytest.raises(ScanError):
+        fit_intensity(make_volume(values * 0 - 2000), recipe())
+    with pytest.raises(ScanError):
+        fit_intensity(make_volume(values * 0).with_padding(0, 0), recipe())

@@ -12,7 +12,8 @@ from support import tiny
 
 from leuda_deploy.errors import GridMismatchError, InputError, UndeclaredLabelError
 from leuda_train.data import cohort as cohort_module
-from leuda_train.data.cohort import CohortSpec, read_cohort, read_spec, subjects_of
+from leuda_train.data.cohort import CohortSpec, read_cohort, read_spec
+from leuda_train.data.file_names import subjects_of
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from leuda_train.evaluation.label_files import evaluate_pairs
 from leuda_train.loop.run_folder import RunFolder
 from leuda_train.pages.charts import points
 from leuda_train.pages.comparison_page import _paired, _Run
+from leuda_train.pages.run_page import steps_by_stage
 from leuda_train.runs.live_page import LivePage
 from leuda_train.runs.run import write_config, write_scans
 from leuda_train.stages.translated_sets import untranslated
@@ -232,6 +233,14 @@ def test_the_page_of_a_comparison_has_every_seed_as_a_point(tmp_path: Path) -> N
     assert len(re.findall(r"-0\.200", read.text)) == 1
     assert "6 finished runs" in read.text
     assert "1 more" in read.text
+
+
+def test_steps_are_those_of_the_config() -> None:
+    for sections in ({}, {"distil": {"width": 0.5, "share": 0.5, "learning_rate": 1e-3}}):
+        config = tiny.config(**sections)
+        planned = steps_by_stage(config.model_dump(mode="json"))
+        assert planned["le-uda"] == 12
+        assert planned.get("distillation", 0) == config.distil_steps
 
 
 def test_a_chart_has_a_marker_for_each_value() -> None:

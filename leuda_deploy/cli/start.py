@@ -1,0 +1,69 @@
+"""a folder -> the three things that one can do next here, as commands."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from leuda_deploy.jobs.find_jobs import is_scan_file
+from leuda_deploy.model.export_folder import MANIFEST_FILE, MODEL_FILE
+
+DEPTH, MOST_FOLDERS, SHOWN = 3, 500, 3
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one can do, and the command that does it."""
+
+    what: str
+    command: str
+
+
+def next_steps(here: Path) -> list[Step]:
+    """Three of them, the furthest along first: models are used, runs exported, cohorts trained."""
+    cohorts, runs, exports, scans = [], [], [], []
+    for folder in _folders(here):
+        names = {path.name for path in folder.iterdir()}
+        place = folder.relative_to(here)
+        if {MANIFEST_FILE, MODEL_FILE} <= names:
+            exports.append(place)
+        elif {"evaluation.json", "model.pt"} <= names:
+            runs.append(place)
+        cohorts += [place / "cohort.toml"] if "cohort.toml" in names else []
+        scans += [place / name for name in sorted(names) if is_scan_file(folder / name)][:1]
+    scan = str(scans[0]) if scans else "SCAN.nii.gz"
+    steps = [
+        Step(f"label a scan with {model}", f"leuda infer {scan} --model {model}")
+        for model in exports[:1]
+    ]
+    exported = {path.name for path in exports}
+    steps += [
+        Step(f"export the run {run}", f"leuda export {run} -o exports/{run.name}")
+        for run in runs
+        if run.name not in exported
+    ][:1]
+    steps += [Step(f"read about the run {run}", f"leuda report {run}") for run in runs[:1]]
+    steps += [
+        Step(f"train on {cohort}", f"leuda train {cohort} --out runs/first") for cohort in cohorts
+    ][:1]
+    steps += [
+        Step("see the whole job on made scans, in minutes", "leuda demo"),
+        Step("write made scans and their cohort.toml", "leuda phantom data/phantom"),
+        Step("label a scan with the model that comes along, for a look", f"leuda infer {scan}"),
+    ]
+    return steps[:SHOWN]
+
+
+def _folders(here: Path) -> Iterator[Path]:
+    """This folder and those below it, to some depth; hidden ones are left out."""
+    for seen, (name, inside, _) in enumerate(os.walk(here)):
+        folder = Path(name)
+        inside[:] = sorted(one for one in inside if not one.startswith("."))
+        if len(folder.relative_to(here).parts) >= DEPTH:
+            inside.clear()
+        if seen >= MOST_FOLDERS:
+            return
+        if os.access(folder, os.R_OK | os.X_OK):
+            yield folder

@@ -1,0 +1,57 @@
+"""what `leuda infer` is given -> jobs: one scan, its frames, or all scans of a folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from leuda_deploy.errors import InputError, ScanError
+from leuda_deploy.jobs.find_jobs import Job, find_jobs, is_series, stem, with_frames
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Where results go, as the user gave it: files, or folders for many scans; None: not given."""
+
+    output: Path | None = None
+    uncertainty: Path | None = None
+    dicom_seg: Path | None = None
+
+
+def jobs_of(
+    scan: Path, wanted: Wanted, *, shard: str = "1/1", frames: str | None = None
+) -> tuple[list[Job], bool]:
+    """What is to be done, and whether it is one scan alone. See `find_jobs`.
+
+    Raises:
+        InputError: There is no such scan, or it is none.
+    """
+    if not scan.exists():
+        raise ScanError("missing", f"no such scan or folder: {scan}")
+    if scan.suffix.lower() in (".onnx", ".engine"):
+        raise InputError(f"{scan} is a model, not a scan: leuda infer SCAN --model {scan}")
+    if scan.is_dir() and not is_series(scan):
+        jobs = find_jobs(
+            scan,
+            wanted.output or Path(),
+            shard=shard,
+            uncertainty=wanted.uncertainty,
+            dicom_seg=wanted.dicom_seg,
+            frames=frames,
+        )
+        return jobs, False
+    name = stem(scan)
+    output = wanted.output or Path()
+    job = Job(
+        scan=scan,
+        output=output / f"{name}_labels.nii.gz" if output.is_dir() else output,
+        uncertainty=_in_folder(wanted.uncertainty, f"{name}_uncertainty.nii.gz"),
+        seg=_in_folder(wanted.dicom_seg, f"{name}_seg.dcm"),
+    )
+    jobs = with_frames(job, frames)
+    return jobs, len(jobs) == 1
+
+
+def _in_folder(given: Path | None, name: str) -> Path | None:
+    """A file of this name, if a folder is given; else what is given."""
+    return given / name if given is not None and given.is_dir() else given
