@@ -229,7 +229,8 @@ class TrainConfig(Part):
 
     def at(self, epoch: int) -> TrainConfig:
         """The config of an epoch: self-training not yet, by slice, or as it says."""
-        objective, change = self.objective, {}
+        objective = self.objective
+        change: dict[str, object] = {}
         if objective.lambda_pseudo > 0 and epoch < objective.pseudo_from_epoch:
             change = {"lambda_pseudo": 0.0, "copy_paste": 0.0}
         elif objective.pseudo_by == "volume" and epoch < objective.pseudo_volumes_from_epoch:
