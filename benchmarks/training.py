@@ -111,6 +111,7 @@ def make_trainer(kind: str, config: TrainConfig, hardware: Hardware) -> Trainer:
             labelled_rows=sets.labelled_rows,
             target=target,
             target_labels=None,
+            target_scans=np.zeros(len(target), int),
             target_intensities=(),
         )
         return Translation(slices, config.translation, hardware, seed=0)

@@ -76,7 +76,8 @@ def dark_slices(count=20):
     dark[:, 0, 0] = 1.0  # sets the grey scale
     return Slices(
         key="dark", source=dark, target=dark, source_labels=np.zeros(dark.shape, np.uint8),
-        labelled_rows=np.arange(4), target_labels=None, target_intensities=(),
+        labelled_rows=np.arange(4), target_labels=None, target_scans=np.zeros(count, int),
+        target_intensities=(),
     )  # fmt: skip
 
 
