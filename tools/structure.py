@@ -132,11 +132,11 @@ def main() -> None:
         found = [measure(root, package) for package in PACKAGES]
     except CycleError as error:
         sys.exit(f"a circle of imports: {' -> '.join(error.args[1])}")
-    print(f"{'':<18}" + "".join(f"{package:>36}" for package in PACKAGES))
+    print(f"{'':<18}" + "".join(f"{package:>42}" for package in PACKAGES))
     for field in Structure.__dataclass_fields__:
         values = [getattr(structure, field) for structure in found]
         words = [f"{v[1]} in {v[0]}" if isinstance(v, tuple) else str(v) for v in values]
-        print(f"{field.replace('_', ' '):<18}" + "".join(f"{word:>36}" for word in words))
+        print(f"{field.replace('_', ' '):<18}" + "".join(f"{word:>42}" for word in words))
 
 
 if __name__ == "__main__":

@@ -228,11 +228,15 @@ class TrainConfig(Part):
             )
 
     def at(self, epoch: int) -> TrainConfig:
-        """The config of an epoch: before `pseudo_from_epoch` nothing of self-training is run."""
-        if epoch >= self.objective.pseudo_from_epoch or self.objective.lambda_pseudo == 0:
-            return self
-        objective = self.objective.model_copy(update={"lambda_pseudo": 0.0, "copy_paste": 0.0})
-        return self.model_copy(update={"objective": objective})
+        """The config of an epoch: self-training not yet, by slice, or as it says."""
+        objective = self.objective
+        change: dict[str, object] = {}
+        if objective.lambda_pseudo > 0 and epoch < objective.pseudo_from_epoch:
+            change = {"lambda_pseudo": 0.0, "copy_paste": 0.0}
+        elif objective.pseudo_by == "volume" and epoch < objective.pseudo_volumes_from_epoch:
+            change = {"pseudo_by": "slice"}
+        changed = objective.model_copy(update=change)
+        return self.model_copy(update={"objective": changed}) if change else self
 
     def window_at(self, step: int) -> tuple[int, int]:
         """(h, w) pixels of the images of a step of stage 2."""

@@ -179,7 +179,7 @@ def scanned(grey: Tensor, strength: Tensor | float, draws: Draws) -> Tensor:
     def part(low: float, high: float) -> Tensor:
         return draws.uniform(low, high, 1, 1, 1) * strength
 
-    field = draws.smooth(FIELD_CELLS, *grey.shape[2:]) * part(0.0, 0.6)
+    field = draws.smooth(FIELD_CELLS, *grey.shape[2:]) * part(0.0, 0.3)
     image = unit_range(grey) * field.exp()
     image = torch.where(part(0.0, 1.0) > 0.75, blurred(image, 0.8), image)
     deviation, mean = torch.std_mean(image, (1, 2, 3), keepdim=True)

@@ -30,3 +30,19 @@ def test_the_first_steps_are_coarse():
         (16, 16),
         (16, 16),
     ]
+
+
+def test_scans_are_labelled_whole_from_their_epoch_on():
+    objective = {
+        **tiny.NO_TERMS,
+        "supervised_on": ["source"],
+        "lambda_pseudo": 1.0,
+        "pseudo_by": "volume",
+        "pseudo_from_epoch": 1,
+        "pseudo_volumes_from_epoch": 3,
+    }
+    config = tiny.config(objective=objective, test={"network": "student", "feed": "target"})
+    found = [config.at(epoch).objective for epoch in range(4)]
+    assert [one.lambda_pseudo for one in found] == [0.0, 1.0, 1.0, 1.0]
+    assert [one.pseudo_by for one in found[1:]] == ["slice", "slice", "volume"]
+    assert [one.inter_streams for one in found] == [(), ("target",), ("target",), ()]
