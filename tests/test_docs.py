@@ -194,7 +194,7 @@ def test_relative_links_of_the_readme_lead_somewhere() -> None:
 
 def test_hooks_are_the_commands_of_make_lint() -> None:
     made = subprocess.run(
-        ["make", "-n", "-o", ".venv/.ready", "lint"],
+        ["make", "-n", "--no-print-directory", "-o", ".venv/.ready", "lint"],
         cwd=ROOT,
         capture_output=True,
         text=True,

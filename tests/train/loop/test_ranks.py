@@ -170,6 +170,7 @@ def test_a_process_that_a_signal_ended_is_one_clear_error(monkeypatch, tmp_path,
     (package / "__init__.py").touch()
     (package / "__main__.py").write_text("import os\nos.kill(os.getpid(), 9)\n")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(TrainingError, match="SIGKILL"):
