@@ -189,7 +189,7 @@ def _numbers(
         value = dataset.get(name)
         values = [] if value is None or value == "" else np.atleast_1d(value).tolist()
         numbers = tuple(float(part) for part in values)
-    except Exception as error:
+    except Exception as error:  # a damaged value raises anything when it is looked at
         raise ScanError("damaged", f"{path} has a damaged {name}") from error
     if not numbers and default is not None:
         return default
