@@ -156,7 +156,12 @@ def make_card(
 ) -> ModelCard:
     """The card of a run's product; the exporter fills in the checksum."""
     structures = tuple(
-        Structure(name=structure, value=value, colour=PALETTE[(value - 1) % len(PALETTE)])
+        Structure(
+            name=structure,
+            value=value,
+            colour=PALETTE[(value - 1) % len(PALETTE)],
+            code=facts.codes.get(structure),
+        )
         for value, structure in enumerate(facts.structures, start=1)
     )
     provenance = Provenance(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 from leuda_deploy.errors import InputError, MissingExtraError
 from leuda_deploy.machine.progress import Progress
+from leuda_deploy.model.card import Code
 from leuda_deploy.scans.recipe import SliceAxis
 from leuda_train.data.cohort_file import PixelSize
 
@@ -55,6 +56,7 @@ class Benchmark:
     name: str
     about: Sequence[str]
     classes: Mapping[str, Value]
+    codes: Mapping[str, Code]
     background: Value
     axis: SliceAxis
     spacing_mm: PixelSize
@@ -140,6 +142,10 @@ def cohort_toml(benchmark: Benchmark, folder: Path) -> str:
     text["classes"] = _table(
         {name: _plain(value) for name, value in benchmark.classes.items()},
         "name = raw value in the label files, in the model's class order",
+    )
+    text["codes"] = _table(
+        {name: [*code] for name, code in benchmark.codes.items()},
+        "name = [scheme, value, meaning], for DICOM",
     )
     text["slices"] = _table(
         {

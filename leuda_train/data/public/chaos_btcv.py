@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from leuda_deploy.machine.progress import Progress
+from leuda_train.data.public import codes
 from leuda_train.data.public.anatomy import Rule, check_anatomy
 from leuda_train.data.public.benchmark import (
     Benchmark,
@@ -89,6 +90,7 @@ def plan(
             organ: {"source": value, "target": ORGANS[target][organ]}
             for organ, value in ORGANS[source].items()
         },
+        codes=codes.snomed(codes.ORGANS, ORGANS[source]),
         background={"source": OTHERS[source], "target": OTHERS[target]},
         axis="superior",
         spacing_mm=SPACING_MM,

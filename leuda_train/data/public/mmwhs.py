@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from leuda_deploy.machine.progress import Progress
+from leuda_train.data.public import codes
 from leuda_train.data.public.anatomy import Rule, check_all
 from leuda_train.data.public.benchmark import (
     Benchmark,
@@ -76,6 +77,7 @@ def plan(
             "421 in one released label file is a slip for 420.",
         ),
         classes=CLASSES,
+        codes=codes.snomed(codes.HEART, CLASSES),
         background=BACKGROUND,
         axis="anterior",
         spacing_mm=SPACING_MM,

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from leuda_deploy.machine.progress import Progress
+from leuda_train.data.public import codes
 from leuda_train.data.public.anatomy import Rule, check_all, check_same_side
 from leuda_train.data.public.benchmark import Benchmark, Pair, Side, need, take_labelled
 
@@ -52,6 +53,7 @@ def plan(
         name=f"mscmr-{direction}-{len(few)}-shot",
         about=_about(direction, few),
         classes=CLASSES,
+        codes=codes.snomed(codes.HEART, CLASSES),
         background=(),
         axis="array-2",  # double-oblique affines, mixed axis codes; slices are axis 2 in all
         spacing_mm=SPACING_MM,
