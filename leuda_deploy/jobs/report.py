@@ -45,6 +45,8 @@ class Report:
     low_confidence  share of the structures' voxels whose class has a probability below 0.7
     intensity       clip limits, shift, scale and quartiles of this scan
     flags           what is odd about a structure's labels, e.g. that the scan's border cuts it
+    slices          how many the scan has on the model grid, how many were scored, and searched;
+                    why all were scored (full_because), else null: the others are background
     domain          whether it looks like the target scans of training; None if the card does not
                     describe them
     """
@@ -72,6 +74,7 @@ class Report:
     intensity: dict[str, float | tuple[float, ...]]
     flags: tuple[Flag, ...]
     domain: dict[str, bool | float | str] | None
+    slices: Mapping[str, int | str | None]
     total_seconds: float
     predicted_peak_mb: float
     slab: int
@@ -213,6 +216,12 @@ def _report(result: Result, written: Mapping[str, str], not_written: Mapping[str
         flags=tuple(flags_of(found.labels, card.structures)),
         domain=None if card.domain is None else asdict(likeness(found.intensity, card.domain)),
         seconds={name: round(s, 4) for name, s in {**found.seconds, **scan.clock.seconds}.items()},
+        slices={
+            "all": scan.stack.depth,
+            "scored": found.scored,
+            "searched": found.searched,
+            "full_because": found.full_because,
+        },
         total_seconds=round(time.perf_counter() - scan.began, 4),
         peak_memory_mb=None if peak is None else round(peak / 1e6, 1),
         predicted_peak_mb=round(result.plan.peak_bytes / 1e6, 1),

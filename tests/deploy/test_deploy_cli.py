@@ -68,7 +68,7 @@ def test_infer_prints_json_and_nothing_else_on_stdout(
         "spacing_mm", "volumes_ml", "seconds", "peak_memory_mb", "uncertainty", "scan_sha256",
         "asked", "flags", "low_confidence", "intensity", "domain", "total_seconds",
         "predicted_peak_mb", "slab", "batch", "dicom_seg", "written", "not_written",
-        "implausible",
+        "implausible", "slices",
     }  # fmt: skip
     assert report["labels"] == str(output)
     assert set(report["volumes_ml"]) == {"grey", "bright"}
