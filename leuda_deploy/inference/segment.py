@@ -49,6 +49,8 @@ class Segmentation:
             below 0.7, on the model grid.
         intensity: Clip limits and normalisation fitted to this scan, in scanner units.
         seconds: Busy wall seconds by part of the work; the parts overlap.
+        cleaned_ml: Millilitres of islands that were taken out of `labels`, by label value; None: it
+            was not asked for, or the model's card has no rules.
     """
 
     labels: NDArray[np.uint8]
@@ -56,6 +58,7 @@ class Segmentation:
     low_confidence: float
     intensity: Intensity
     seconds: dict[str, float]
+    cleaned_ml: dict[int, float] | None = None
 
 
 def segment(

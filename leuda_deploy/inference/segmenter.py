@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from leuda_deploy.engines.engine import Engine, EngineName, Float32
 from leuda_deploy.engines.open_engine import open_engine
 from leuda_deploy.errors import InputError
+from leuda_deploy.inference.clean_up import clean_up
 from leuda_deploy.inference.memory_plan import MemoryPlan, Workload, make_plan
 from leuda_deploy.inference.segment import Segmentation, segment
 from leuda_deploy.inference.settings import DEFAULT_SETTINGS, Settings
 from leuda_deploy.inference.slabs import Scoring
+from leuda_deploy.machine.clock import Clock
 from leuda_deploy.machine.memory import resident_bytes
 from leuda_deploy.machine.progress import Progress, no_progress
 from leuda_deploy.model.card import ModelCard
@@ -195,7 +197,14 @@ class Segmenter:
             probabilities=self.card.probabilities,
         )
         engine = self.engine_for(stack)
-        return segment(stack, engine, scoring, uncertainty=uncertainty, progress=progress)
+        found = segment(stack, engine, scoring, uncertainty=uncertainty, progress=progress)
+        rules = {s.value: s.anatomy.pieces for s in self.card.structures if s.anatomy}
+        if not (rules and self.settings.clean_up):
+            return found
+        clock = Clock()
+        with clock("clean up"):
+            taken = clean_up(found.labels, stack.voxel_spacing_mm, rules)
+        return replace(found, cleaned_ml=taken, seconds=found.seconds | clock.seconds)
 
     def engine_for(self, stack: Stack) -> Engine:
         """The engine that runs; where it is left to trials, the first scan decides."""
@@ -208,7 +217,12 @@ class Segmenter:
         Not what it came to here: another machine's choice for "auto" is as good an answer.
         """
         asked = self.settings
-        return {"engine": asked.engine, "precision": asked.precision, "mirror": asked.mirror}
+        return {
+            "engine": asked.engine,
+            "precision": asked.precision,
+            "mirror": asked.mirror,
+            "clean_up": asked.clean_up,
+        }
 
     @property
     def settled(self) -> bool:

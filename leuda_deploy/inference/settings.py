@@ -22,6 +22,7 @@ class Settings(EngineSettings):
         max_bytes: Peak memory that is never passed: a scan that needs more is refused first.
         max_gpu_bytes: The same for the GPU's memory.
         mirror: Average over mirrored windows, along the axes that the model's card allows.
+        clean_up: Take away islands, where the model's card says of which pieces structures consist.
 
     Raises:
         InputError: An engine that does not exist, or a limit on a GPU that the engine does not use.
@@ -31,6 +32,7 @@ class Settings(EngineSettings):
     batch: int | None = None
     max_bytes: int | None = None
     mirror: bool = False
+    clean_up: bool = True
 
     def __post_init__(self) -> None:
         known = ("auto", *get_args(EngineName))
