@@ -98,6 +98,14 @@ def infer(
     max_gpu_memory: Annotated[
         str | None, typer.Option(help="Most GPU memory to use.", rich_help_panel=ENGINE)
     ] = None,
+    clean_up: Annotated[
+        bool,
+        typer.Option(
+            "--clean-up/--no-clean-up",
+            help="Take away islands, by the rules in the model's card.",
+            rich_help_panel=RESULTS,
+        ),
+    ] = True,
     overlay: Annotated[
         bool,
         typer.Option(
@@ -179,6 +187,7 @@ def infer(
         max_gpu_bytes=parse_bytes(max_gpu_memory) if max_gpu_memory else None,
         mirror=mirror,
         search=search,
+        clean_up=clean_up,
     )
     wishes = Wishes(force=force, allow_partial=allow_partial)
     wanted = Wanted(output=output, uncertainty=uncertainty, dicom_seg=dicom_seg)

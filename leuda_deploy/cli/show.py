@@ -54,6 +54,8 @@ def show_report(report: Report, console: Console) -> None:
     if report.domain is not None:
         looks = "like" if report.domain["fits"] else "NOT like"
         lines.append(f"domain   {looks} the scans of training (z = {report.domain['z']})")
+    taken = {name: ml for name, ml in (report.cleaned_ml or {}).items() if ml}
+    lines += [f"cleaned  {ml:.1f} mL of islands of {name} taken away" for name, ml in taken.items()]
     lines += [f"flag     {flag.structure}: {flag.flag}" for flag in report.flags]
     if report.overlay:
         lines.append(f"look at  {report.overlay}")

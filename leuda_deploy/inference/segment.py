@@ -54,6 +54,8 @@ class Segmentation:
         searched: How many of them to find where there is something; None: every slice was scored.
         full_because: Why every slice was scored; None: it was not, or nobody says.
         seconds: Busy wall seconds by part of the work; the parts overlap.
+        cleaned_ml: Millilitres of islands that were taken out of `labels`, by label value; None: it
+            was not asked for, or the model's card has no rules.
     """
 
     labels: NDArray[np.uint8]
@@ -64,6 +66,7 @@ class Segmentation:
     scored: int
     searched: int | None = None
     full_because: FullBecause | None = None
+    cleaned_ml: dict[int, float] | None = None
 
 
 def segment(

@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from leuda_deploy.engines.engine import Engine, EngineName, Float32
 from leuda_deploy.engines.open_engine import open_engine
 from leuda_deploy.errors import InputError
+from leuda_deploy.inference.clean_up import clean_up
 from leuda_deploy.inference.find_first import Find, FullBecause, find_in
 from leuda_deploy.inference.memory_plan import MemoryPlan, Workload, make_plan
 from leuda_deploy.inference.segment import Segmentation, segment
 from leuda_deploy.inference.settings import DEFAULT_SETTINGS, Settings
 from leuda_deploy.inference.slabs import Scoring
+from leuda_deploy.machine.clock import Clock
 from leuda_deploy.machine.memory import resident_bytes
 from leuda_deploy.machine.progress import Progress, no_progress
 from leuda_deploy.model.card import ModelCard
@@ -201,7 +203,14 @@ class Segmenter:
         found = segment(
             stack, engine, scoring, find=find, uncertainty=uncertainty, progress=progress
         )
-        return replace(found, full_because=full_because)
+        found = replace(found, full_because=full_because)
+        rules = {s.value: s.anatomy.pieces for s in self.card.structures if s.anatomy}
+        if not (rules and self.settings.clean_up):
+            return found
+        clock = Clock()
+        with clock("clean up"):
+            taken = clean_up(found.labels, stack.voxel_spacing_mm, rules)
+        return replace(found, cleaned_ml=taken, seconds=found.seconds | clock.seconds)
 
     def find_for(
         self, stack: Stack, *, uncertainty: bool = False
@@ -236,6 +245,7 @@ class Segmenter:
             "engine": settings.engine,
             "precision": settings.precision,
             "mirror": settings.mirror,
+            "clean_up": settings.clean_up,
         }
         if settings.search != "auto":
             asked["search"] = settings.search

@@ -26,6 +26,7 @@ class Settings(EngineSettings):
         mirror: Average over mirrored windows, along the axes that the model's card allows.
         search: "auto" scores only slices that lie near something, where the model's card has the
             proof that this gives the same labels; "full" scores every slice.
+        clean_up: Take away islands, where the model's card says of which pieces structures consist.
 
     Raises:
         InputError: An engine that does not exist, or a limit on a GPU that the engine does not use.
@@ -36,6 +37,7 @@ class Settings(EngineSettings):
     max_bytes: int | None = None
     mirror: bool = False
     search: SearchChoice = "auto"
+    clean_up: bool = True
 
     def __post_init__(self) -> None:
         known = ("auto", *get_args(EngineName))

@@ -52,17 +52,44 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Pieces(_Part):
+    """What is kept of one structure by the clean-up.
+
+    largest_only  the largest piece alone
+    smallest_ml   else every piece of at least so many millilitres; the largest one in any case
+    """
+
+    largest_only: bool
+    smallest_ml: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+
+Millilitres = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Anatomy(_Part):
+    """What the training labels say of one structure.
+
+    pieces     of which pieces it may consist
+    volume_ml  smallest and largest, where it is whole; None: every training scan cuts it
+    """
+
+    pieces: Pieces
+    volume_ml: tuple[Millilitres, Millilitres] | None = None
+
+
 class Structure(_Part):
     """One class of the model.
 
-    name    of the structure
-    value   its class number, which it also has in the label files that are written
-    colour  red, green and blue in pictures
+    name     of the structure
+    value    its class number, which it also has in the label files that are written
+    colour   red, green and blue in pictures
+    anatomy  what the training labels say of it; None: not known, nothing is cleaned up or flagged
     """
 
     name: Text
     value: Annotated[int, Field(ge=1, le=255)]
     colour: tuple[Channel, Channel, Channel]
+    anatomy: Anatomy | None = None
 
 
 class Provenance(_Part):

@@ -173,7 +173,12 @@ def make_card(
 ) -> ModelCard:
     """The card of a run's product; the exporter fills in the checksum."""
     structures = tuple(
-        Structure(name=structure, value=value, colour=PALETTE[(value - 1) % len(PALETTE)])
+        Structure(
+            name=structure,
+            value=value,
+            colour=PALETTE[(value - 1) % len(PALETTE)],
+            anatomy=facts.anatomy.get(structure),
+        )
         for value, structure in enumerate(facts.structures, start=1)
     )
     provenance = Provenance(
@@ -221,6 +226,7 @@ def _test_dice(run: Path) -> dict[str, float] | None:
         summary = read_json(path, most=MAX_EVALUATION_BYTES).get("summary")
         if summary is None:
             return None
-        rows = summary["as_predicted"]["structures"]
+        # what the deployed model says: cleaned up, where the run knew how
+        rows = summary.get("cleaned_up", summary["as_predicted"])["structures"]
         found = {name: row["dice"] for name, row in rows.items() if row["dice"] is not None}
         return {name: round(dice, 4) for name, dice in found.items()} or None

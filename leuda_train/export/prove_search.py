@@ -91,8 +91,8 @@ def with_search(
     """
     if facts.extents_mm is None:
         raise ParityError(
-            "no search is proven: the run does not say how long its structures are; it was trained with an "
-            "earlier leuda",
+            "no search is proven: an earlier leuda trained the run, which does not say how long "
+            "its structures are",
             figure="search",
         )
     engine, card = reference_engine(model), model.card

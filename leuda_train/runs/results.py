@@ -20,6 +20,7 @@ from leuda_train.config.schema import TrainConfig
 from leuda_train.config.streams import Stream
 from leuda_train.config.tested import Feed
 from leuda_train.data.slices import Slices
+from leuda_train.evaluation.anatomy import cohort_anatomy
 from leuda_train.evaluation.held_out import HeldOut, oracle
 from leuda_train.evaluation.ranking import rank_correlation
 from leuda_train.export.extents import extents_mm
@@ -58,7 +59,10 @@ def evaluate_run(run: Run, trained: Trained) -> dict[str, Any]:
     if run.cohort.role("target test"):
         held_out = HeldOut(run.cohort, run.recipe, run.hardware)
         with run.show("test scans") as progress:
-            evaluation = held_out.evaluate(adapted.chosen, run.folder.predictions, progress)
+            rules = {n: part.pieces for n, part in cohort_anatomy(run.cohort, run.recipe).items()}
+            evaluation = held_out.evaluate(
+                adapted.chosen, run.folder.predictions, progress, clean_up=rules
+            )
             evaluation |= score_networks(run, trained, held_out, progress)
             if run.config.reports_oracle:
                 dice = evaluation["summary"]["as_predicted"]["mean"]["dice"]
@@ -136,6 +140,8 @@ def product_facts(run: Run, trained: Trained) -> ProductFacts:
     widths = config.unet.widths
     if config.distil is not None:
         widths = config.distil.widths(widths)
+    anatomy = cohort_anatomy(cohort, run.recipe)
+    name_of = {number: name for name, number in cohort.structures.items()}
     return ProductFacts(
         recipe=run.recipe,
         structures=tuple(cohort.structures),
@@ -154,6 +160,7 @@ def product_facts(run: Run, trained: Trained) -> ProductFacts:
         hardware=str(run.hardware),
         domain=profile_of(trained.slices.target_intensities),
         extents_mm=_extents_mm(run),
+        anatomy={name_of[number]: part for number, part in anatomy.items()},
     )
 
 
