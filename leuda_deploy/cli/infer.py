@@ -72,6 +72,14 @@ def infer(
             rich_help_panel=ENGINE,
         ),
     ] = None,
+    search: Annotated[
+        Literal["auto", "full"],
+        typer.Option(
+            help="auto: score a slice now and then, and all around what is found, where the "
+            "model's export proved that. full: every slice.",
+            rich_help_panel=ENGINE,
+        ),
+    ] = "auto",
     mirror: Annotated[
         bool,
         typer.Option(
@@ -90,6 +98,14 @@ def infer(
     max_gpu_memory: Annotated[
         str | None, typer.Option(help="Most GPU memory to use.", rich_help_panel=ENGINE)
     ] = None,
+    clean_up: Annotated[
+        bool,
+        typer.Option(
+            "--clean-up/--no-clean-up",
+            help="Take away islands, by the rules in the model's card.",
+            rich_help_panel=RESULTS,
+        ),
+    ] = True,
     overlay: Annotated[
         bool,
         typer.Option(
@@ -192,6 +208,8 @@ def infer(
         max_bytes=parse_bytes(max_memory) if max_memory else None,
         max_gpu_bytes=parse_bytes(max_gpu_memory) if max_gpu_memory else None,
         mirror=mirror,
+        search=search,
+        clean_up=clean_up,
     )
     wishes = Wishes(force=force, allow_partial=allow_partial, seg_type=seg_type)
     dicom = {"dicom_seg": dicom_seg, "dicom_sr": dicom_sr, "rtstruct": rtstruct}

@@ -2,106 +2,111 @@
 
 An organ is one piece, or a few large ones; a network that is unsure of a new scanner also finds
 small pieces far from it. What a structure may consist of is learnt from labels of the training
-scans, never from those of the scans to be segmented (`learn_clean_up`), and travels with the model.
+scans, never from those of the scans to be segmented, and travels with the model in its card.
+
+Pieces touch by face, edge or corner. They are found plane by plane, and joined where those of
+neighbouring planes touch, so no second volume is ever held.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Any
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 from scipy import ndimage
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from leuda_deploy.model.card import Pieces
 
 Labels = NDArray[np.integer[Any]]
 Spacing = tuple[float, float, float]
-
-SPECK = 0.01  # share of a structure's volume below which a training label's piece is a slip
-MARGIN = 0.5  # a piece may be this much smaller than the smallest one in the training labels
-
-
-class Pieces(BaseModel):
-    """What is kept of one structure.
-
-    largest_only  the largest piece alone
-    smallest_ml   else every piece of at least so many millilitres; the largest one in any case
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    largest_only: bool
-    smallest_ml: Annotated[float, Field(ge=0)] = 0.0
+Box = tuple[slice, ...]
+TOUCHING = np.ones((3, 3), dtype=bool)
 
 
-def clean_up(
-    labels: Labels, spacing_mm: Spacing, rules: Mapping[int, Pieces]
-) -> tuple[Labels, dict[int, float]]:
-    """Take away the pieces that the rules do not keep. Pieces touch by face, edge or corner.
+def clean_up(labels: Labels, spacing_mm: Spacing, rules: Mapping[int, Pieces]) -> dict[int, float]:
+    """Take away, in place, the pieces that the rules do not keep.
 
     Args:
-        labels: (X, Y, Z) class numbers.
+        labels: (X, Y, Z) class numbers; what is taken away becomes background.
         spacing_mm: Voxel size along the three axes.
         rules: Class number -> what is kept of it; classes without a rule stay as they are.
 
     Returns:
-        The labels, a copy with background where something was taken away; and per class with a
-        rule, the millilitres taken away.
+        Per class with a rule, the millilitres taken away.
     """
-    cleaned = labels.copy()
     voxel_ml = float(np.prod(spacing_mm)) / 1000.0
-    taken: dict[int, float] = {}
-    for number, rule in rules.items():
-        taken[number] = 0.0
-        for box, pieces, sizes in _pieces(labels, number):
-            largest = int(sizes.argmax())
-            keep = np.zeros(len(sizes), dtype=bool)
-            if not rule.largest_only:
-                keep = sizes * voxel_ml >= rule.smallest_ml
-            keep[largest] = True
-            gone = (pieces > 0) & ~np.concatenate([[True], keep])[pieces]
-            cleaned[box][gone] = 0
-            taken[number] = float(np.count_nonzero(gone)) * voxel_ml
-    return cleaned, taken
+    taken = dict.fromkeys(rules, 0.0)
+    for number, box in boxes_of(labels, rules):
+        part, rule = labels[box], rules[number]
+        sizes, names = _pieces(part, number)
+        keep = np.zeros(len(sizes), dtype=bool)
+        if not rule.largest_only:
+            keep = sizes * voxel_ml >= rule.smallest_ml
+        keep[sizes.argmax()] = True
+        if keep.all():
+            continue
+        for plane, (found, count) in enumerate(_planes(part, number)):
+            kept = np.concatenate([[True], keep[names[plane][:count]]])
+            part[..., plane][~kept[found]] = 0
+        taken[number] = float(sizes[~keep].sum()) * voxel_ml
+    return taken
 
 
-def learn_clean_up(
-    scans: Iterable[tuple[Labels, Spacing]], classes: Iterable[int]
-) -> dict[int, Pieces]:
-    """What each class consists of in the labels (X, Y, Z) of training scans.
-
-    A class that is one piece in all of them is kept as its largest piece; of one that comes in
-    several, pieces down to half of the smallest one seen are kept. Specks in a training label,
-    below one hundredth of the structure, are slips of the pen and count for nothing. A class that
-    no scan shows gets no rule.
-    """
-    classes = list(classes)
-    seen: dict[int, list[NDArray[np.float64]]] = {number: [] for number in classes}
-    for labels, spacing_mm in scans:
-        voxel_ml = float(np.prod(spacing_mm)) / 1000.0
-        for number in classes:
-            for _, _, sizes in _pieces(labels, number):
-                seen[number].append(sizes[sizes >= SPECK * sizes.sum()] * voxel_ml)
-    return {
-        number: Pieces(largest_only=True)
-        if all(len(sizes) == 1 for sizes in found)
-        else Pieces(
-            largest_only=False, smallest_ml=MARGIN * min(float(sizes.min()) for sizes in found)
-        )
-        for number, found in seen.items()
-        if found
-    }
+def boxes_of(labels: Labels, numbers: Mapping[int, Any]) -> Iterator[tuple[int, Box]]:
+    """Each of these classes that is there, and the smallest box around it."""
+    boxes = ndimage.find_objects(labels, max_label=max(numbers, default=1))
+    for number in sorted(numbers):
+        if (box := boxes[number - 1]) is not None:
+            yield number, box
 
 
-def _pieces(labels: Labels, number: int) -> list[tuple[Any, NDArray[Any], NDArray[np.int64]]]:
-    """The box around a class, its connected pieces in it (0 elsewhere), and their sizes in voxels.
+def piece_sizes(labels: Labels, number: int) -> NDArray[np.int64]:
+    """Voxels of each connected piece of a class in (X, Y, Z)."""
+    return _pieces(labels, number)[0]
 
-    Empty if the class is not there.
-    """
-    mask = labels == number
-    boxes = ndimage.find_objects(mask.astype(np.uint8))
-    if not boxes:
-        return []
-    pieces, _ = ndimage.label(mask[boxes[0]], structure=np.ones((3, 3, 3)))
-    return [(boxes[0], pieces, np.bincount(pieces.ravel())[1:])]
+
+def _planes(labels: Labels, number: int) -> Iterator[tuple[NDArray[np.int32], int]]:
+    """Each plane's own pieces, numbered from 1, and how many there are."""
+    for plane in np.moveaxis(labels, -1, 0):
+        found = np.zeros(plane.shape, dtype=np.int32)
+        yield found, ndimage.label(plane == number, structure=TOUCHING, output=found)
+
+
+def _pieces(labels: Labels, number: int) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
+    """Voxels of each piece, from piece 0; and by plane, which piece each of the plane's is of."""
+    counts, sizes, ones, others = [], [], [], []
+    before, first = np.zeros(labels.shape[:2], dtype=np.int32), 0
+    for found, count in _planes(labels, number):
+        sizes.append(np.bincount(found.ravel(), minlength=count + 1)[1:])
+        counts.append(count)
+        # a piece and one of the plane before touch where one, grown by a pixel, covers the other
+        for pair in _touching(before, found):
+            ones.append(pair[0] - 1 + first - counts[-2])
+            others.append(pair[1] - 1 + first)
+        before, first = found, first + count
+    edges = (np.concatenate([*ones, []]).astype(int), np.concatenate([*others, []]).astype(int))
+    graph = coo_array((np.ones(len(edges[0]), dtype=bool), edges), shape=(first, first))
+    total, piece = connected_components(graph, directed=False)
+    weights = np.concatenate(sizes)
+    joined = np.bincount(piece, weights=weights, minlength=total).astype(np.int64)
+    return joined, np.split(piece, np.cumsum(counts)[:-1])
+
+
+def _touching(
+    before: NDArray[np.int32], after: NDArray[np.int32]
+) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int32]]]:
+    """Numbers of pieces of two neighbouring planes that touch, for each of the nine directions."""
+    if not before.any() or not after.any():
+        return
+    padded = np.pad(before, 1)
+    for row in range(3):
+        for column in range(3):
+            shifted = padded[row : row + before.shape[0], column : column + before.shape[1]]
+            both = (shifted > 0) & (after > 0)
+            if both.any():
+                pairs = np.unique(np.stack([shifted[both], after[both]]), axis=1)
+                yield pairs[0], pairs[1]

@@ -17,20 +17,42 @@ class Flag:
     """What is odd about a structure. One that the border cuts is not whole, nor is its volume."""
 
     structure: str
-    flag: Literal["not found", "cut by the border of the scan"]
+    flag: Literal[
+        "not found",
+        "cut by the border of the scan",
+        "smaller than in the training labels",
+        "larger than in the training labels",
+    ]
 
 
-def flags_of(labels: NDArray[np.uint8], structures: Sequence[Structure]) -> list[Flag]:
-    """The flags of the labels (X, Y, Z), in the structures' order."""
+# how far outside the volumes of the training labels one is before it is odd: people differ
+MARGIN = 1.5
+
+
+def flags_of(
+    labels: NDArray[np.uint8], structures: Sequence[Structure], voxel_ml: float
+) -> list[Flag]:
+    """The flags of the labels (X, Y, Z), in the structures' order; voxel_ml is a voxel's volume."""
     ends = [np.unique(np.take(labels, end, axis=axis)) for axis in range(3) for end in (0, -1)]
     on_border = {value for end in ends for value in end.tolist()}
-    found = set(np.flatnonzero(_counts(labels)).tolist())
+    counts = _counts(labels)
     flags = []
     for structure in structures:
-        if structure.value not in found:
+        volume_ml = float(counts[structure.value]) * voxel_ml
+        if not volume_ml:
             flags.append(Flag(structure=structure.name, flag="not found"))
         elif structure.value in on_border:
             flags.append(Flag(structure=structure.name, flag="cut by the border of the scan"))
+        elif structure.anatomy is not None and structure.anatomy.volume_ml is not None:
+            smallest, largest = structure.anatomy.volume_ml
+            if volume_ml * MARGIN < smallest:
+                flags.append(
+                    Flag(structure=structure.name, flag="smaller than in the training labels")
+                )
+            elif volume_ml > largest * MARGIN:
+                flags.append(
+                    Flag(structure=structure.name, flag="larger than in the training labels")
+                )
     return flags
 
 

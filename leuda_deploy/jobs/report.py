@@ -41,10 +41,14 @@ class Report:
     total_seconds   end to end, from opening the scan to labels and picture written
     peak_memory_mb  of the process so far; None if the OS does not report it
     implausible     what is odd about the scan's geometry; volumes depend on it
-    asked           frame, engine, precision and mirror as they were asked for
+    asked           frame, engine, precision, mirror and clean-up as they were asked for
     low_confidence  share of the structures' voxels whose class has a probability below 0.7
     intensity       clip limits, shift, scale and quartiles of this scan
+    cleaned_ml      millilitres of islands that were taken away, by structure; None: none was looked
+                    for, as it was not asked for or the card has no rules
     flags           what is odd about a structure's labels, e.g. that the scan's border cuts it
+    slices          how many the scan has on the model grid, how many were scored, and searched;
+                    why all were scored (full_because), else null: the others are background
     domain          whether it looks like the target scans of training; None if the card does not
                     describe them
     """
@@ -72,8 +76,10 @@ class Report:
     asked: Mapping[str, object]
     low_confidence: float
     intensity: dict[str, float | tuple[float, ...]]
+    cleaned_ml: Mapping[str, float] | None
     flags: tuple[Flag, ...]
     domain: dict[str, bool | float | str] | None
+    slices: Mapping[str, int | str | None]
     total_seconds: float
     predicted_peak_mb: float
     slab: int
@@ -206,7 +212,7 @@ def _shown(result: Result) -> Shown:
         modality=card.modality,
         slice_axis=card.recipe.slice_axis,
         likeness=None if card.domain is None else likeness(found.intensity, card.domain),
-        flags=flags_of(found.labels, card.structures),
+        flags=flags_of(found.labels, card.structures, result.scan.stack.volume.voxel_ml),
     )
 
 
@@ -235,9 +241,18 @@ def _report(result: Result, written: Mapping[str, str], not_written: Mapping[str
         volumes_ml={name: round(volume_ml, 3) for name, volume_ml in millilitres.items()},
         low_confidence=round(found.low_confidence, 4),
         intensity=_rounded(found.intensity),
-        flags=tuple(flags_of(found.labels, card.structures)),
+        cleaned_ml=None
+        if (cleaned := found.cleaned_ml) is None
+        else {card.label_names[value]: round(ml, 3) for value, ml in cleaned.items()},
+        flags=tuple(flags_of(found.labels, card.structures, volume.voxel_ml)),
         domain=None if card.domain is None else asdict(likeness(found.intensity, card.domain)),
         seconds={name: round(s, 4) for name, s in {**found.seconds, **scan.clock.seconds}.items()},
+        slices={
+            "all": scan.stack.depth,
+            "scored": found.scored,
+            "searched": found.searched,
+            "full_because": found.full_because,
+        },
         total_seconds=round(time.perf_counter() - scan.began, 4),
         peak_memory_mb=None if peak is None else round(peak / 1e6, 1),
         predicted_peak_mb=round(result.plan.peak_bytes / 1e6, 1),

@@ -12,7 +12,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from leuda_deploy.errors import ModelError, describe, printable
 from leuda_deploy.machine.outside import parse_json
+from leuda_deploy.model.search import Search
 from leuda_deploy.model.tiling import Tiling
+from leuda_deploy.scans.dicom.rules import SeriesRules
 from leuda_deploy.scans.likeness import IntensityProfile
 from leuda_deploy.scans.recipe import Depth, Recipe
 
@@ -64,19 +66,46 @@ class Code(NamedTuple):
     meaning: Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_printable)]
 
 
+class Pieces(_Part):
+    """What is kept of one structure by the clean-up.
+
+    largest_only  the largest piece alone
+    smallest_ml   else every piece of at least so many millilitres; the largest one in any case
+    """
+
+    largest_only: bool
+    smallest_ml: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+
+Millilitres = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Anatomy(_Part):
+    """What the training labels say of one structure.
+
+    pieces     of which pieces it may consist
+    volume_ml  smallest and largest, where it is whole; None: every training scan cuts it
+    """
+
+    pieces: Pieces
+    volume_ml: tuple[Millilitres, Millilitres] | None = None
+
+
 class Structure(_Part):
     """One class of the model.
 
-    name    of the structure
-    value   its class number, which it also has in the label files that are written
-    colour  red, green and blue in pictures
-    code    what DICOM objects call it; none: they call it "Tissue", beside its name
+    name     of the structure
+    value    its class number, which it also has in the label files that are written
+    colour   red, green and blue in pictures
+    code     what DICOM objects call it; none: they call it "Tissue", beside its name
+    anatomy  what the training labels say of it; None: not known, nothing is cleaned up or flagged
     """
 
     name: Text
     value: Annotated[int, Field(ge=1, le=255)]
     colour: tuple[Channel, Channel, Channel]
     code: Code | None = None
+    anatomy: Anatomy | None = None
 
 
 class Provenance(_Part):
@@ -134,6 +163,8 @@ class ModelCard(_Part):
     domain  intensity profile of the target scans of training; None: not known
     tiling  how windows are laid, blended, mirrored and left out
     depth   of a 3D graph's windows; None: the graph is 2D
+    series  which DICOM series of a study the model is for
+    search  how few slices find all there is, where the export proved it; None: score every slice
     sha256  over graph, weights and card; see `model_file`
     """
 
@@ -148,6 +179,8 @@ class ModelCard(_Part):
     domain: IntensityProfile | None = None
     tiling: Tiling = Tiling()
     depth: Depth | None = None
+    series: SeriesRules = SeriesRules()
+    search: Search | None = None
     opset: Annotated[int, Field(ge=1)]
     licence: Lines
     provenance: Provenance

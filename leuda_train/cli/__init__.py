@@ -7,6 +7,7 @@ A module a command or two; each registers on the one `app`.
 # isort: off
 from leuda_deploy.cli import app, run
 from leuda_train.cli import data
+from leuda_train.cli import cohort
 from leuda_train.cli import train
 from leuda_train.cli import export
 from leuda_train.cli import evaluate
@@ -14,7 +15,7 @@ from leuda_train.cli import report
 from leuda_train.cli import demo
 # isort: on
 
-__all__ = ["app", "data", "demo", "evaluate", "export", "main", "report", "train"]
+__all__ = ["app", "cohort", "data", "demo", "evaluate", "export", "main", "report", "train"]
 
 
 def main() -> None:

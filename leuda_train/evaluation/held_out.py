@@ -6,15 +6,14 @@ The labels of the test scans are read here alone, when all that is trained and c
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leuda_deploy.inference.clean_up import Pieces, learn_clean_up
 from leuda_deploy.inference.segment import segment
 from leuda_deploy.machine.progress import Progress
-from leuda_deploy.scans.label_map import read_label_map
+from leuda_deploy.model.card import Pieces
 from leuda_deploy.scans.nifti import write_labels
 from leuda_deploy.scans.recipe import Recipe
 from leuda_deploy.scans.stack import Stack
@@ -37,7 +36,11 @@ class HeldOut:
     hardware: Hardware
 
     def evaluate(
-        self, network: DeployedNetwork, predictions: Path, progress: Progress
+        self,
+        network: DeployedNetwork,
+        predictions: Path,
+        progress: Progress,
+        clean_up: Mapping[int, Pieces] | None = None,
     ) -> dict[str, Any]:
         """Every test scan through the runtime's own pipeline, with the module as its engine.
 
@@ -63,20 +66,8 @@ class HeldOut:
             structures=self.cohort.structures,
             map_true=self.cohort.spec.class_of_raw("target"),
             spacing_mm=spacing_mm,
-            clean_up=self.clean_up_rules(),
+            clean_up=clean_up,
         )
-
-    def clean_up_rules(self) -> dict[int, Pieces]:
-        """Of which pieces each class consists in the labelled source scans. No target label."""
-        class_of_raw = self.cohort.spec.class_of_raw("source")
-        scans = []
-        for scan in self.cohort.role("source labelled"):
-            assert scan.label is not None
-            volume = read_volume(scan.image)
-            labels = read_label_map(scan.label, class_of_raw=class_of_raw, like=volume).labels
-            stack = Stack(volume, self.recipe, pixel_spacing_mm=scan.pixel_spacing_mm)
-            scans.append((labels, stack.voxel_spacing_mm))
-        return learn_clean_up(scans, self.cohort.structures.values())
 
     def score(self, network: DeployedNetwork, folder: Path, progress: Progress) -> Row:
         """Means over the structures, as predicted, and each structure's Dice; no labels are kept.

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from leuda_deploy.errors import InputError
-from leuda_deploy.inference.clean_up import Pieces
 from leuda_deploy.inference.clean_up import clean_up as keep_pieces
+from leuda_deploy.model.card import Pieces
 from leuda_deploy.scans.label_map import label_map_of, label_values
 from leuda_deploy.scans.nifti import read_label_names
 from leuda_deploy.scans.volume import Volume, read_volume
@@ -133,8 +133,8 @@ def _score_pair(
     }
     if clean_up is not None:
         rules = {number_of[label]: rule for label, rule in clean_up.items() if label in number_of}
-        cleaned, _ = keep_pieces(guess.labels, spacing_mm, rules)
-        scores[CLEANED_UP] = score_volume(cleaned, truth.labels, spacing_mm, numbers)
+        keep_pieces(guess.labels, spacing_mm, rules)
+        scores[CLEANED_UP] = score_volume(guess.labels, truth.labels, spacing_mm, numbers)
     return scores
 
 

@@ -12,13 +12,18 @@ from numpy.typing import NDArray
 from torch import nn
 
 from leuda_deploy.machine.progress import Progress
+from leuda_deploy.scans.label_map import read_label_map
 from leuda_deploy.scans.likeness import profile_of
+from leuda_deploy.scans.stack import Stack
+from leuda_deploy.scans.volume import read_volume
 from leuda_train.config.schema import TrainConfig
 from leuda_train.config.streams import Stream
 from leuda_train.config.tested import Feed
 from leuda_train.data.slices import Slices
+from leuda_train.evaluation.anatomy import cohort_anatomy
 from leuda_train.evaluation.held_out import HeldOut, oracle
 from leuda_train.evaluation.ranking import rank_correlation
+from leuda_train.export.extents import extents_mm
 from leuda_train.export.product_file import ProductFacts, save_product
 from leuda_train.networks.product import DeployedNetwork
 from leuda_train.objective.label_free import label_free_score
@@ -54,7 +59,10 @@ def evaluate_run(run: Run, trained: Trained) -> dict[str, Any]:
     if run.cohort.role("target test"):
         held_out = HeldOut(run.cohort, run.recipe, run.hardware)
         with run.show("test scans") as progress:
-            evaluation = held_out.evaluate(adapted.chosen, run.folder.predictions, progress)
+            rules = {n: part.pieces for n, part in cohort_anatomy(run.cohort, run.recipe).items()}
+            evaluation = held_out.evaluate(
+                adapted.chosen, run.folder.predictions, progress, clean_up=rules
+            )
             evaluation |= score_networks(run, trained, held_out, progress)
             if run.config.reports_oracle:
                 dice = evaluation["summary"]["as_predicted"]["mean"]["dice"]
@@ -132,6 +140,8 @@ def product_facts(run: Run, trained: Trained) -> ProductFacts:
     widths = config.unet.widths
     if config.distil is not None:
         widths = config.distil.widths(widths)
+    anatomy = cohort_anatomy(cohort, run.recipe)
+    name_of = {number: name for name, number in cohort.structures.items()}
     return ProductFacts(
         recipe=run.recipe,
         structures=tuple(cohort.structures),
@@ -150,7 +160,22 @@ def product_facts(run: Run, trained: Trained) -> ProductFacts:
         steps=_steps(adapted, config),
         hardware=str(run.hardware),
         domain=profile_of(trained.slices.target_intensities),
+        extents_mm=_extents_mm(run),
+        anatomy={name_of[number]: part for number, part in anatomy.items()},
     )
+
+
+def _extents_mm(run: Run) -> dict[str, float]:
+    """The smallest extent of each structure in the labelled source scans. No target label."""
+    cohort, stacks = run.cohort, []
+    for scan in cohort.role("source labelled"):
+        assert scan.label is not None
+        volume = read_volume(scan.image, voxels=False)
+        found = read_label_map(
+            scan.label, class_of_raw=cohort.spec.class_of_raw("source"), like=volume
+        )
+        stacks.append(Stack(found.volume, run.recipe, pixel_spacing_mm=scan.pixel_spacing_mm))
+    return extents_mm(stacks, cohort.structures)
 
 
 def _steps(adapted: Adapted, config: TrainConfig) -> int:

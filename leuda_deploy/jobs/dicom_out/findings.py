@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from leuda_deploy.errors import InputError
 from leuda_deploy.model.card import Code, ModelCard, Structure
 from leuda_deploy.scans.dicom import Series
+from leuda_deploy.scans.dicom.sources import DicomFile
 
 # type 2 of the modules of patient, study and frame of reference
 MAY_BE_EMPTY = (
@@ -78,6 +79,12 @@ class Findings:
             InputError: One lacks what an object that refers to it needs.
         """
         return [_with_what_is_needed(dataset) for dataset in self.series.datasets]
+
+    @cached_property
+    def dataset_of(self) -> dict[DicomFile, Any]:
+        """The data set of each file."""
+        files = dict.fromkeys(image.file for image in self.series.grid.images)
+        return dict(zip(files, self.datasets, strict=True))
 
     @property
     def described(self) -> tuple[Structure, ...]:

@@ -23,6 +23,7 @@ from leuda_deploy.jobs.dicom_out.findings import (
 )
 from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.model.card import Structure
+from leuda_deploy.scans.dicom.attributes import ImageFacts
 
 SERIES_NUMBER = 902
 STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"  # retired, and still what RTSTRUCT refers to a study by
@@ -113,13 +114,12 @@ def _with_holes(outer: Points, holes: list[Points]) -> Points:
     return outer
 
 
-def _in_patient(points: Points, dataset: Any) -> Points:
+def _in_patient(points: Points, image: ImageFacts) -> Points:
     """(column, row) of an image -> (x, y, z) in mm, LPS."""
-    orientation = np.array(dataset.ImageOrientationPatient, dtype=np.float64)
-    between_rows, between_columns = map(float, dataset.PixelSpacing)
-    corner = np.array(dataset.ImagePositionPatient, dtype=np.float64)
+    between_rows, between_columns = image.spacing_mm
     columns, rows = points[:, :1] * between_columns, points[:, 1:] * between_rows
-    placed: Points = corner + columns * orientation[:3] + rows * orientation[3:]
+    along_row, down_column = np.array(image.orientation[:3]), np.array(image.orientation[3:])
+    placed: Points = np.array(image.position_mm) + columns * along_row + rows * down_column
     return placed
 
 
@@ -128,13 +128,14 @@ def _contours(number: int, structure: Structure, findings: Findings) -> Any:
     from pydicom.sequence import Sequence
 
     found = []
-    for k, dataset in enumerate(findings.datasets):
-        for line in outlines(np.equal(findings.labels[:, :, k].T, structure.value)):
+    slices = findings.series.on_slices(findings.labels)
+    for k, image in enumerate(findings.series.grid.images):
+        for line in outlines(np.equal(slices[:, :, k].T, structure.value)):
             contour = Dataset()
-            contour.ContourImageSequence = Sequence([_reference(dataset)])
+            contour.ContourImageSequence = Sequence([_reference(image, findings)])
             contour.ContourGeometricType = "CLOSED_PLANAR"
             contour.NumberOfContourPoints = len(line)
-            placed = _in_patient(line, dataset).ravel()
+            placed = _in_patient(line, image).ravel()
             contour.ContourData = [f"{value:.4f}" for value in placed.tolist()]
             found.append(contour)
     made = Dataset()
@@ -179,7 +180,9 @@ def _referenced(findings: Findings) -> Any:
     source = findings.datasets[0]
     series = Dataset()
     series.SeriesInstanceUID = source.SeriesInstanceUID
-    series.ContourImageSequence = Sequence([_reference(each) for each in findings.datasets])
+    series.ContourImageSequence = Sequence(
+        [_reference(image, findings) for image in findings.series.grid.images]
+    )
     study = Dataset()
     study.ReferencedSOPClassUID = STUDY_CLASS
     study.ReferencedSOPInstanceUID = source.StudyInstanceUID
@@ -190,10 +193,13 @@ def _referenced(findings: Findings) -> Any:
     return frame
 
 
-def _reference(dataset: Any) -> Any:
+def _reference(image: ImageFacts, findings: Findings) -> Any:
     from pydicom.dataset import Dataset
 
+    dataset = findings.dataset_of[image.file]
     made = Dataset()
+    if image.frame is not None:
+        made.ReferencedFrameNumber = image.frame + 1
     made.ReferencedSOPClassUID = dataset.SOPClassUID
     made.ReferencedSOPInstanceUID = dataset.SOPInstanceUID
     return made

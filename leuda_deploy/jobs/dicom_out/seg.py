@@ -63,16 +63,16 @@ def write_seg(path: Path, findings: Findings, kind: SegType = "binary") -> Any:
 
 
 def _pixels(findings: Findings) -> dict[str, Any]:
-    """Segment numbers (slices, rows, columns); of an empty result one slice, with its place."""
+    """Segment numbers (frames, rows, columns); of an empty result one frame, with its place."""
     import highdicom
 
-    numbers = renumbered(findings).T
     if findings.found:
-        return {"pixel_array": np.ascontiguousarray(numbers)}
-    middle = findings.datasets[len(findings.datasets) // 2]
-    place = highdicom.PlanePositionSequence("PATIENT", middle.ImagePositionPatient)
+        return {"pixel_array": findings.series.on_frames(renumbered(findings))}
+    grid = findings.series.grid
+    middle = grid.images[len(grid.images) // 2]
+    place = highdicom.PlanePositionSequence("PATIENT", middle.position_mm)
     return {
-        "pixel_array": np.zeros((1, *numbers.shape[1:]), np.uint8),
+        "pixel_array": np.zeros((1, middle.rows, middle.columns), np.uint8),
         "plane_positions": [place],
         "omit_empty_frames": False,
     }

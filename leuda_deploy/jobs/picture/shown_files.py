@@ -50,5 +50,5 @@ def read_shown(scan: Path, labels: Path | None, modality: str = "") -> Shown:
         labels=found,
         structures=structures,
         modality=modality,
-        flags=flags_of(found, structures),
+        flags=flags_of(found, structures, volume.voxel_ml),
     )

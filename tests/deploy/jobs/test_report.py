@@ -9,13 +9,15 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from support.makers import MakeModel
+from support.makers import MakeModel, make_card
 
 from leuda_deploy.errors import InputError
 from leuda_deploy.inference.segmenter import Segmenter
 from leuda_deploy.inference.settings import Settings
 from leuda_deploy.jobs.find_jobs import Job
+from leuda_deploy.jobs.flags import Flag
 from leuda_deploy.jobs.run_jobs import run_job
+from leuda_deploy.model.card import Anatomy, Pieces
 from leuda_deploy.scans.nifti import read_label_names
 
 
@@ -49,3 +51,26 @@ def test_scan_is_never_replaced_by_its_labels(scan_file: Path, segmenter: Segmen
     with pytest.raises(InputError):
         run_job(Job(scan=scan_file, output=scan_file), segmenter)
     assert scan_file.read_bytes() == before
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_islands_are_taken_away_as_the_card_says_and_reported(
+    make_model: MakeModel, tmp_path: Path, asked: bool
+) -> None:
+    scan = np.zeros((20, 20, 6), np.int16)
+    scan[2:10, 2:10, 1:5], scan[15, 15, 3], scan[18, 2, 2] = 1000, 1000, 500
+    nib.save(nib.Nifti1Image(scan, np.diag([2.0, 2.0, 5.0, 1.0])), tmp_path / "scan.nii.gz")
+    known = Anatomy(pieces=Pieces(largest_only=True), volume_ml=(9.0, 12.0))
+    bare = make_card().structures
+    structures = (bare[0], bare[1].model_copy(update={"anatomy": known}))
+    model = make_model(tmp_path / "model", structures=structures)
+    segmenter = Segmenter(model, Settings(threads=1, clean_up=asked))
+    report = run_job(Job(scan=tmp_path / "scan.nii.gz", output=tmp_path / "l.nii.gz"), segmenter)
+    labels = np.asarray(nib.load(report.labels).dataobj)
+    assert labels[15, 15, 3] == (0 if asked else 2)
+    assert labels[5, 5, 3] == 2
+    assert labels[18, 2, 2] == 1  # it has no rule
+    assert report.cleaned_ml == ({"bright": pytest.approx(0.02)} if asked else None)
+    assert report.asked["clean_up"] is asked
+    # 5.12 mL where training labels have at least 9
+    assert Flag(structure="bright", flag="smaller than in the training labels") in report.flags

@@ -130,7 +130,7 @@ def test_what_was_done_otherwise_is_done_again(
     assert skipped("1", engine="auto")  # whatever it chose was what was asked for
     said = json.loads(report.read_text())
     assert said.pop("asked") == {
-        "engine": "auto", "precision": "auto", "mirror": False, "frame": 1,
+        "engine": "auto", "precision": "auto", "mirror": False, "clean_up": True, "frame": 1,
     }  # fmt: skip
     report.write_text(json.dumps(said))  # as an earlier leuda wrote it
     assert not skipped("1", engine="auto")

@@ -161,11 +161,11 @@ def test_windows_show_the_organs(make_volume: MakeVolume) -> None:
 
 def test_flags_are_facts_about_structures(make_card: MakeCard) -> None:
     labels = np.zeros((6, 6, 6), np.uint8)
-    assert flags_of(labels, STRUCTURES) == [
+    assert flags_of(labels, STRUCTURES, 0.001) == [
         Flag(structure=name, flag="not found") for name in ("a", "b")
     ]
     labels[2:4, 2:4, 2:4], labels[5, 1, 1] = 1, 2
-    assert flags_of(labels, STRUCTURES) == [
+    assert flags_of(labels, STRUCTURES, 0.001) == [
         Flag(structure="b", flag="cut by the border of the scan")
     ]
 

@@ -1,4 +1,4 @@
-"""MS-CMRSeg 2019 (short-axis bSSFP and LGE of the same patients) -> Benchmark, cardiac.
+"""MS-CMRSeg 2019 (short-axis bSSFP and LGE of the same patients) -> CohortPlan, cardiac.
 
 Data: Zhuang, TPAMI 41(12), 2019; Wu and Zhuang, TMI 2021. Patient N is one person in both folders,
 so every split is by patient. bSSFP has labels for patients 1 to 25, LGE for 26 to 30 alone.
@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from leuda_deploy.machine.progress import Progress
-from leuda_train.data.public import codes
-from leuda_train.data.public.anatomy import Rule, check_all, check_same_side
-from leuda_train.data.public.benchmark import Benchmark, Pair, Side, need, take_labelled
+from leuda_train.data.layouts.anatomy import Rule, check_all, check_same_side
+from leuda_train.data.layouts.benchmark import HEART_CODES, need, snomed, take_labelled
+from leuda_train.data.layouts.cohort_plan import CohortPlan, Pair, Side
 
 LAYOUT = (
     "MS-CMRSeg: bssfp/patient1_C0.nii.gz and bssfp/patient1_C0_manual.nii.gz (patients 1 to 25), "
@@ -36,7 +36,7 @@ def plan(
     direction: str,
     labelled: str | None,
     progress: Progress,
-) -> Benchmark:
+) -> CohortPlan:
     """Find and check the volumes. root absolute; direction one of DIRECTIONS. Raises InputError."""
     bssfp = {n: _pair(root, "bssfp", n, "C0") for n in BSSFP}
     lge = {n: _pair(root, "lge", n, "LGE") for n in (*LGE_WITHOUT_LABELS, *LGE_WITH_LABELS)}
@@ -49,11 +49,11 @@ def plan(
     # a quarter of the 25 source volumes would be 6; the first four are this project's 4-shot list
     few = take_labelled(BSSFP if forward else LGE_WITH_LABELS, labelled or "4")
     source, target = _forward(bssfp, lge, few) if forward else _reverse(bssfp, lge, few)
-    return Benchmark(
+    return CohortPlan(
         name=f"mscmr-{direction}-{len(few)}-shot",
         about=_about(direction, few),
         classes=CLASSES,
-        codes=codes.snomed(codes.HEART, CLASSES),
+        codes=snomed(HEART_CODES, CLASSES),
         background=(),
         axis="array-2",  # double-oblique affines, mixed axis codes; slices are axis 2 in all
         spacing_mm=SPACING_MM,

@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from leuda_deploy.errors import InputError
 from leuda_deploy.scans.dicom import read_series
 from leuda_deploy.scans.nifti import write_scan
-from leuda_train.data.public.benchmark import Pair
+from leuda_train.data.layouts.cohort_plan import Pair
 
 # Grey values of the PNG labels, as (above, up to), and what each stands for; the ranges are CHAOS's
 # own. In the released files each organ has the value that it is given here.

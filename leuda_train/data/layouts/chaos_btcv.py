@@ -1,4 +1,4 @@
-"""CHAOS T2-SPIR (20 MR) and BTCV (30 CT), unpaired -> Benchmark, abdominal.
+"""CHAOS T2-SPIR (20 MR) and BTCV (30 CT), unpaired -> CohortPlan, abdominal.
 
 Data: Kavur et al., Med. Image Anal. 69, 2021; Landman et al., MICCAI 2015 "Beyond the Cranial
 Vault". The test ids are those of the papers. CHAOS is converted to NIfTI beside cohort.toml, in
@@ -10,16 +10,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from leuda_deploy.machine.progress import Progress
-from leuda_train.data.public import codes
-from leuda_train.data.public.anatomy import Rule, check_anatomy
-from leuda_train.data.public.benchmark import (
-    Benchmark,
-    Pair,
+from leuda_train.data.layouts.anatomy import Rule, check_anatomy
+from leuda_train.data.layouts.benchmark import (
+    ORGAN_CODES,
     need,
+    snomed,
     take_labelled,
     unpaired_sides,
 )
-from leuda_train.data.public.chaos import convert
+from leuda_train.data.layouts.chaos import convert
+from leuda_train.data.layouts.cohort_plan import CohortPlan, Pair
 
 LAYOUT = (
     "CHAOS: MR/1/T2SPIR/DICOM_anon/*.dcm and MR/1/T2SPIR/Ground/*.png, and BTCV: "
@@ -61,7 +61,7 @@ def plan(
     direction: str,
     labelled: str | None,
     progress: Progress,
-) -> Benchmark:
+) -> CohortPlan:
     """Find, convert and check the volumes. root and out absolute; CHAOS is converted under `out`.
 
     direction is one of DIRECTIONS. Raises InputError, and MissingExtraError without pydicom.
@@ -78,7 +78,7 @@ def plan(
             done += 1
             progress(done, total, pair.label.name)
     sides = unpaired_sides(scans, TEST, few, source, target)
-    return Benchmark(
+    return CohortPlan(
         name=f"chaos-btcv-{direction}-{len(few)}-labelled",
         about=(
             f"CHAOS T2-SPIR and BTCV, abdominal {direction}. The modalities are of different",
@@ -90,7 +90,7 @@ def plan(
             organ: {"source": value, "target": ORGANS[target][organ]}
             for organ, value in ORGANS[source].items()
         },
-        codes=codes.snomed(codes.ORGANS, ORGANS[source]),
+        codes=snomed(ORGAN_CODES, ORGANS[source]),
         background={"source": OTHERS[source], "target": OTHERS[target]},
         axis="superior",
         spacing_mm=SPACING_MM,

@@ -1,4 +1,4 @@
-"""MM-WHS 2017 (20 MR, 20 CT, unpaired) -> Benchmark, cardiac.
+"""MM-WHS 2017 (20 MR, 20 CT, unpaired) -> CohortPlan, cardiac.
 
 Data: Zhuang and Shen, Med. Image Anal. 31, 2016; Zhuang et al., Med. Image Anal. 58, 2019. The test
 ids are those of SIFA (Chen et al., TMI 2020), which the later papers keep.
@@ -9,16 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from leuda_deploy.machine.progress import Progress
-from leuda_train.data.public import codes
-from leuda_train.data.public.anatomy import Rule, check_all
-from leuda_train.data.public.benchmark import (
-    Benchmark,
-    Pair,
-    Value,
+from leuda_train.data.layouts.anatomy import Rule, check_all
+from leuda_train.data.layouts.benchmark import (
+    HEART_CODES,
     need,
+    snomed,
     take_labelled,
     unpaired_sides,
 )
+from leuda_train.data.layouts.cohort_plan import CohortPlan, Pair, Value
 
 LAYOUT = (
     "MM-WHS 2017: mr_train/mr_train_1001_image.nii.gz, mr_train/mr_train_1001_label.nii.gz, "
@@ -58,7 +57,7 @@ def plan(
     direction: str,
     labelled: str | None,
     progress: Progress,
-) -> Benchmark:
+) -> CohortPlan:
     """Find and check the volumes. root absolute; direction one of DIRECTIONS. Raises InputError."""
     source, target = direction.split("-to-")
     scans = {modality: _scans(root, modality) for modality in (source, target)}
@@ -67,7 +66,7 @@ def plan(
     need([*every, *(p.image for pairs in scans.values() for p in pairs.values())], root, LAYOUT)
     check_all(every, VALUES, RULES, progress)
     sides = unpaired_sides(scans, TEST, few, source, target)
-    return Benchmark(
+    return CohortPlan(
         name=f"mmwhs-{direction}-{len(few)}-shot",
         about=(
             f"MM-WHS 2017, cardiac {direction}. The two modalities are of different patients.",
@@ -77,7 +76,7 @@ def plan(
             "421 in one released label file is a slip for 420.",
         ),
         classes=CLASSES,
-        codes=codes.snomed(codes.HEART, CLASSES),
+        codes=snomed(HEART_CODES, CLASSES),
         background=BACKGROUND,
         axis="anterior",
         spacing_mm=SPACING_MM,

@@ -1,10 +1,14 @@
-"""raw download of a public benchmark -> cohort.toml, kept only if every check passes.
+"""what lies on a disk -> cohort.toml, kept only if every check passes.
 
 mmwhs.py       MM-WHS 2017: cardiac MR and CT
 chaos_btcv.py  CHAOS T2-SPIR MR and BTCV CT: abdominal   (chaos.py: its DICOM series -> NIfTI)
 mscmr.py       MS-CMRSeg 2019: cardiac bSSFP and LGE MR
-benchmark.py   what the three have in common, and the file that is written
+benchmark.py   what these three public benchmarks have in common
 anatomy.py     labels whose organs lie where no patient has them: an array flipped on its affine
+nnunet.py      two datasets of nnU-Net, source and target
+folders.py     any folders, by glob
+found.py       what these two have in common: who is test, and what the scans themselves say
+cohort_plan.py which scan plays which role, and the file that is written
 """
 
 from __future__ import annotations
@@ -12,11 +16,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from leuda_deploy.errors import InputError
-from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.machine.progress import Progress, no_progress
-from leuda_train.data.cohort import read_cohort
-from leuda_train.data.public import chaos_btcv, mmwhs, mscmr
-from leuda_train.data.public.benchmark import Benchmark, PublicData, cohort_toml
+from leuda_train.data.layouts import chaos_btcv, mmwhs, mscmr
+from leuda_train.data.layouts.benchmark import PublicData
+from leuda_train.data.layouts.cohort_plan import CohortPlan, check_free, write_plan
 
 BENCHMARKS: dict[str, PublicData] = {"mmwhs": mmwhs, "chaos-btcv": chaos_btcv, "mscmr": mscmr}
 
@@ -29,7 +32,7 @@ def write_benchmark(
     direction: str | None = None,
     labelled: str | None = None,
     progress: Progress = no_progress,
-) -> Benchmark:
+) -> CohortPlan:
     """Write the cohort.toml of a benchmark whose download lies under `root` as `out`.
 
     direction  SOURCE-to-TARGET; without it, the benchmark's first
@@ -43,15 +46,11 @@ def write_benchmark(
     module = BENCHMARKS[name]
     if not root.is_dir():
         raise InputError(f"no such folder: {root}; expected {module.LAYOUT}")
-    if out.exists():
-        raise InputError(f"{out} exists; remove it, or name another file with -o")
+    check_free(out)
     directions = module.DIRECTIONS
     direction = direction or directions[0]
     if direction not in directions:
         raise InputError(f"{name} goes {' or '.join(directions)}, not {direction!r}")
-    benchmark = module.plan(root.resolve(), out.resolve().parent, direction, labelled, progress)
-    with atomic_path(out) as temporary:
-        # beside its final place, so that the relative paths in it can be read
-        temporary.write_text(cohort_toml(benchmark, out.resolve().parent), encoding="utf-8")
-        read_cohort(temporary)
-    return benchmark
+    plan = module.plan(root.resolve(), out.resolve().parent, direction, labelled, progress)
+    write_plan(plan, out)
+    return plan
