@@ -7,6 +7,7 @@ from pathlib import Path
 
 from leuda_deploy.errors import InputError, ScanError
 from leuda_deploy.jobs.find_jobs import Job, find_jobs, is_series, stem, with_frames
+from leuda_deploy.scans.dicom.rules import NO_CHOICE, SeriesChoice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,9 +20,16 @@ class Wanted:
 
 
 def jobs_of(
-    scan: Path, wanted: Wanted, *, shard: str = "1/1", frames: str | None = None
+    scan: Path,
+    wanted: Wanted,
+    *,
+    shard: str = "1/1",
+    frames: str | None = None,
+    series: SeriesChoice = NO_CHOICE,
 ) -> tuple[list[Job], bool]:
     """What is to be done, and whether it is one scan alone. See `find_jobs`.
+
+    A folder of which a series is named is one study.
 
     Raises:
         InputError: There is no such scan, or it is none.
@@ -30,7 +38,7 @@ def jobs_of(
         raise ScanError("missing", f"no such scan or folder: {scan}")
     if scan.suffix.lower() in (".onnx", ".engine"):
         raise InputError(f"{scan} is a model, not a scan: leuda infer SCAN --model {scan}")
-    if scan.is_dir() and not is_series(scan):
+    if scan.is_dir() and series.wanted is None and not is_series(scan):
         jobs = find_jobs(
             scan,
             wanted.output or Path(),
@@ -38,6 +46,7 @@ def jobs_of(
             uncertainty=wanted.uncertainty,
             dicom_seg=wanted.dicom_seg,
             frames=frames,
+            series=series,
         )
         return jobs, False
     name = stem(scan)
@@ -48,7 +57,7 @@ def jobs_of(
         uncertainty=_in_folder(wanted.uncertainty, f"{name}_uncertainty.nii.gz"),
         seg=_in_folder(wanted.dicom_seg, f"{name}_seg.dcm"),
     )
-    jobs = with_frames(job, frames)
+    jobs = with_frames(job, frames, series)
     return jobs, len(jobs) == 1
 
 
