@@ -72,6 +72,14 @@ def infer(
             rich_help_panel=ENGINE,
         ),
     ] = None,
+    search: Annotated[
+        Literal["auto", "full"],
+        typer.Option(
+            help="auto: score a slice now and then, and all around what is found, where the "
+            "model's export proved that. full: every slice.",
+            rich_help_panel=ENGINE,
+        ),
+    ] = "auto",
     mirror: Annotated[
         bool,
         typer.Option(
@@ -178,6 +186,7 @@ def infer(
         max_bytes=parse_bytes(max_memory) if max_memory else None,
         max_gpu_bytes=parse_bytes(max_gpu_memory) if max_gpu_memory else None,
         mirror=mirror,
+        search=search,
         clean_up=clean_up,
     )
     wishes = Wishes(force=force, allow_partial=allow_partial)

@@ -47,6 +47,8 @@ class Report:
     cleaned_ml      millilitres of islands that were taken away, by structure; None: none was looked
                     for, as it was not asked for or the card has no rules
     flags           what is odd about a structure's labels, e.g. that the scan's border cuts it
+    slices          how many the scan has on the model grid, how many were scored, and searched;
+                    why all were scored (full_because), else null: the others are background
     domain          whether it looks like the target scans of training; None if the card does not
                     describe them
     """
@@ -75,6 +77,7 @@ class Report:
     cleaned_ml: Mapping[str, float] | None
     flags: tuple[Flag, ...]
     domain: dict[str, bool | float | str] | None
+    slices: Mapping[str, int | str | None]
     total_seconds: float
     predicted_peak_mb: float
     slab: int
@@ -219,6 +222,12 @@ def _report(result: Result, written: Mapping[str, str], not_written: Mapping[str
         flags=tuple(flags_of(found.labels, card.structures, volume.voxel_ml)),
         domain=None if card.domain is None else asdict(likeness(found.intensity, card.domain)),
         seconds={name: round(s, 4) for name, s in {**found.seconds, **scan.clock.seconds}.items()},
+        slices={
+            "all": scan.stack.depth,
+            "scored": found.scored,
+            "searched": found.searched,
+            "full_because": found.full_because,
+        },
         total_seconds=round(time.perf_counter() - scan.began, 4),
         peak_memory_mb=None if peak is None else round(peak / 1e6, 1),
         predicted_peak_mb=round(result.plan.peak_bytes / 1e6, 1),

@@ -44,6 +44,7 @@ class ProductFacts(BaseModel):
     steps: int
     hardware: str
     domain: IntensityProfile | None = None  # a run from before it was kept has none
+    extents_mm: dict[str, float] | None = None  # the same; see prove_search.py
     anatomy: dict[str, Anatomy] = {}  # by structure; the same
 
 
