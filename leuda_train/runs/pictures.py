@@ -67,7 +67,8 @@ def draw_run(path: Path, translated: TranslatedSets, history: list[Row]) -> None
     }
     trained = {title: rows for title, rows in histories.items() if rows}
     shares = [row for row in history if any(term.startswith(SHARE) for term in row)]
-    panels = below.subplots(1, len(trained) + bool(shares), squeeze=False)[0]
+    count = len(trained) + bool(shares)  # none before the first steps are logged
+    panels = [*below.subplots(1, count, squeeze=False)[0]] if count else []
     for axis, (title, rows) in zip(panels, trained.items(), strict=False):
         draw_curves(axis, title, rows)
     if shares:
