@@ -62,7 +62,10 @@ def infer(
         ),
     ] = "auto",
     threads: Annotated[
-        int | None, typer.Option(help="CPU threads. Default: all.", min=1, rich_help_panel=ENGINE)
+        int | None,
+        typer.Option(
+            help="CPU threads. Default: the cores that it may use.", min=1, rich_help_panel=ENGINE
+        ),
     ] = None,
     batch: Annotated[
         int | None,

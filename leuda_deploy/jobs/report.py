@@ -47,6 +47,7 @@ class Report:
     cleaned_ml      millilitres of islands that were taken away, by structure; None: none was looked
                     for, as it was not asked for or the card has no rules
     flags           what is odd about a structure's labels, e.g. that the scan's border cuts it
+    threads         CPU threads that the engine computed on; None: a GPU did
     slices          how many the scan has on the model grid, how many were scored, and searched;
                     why all were scored (full_because), else null: the others are background
     domain          whether it looks like the target scans of training; None if the card does not
@@ -78,6 +79,7 @@ class Report:
     flags: tuple[Flag, ...]
     domain: dict[str, bool | float | str] | None
     slices: Mapping[str, int | str | None]
+    threads: int | None
     total_seconds: float
     predicted_peak_mb: float
     slab: int
@@ -210,6 +212,7 @@ def _report(result: Result, written: Mapping[str, str], not_written: Mapping[str
         implausible=list(scan.implausible),
         asked=scan.asked,
         engine=result.engine.description,
+        threads=result.engine.threads,
         feed=card.feed,
         shape=volume.shape,
         spacing_mm=tuple(round(size, 4) for size in volume.spacing_mm),

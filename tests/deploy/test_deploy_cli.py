@@ -68,7 +68,7 @@ def test_infer_prints_json_and_nothing_else_on_stdout(
         "spacing_mm", "volumes_ml", "seconds", "peak_memory_mb", "uncertainty", "scan_sha256",
         "asked", "flags", "low_confidence", "intensity", "domain", "total_seconds",
         "predicted_peak_mb", "slab", "batch", "dicom_seg", "written", "not_written",
-        "implausible", "slices", "cleaned_ml",
+        "implausible", "slices", "cleaned_ml", "threads",
     }  # fmt: skip
     assert report["labels"] == str(output)
     assert set(report["volumes_ml"]) == {"grey", "bright"}
@@ -209,6 +209,7 @@ def test_brackets_in_names_are_shown_as_they_are() -> None:
         total_seconds=1.0,
         predicted_peak_mb=2.0,
         cleaned_ml=None,
+        threads=2,
         slices={"all": 9, "scored": 4, "searched": 2, "full_because": None},
         slab=1,
         batch=1,
