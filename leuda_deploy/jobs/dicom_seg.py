@@ -62,7 +62,7 @@ def write_dicom_seg(path: Path, labels: NDArray[np.uint8], series: Series, card:
     ]
     seg = highdicom.seg.Segmentation(
         source_images=datasets,
-        pixel_array=np.ascontiguousarray(labels.T),  # (slices, rows, columns)
+        pixel_array=series.on_frames(labels),
         segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=segments,
         series_instance_uid=generate_uid(),

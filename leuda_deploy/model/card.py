@@ -14,6 +14,7 @@ from leuda_deploy.errors import ModelError, describe, printable
 from leuda_deploy.machine.outside import parse_json
 from leuda_deploy.model.search import Search
 from leuda_deploy.model.tiling import Tiling
+from leuda_deploy.scans.dicom.rules import SeriesRules
 from leuda_deploy.scans.likeness import IntensityProfile
 from leuda_deploy.scans.recipe import Depth, Recipe
 
@@ -147,6 +148,7 @@ class ModelCard(_Part):
     domain  intensity profile of the target scans of training; None: not known
     tiling  how windows are laid, blended, mirrored and left out
     depth   of a 3D graph's windows; None: the graph is 2D
+    series  which DICOM series of a study the model is for
     search  how few slices find all there is, where the export proved it; None: score every slice
     sha256  over graph, weights and card; see `model_file`
     """
@@ -162,6 +164,7 @@ class ModelCard(_Part):
     domain: IntensityProfile | None = None
     tiling: Tiling = Tiling()
     depth: Depth | None = None
+    series: SeriesRules = SeriesRules()
     search: Search | None = None
     opset: Annotated[int, Field(ge=1)]
     licence: Lines
