@@ -118,6 +118,8 @@ def verified_lines(found: Verified, export: Path) -> list[str]:
         f"         {found.content_sha256} (graph, weights and card)",
         f"machine  {found.gpu or 'no NVIDIA GPU'}",
     ]
+    if found.uncoded:
+        lines.append(f'codes    none for {", ".join(found.uncoded)}: DICOM calls that "Tissue"')
     if found.signed_by is not None:
         lines.append(f"signed   with the key of {found.signed_by}")
     for engine in found.engines:
