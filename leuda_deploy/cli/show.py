@@ -40,7 +40,7 @@ def show_report(report: Report, console: Console) -> None:
     stages = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in report.seconds.items())
     lines = [
         f"labels   {report.labels}",
-        f"engine   {report.engine}",
+        f"engine   {report.engine}{_threads(report)}",
         f"model    {report.model} (sha256 {report.model_sha256[:12]}, feed {report.feed})",
         f"time     {report.total_seconds:.2f} s; by stage, overlapping: {stages}",
     ]
@@ -62,6 +62,10 @@ def show_report(report: Report, console: Console) -> None:
         lines.append(f"look at  {report.overlay}")
     # markup off: rich would read "[x]" in a path or a name as its own
     console.print("\n".join(map(_shown, lines)), soft_wrap=True, highlight=False, markup=False)
+
+
+def _threads(report: Report) -> str:
+    return "" if report.threads is None else f" on {report.threads} threads"
 
 
 def _slices_line(report: Report) -> str:
@@ -139,6 +143,8 @@ def verified_lines(found: Verified, export: Path) -> list[str]:
         f"         {found.content_sha256} (graph, weights and card)",
         f"machine  {found.gpu or 'no NVIDIA GPU'}",
     ]
+    if found.uncoded:
+        lines.append(f'codes    none for {", ".join(found.uncoded)}: DICOM calls that "Tissue"')
     if found.signed_by is not None:
         lines.append(f"signed   with the key of {found.signed_by}")
     for engine in found.engines:

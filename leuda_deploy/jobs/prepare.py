@@ -13,6 +13,7 @@ import numpy as np
 
 from leuda_deploy.errors import InputError, ScanError
 from leuda_deploy.inference.segmenter import Segmenter
+from leuda_deploy.jobs.dicom_out.seg import SegType
 from leuda_deploy.jobs.find_jobs import Job
 from leuda_deploy.jobs.outputs import is_done, plan_job_outputs, scan_sha256
 from leuda_deploy.jobs.report import PreparedScan
@@ -38,14 +39,16 @@ SAME_SHARE = 0.02  # by which two statements of a voxel's size may differ
 class Wishes:
     """What the user asked for besides the settings of the model.
 
-    force   replace files that leuda did not write; scans never are
-    series  which series of a study, and whether it may be one that is not whole
-    strict  refuse a series that would have to be resampled to an orthogonal grid
+    force     replace files that leuda did not write; scans never are
+    series    which series of a study, and whether it may be one that is not whole
+    strict    refuse a series that would have to be resampled to an orthogonal grid
+    seg_type  how a DICOM SEG holds its segments
     """
 
     force: bool = False
     series: SeriesChoice = NO_CHOICE
     strict: bool = False
+    seg_type: SegType = "binary"
 
 
 NO_WISHES = Wishes()
@@ -66,6 +69,8 @@ def prepare(
     asked = segmenter.asked | {"frame": job.frame}
     asked |= {"allow_partial": True} if wishes.series.allow_partial else {}
     asked |= {"strict": True} if wishes.strict else {}
+    if "dicom_seg" in job.dicom and wishes.seg_type != "binary":
+        asked["seg_type"] = wishes.seg_type
     with clock("read"):
         found = _found(job, segmenter.card, wishes)
         sha256 = scan_sha256(job) if found is None else _series_sha256(found)
@@ -99,8 +104,9 @@ def prepare(
 def _found(job: Job, card: ModelCard, wishes: Wishes) -> FoundSeries | None:
     """The series that is meant; None if the scan is no DICOM. Raises InputError."""
     if not is_dicom_source(job.scan):
-        if job.seg is not None and job.scan.exists():
-            raise InputError(f"--dicom-seg is for a DICOM series; {job.scan} is not one")
+        if job.dicom and job.scan.exists():
+            option = next(iter(job.dicom)).replace("_", "-")
+            raise InputError(f"--{option} is for a DICOM series; {job.scan} is not one")
         return None
     choice = wishes.series
     if choice.rules is None:

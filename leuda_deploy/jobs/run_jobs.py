@@ -62,7 +62,8 @@ def run_job(
     """
     scan = prepare(job, segmenter, overlay=overlay, skip_done=False, wishes=wishes)
     assert scan is not None
-    return write_results(_label(scan, segmenter, show), overlay=overlay)
+    result = _label(scan, segmenter, show)
+    return write_results(result, overlay=overlay, seg_type=wishes.seg_type)
 
 
 def run_jobs(
@@ -100,7 +101,8 @@ def run_jobs(
         return _label(scan, segmenter, show, overlapped=overlapped)
 
     def write(result: Result) -> Outcome:
-        return Outcome(job=result.scan.job, report=write_results(result, overlay=overlay))
+        report = write_results(result, overlay=overlay, seg_type=wishes.seg_type)
+        return Outcome(job=result.scan.job, report=report)
 
     # `map`, unlike a loop, keeps no hold of a scan that it has handed on: memory is free at once
     prepared = map(_step(read), ((job, job) for job in jobs))

@@ -6,7 +6,7 @@ is untrusted: size-limited, validated against this schema, never evaluated.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -53,6 +53,19 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Code(NamedTuple):
+    """What a term means to other programs, as DICOM has it: ("SCT", "10200004", "Liver").
+
+    scheme   who numbers the terms: SCT is SNOMED CT; a scheme of your own begins with 99
+    value    the term's number there
+    meaning  the term, for people
+    """
+
+    scheme: Annotated[str, Field(min_length=1, max_length=16), AfterValidator(_printable)]
+    value: Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_printable)]
+    meaning: Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_printable)]
+
+
 class Pieces(_Part):
     """What is kept of one structure by the clean-up.
 
@@ -84,12 +97,14 @@ class Structure(_Part):
     name     of the structure
     value    its class number, which it also has in the label files that are written
     colour   red, green and blue in pictures
+    code     what DICOM objects call it; none: they call it "Tissue", beside its name
     anatomy  what the training labels say of it; None: not known, nothing is cleaned up or flagged
     """
 
     name: Text
     value: Annotated[int, Field(ge=1, le=255)]
     colour: tuple[Channel, Channel, Channel]
+    code: Code | None = None
     anatomy: Anatomy | None = None
 
 

@@ -177,6 +177,7 @@ def make_card(
             name=structure,
             value=value,
             colour=PALETTE[(value - 1) % len(PALETTE)],
+            code=facts.codes.get(structure),
             anatomy=facts.anatomy.get(structure),
         )
         for value, structure in enumerate(facts.structures, start=1)

@@ -145,6 +145,7 @@ def product_facts(run: Run, trained: Trained) -> ProductFacts:
     return ProductFacts(
         recipe=run.recipe,
         structures=tuple(cohort.structures),
+        codes=cohort.spec.codes,
         modality=cohort.spec.target.modality,
         feed=adapted.feed,
         network=adapted.network,

@@ -67,8 +67,9 @@ def test_infer_prints_json_and_nothing_else_on_stdout(
         "scan", "labels", "overlay", "model", "model_sha256", "engine", "feed", "shape",
         "spacing_mm", "volumes_ml", "seconds", "peak_memory_mb", "uncertainty", "scan_sha256",
         "asked", "flags", "low_confidence", "intensity", "domain", "total_seconds",
-        "predicted_peak_mb", "slab", "batch", "dicom_seg", "written", "not_written", "series",
-        "implausible", "slices", "cleaned_ml",
+        "predicted_peak_mb", "slab", "batch", "dicom_seg", "dicom_sr", "rtstruct",
+        "written", "not_written", "implausible", "slices", "cleaned_ml",
+        "threads", "series",
     }  # fmt: skip
     assert report["labels"] == str(output)
     assert set(report["volumes_ml"]) == {"grey", "bright"}
@@ -199,6 +200,8 @@ def test_brackets_in_names_are_shown_as_they_are() -> None:
         scan_sha256="1" * 64,
         dicom_seg=None,
         series=None,
+        dicom_sr=None,
+        rtstruct=None,
         written={},
         not_written={},
         implausible=(),
@@ -210,6 +213,7 @@ def test_brackets_in_names_are_shown_as_they_are() -> None:
         total_seconds=1.0,
         predicted_peak_mb=2.0,
         cleaned_ml=None,
+        threads=2,
         slices={"all": 9, "scored": 4, "searched": 2, "full_because": None},
         slab=1,
         batch=1,
