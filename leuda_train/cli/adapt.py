@@ -15,7 +15,7 @@ from leuda_train.cli.train import Device, TrainingPrecision, print_trained, show
 @app.command()
 def adapt(
     model: Annotated[Path, typer.Argument(help="A finished run, or its model.pt alone.")],
-    cohort: Annotated[Path, typer.Argument(help="cohort.toml without [source].")],
+    cohort: Annotated[Path, typer.Argument(help="cohort.toml without \\[source].")],
     out: Annotated[Path, typer.Option(help="Run folder; started again, it resumes.")],
     config: Annotated[
         str | None,

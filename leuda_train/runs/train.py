@@ -2,7 +2,8 @@
 
     RUN/config.toml       the resolved config
     RUN/checkpoints/      the newest two states while stage 2 runs
-    RUN/model.pt          the product: what `leuda export` reads
+    RUN/model.pt          the product, weights and numbers: what `leuda export` and `adapt` read
+    RUN/windows.pt        slices that exports are proven on
     RUN/metrics.jsonl     loss terms of every stage, and images/s, as they come
     RUN/predictions/      labels of the test scans
     RUN/evaluation.json   Dice and distances on them
