@@ -1,4 +1,7 @@
-"""`leuda infer`: command line -> label files. Heavy imports are inside the command."""
+"""`leuda infer`: command line -> label files. Heavy imports are inside the command.
+
+Long because each option stands here with its help.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,10 @@ def infer(
         ),
     ] = "auto",
     threads: Annotated[
-        int | None, typer.Option(help="CPU threads. Default: all.", min=1, rich_help_panel=ENGINE)
+        int | None,
+        typer.Option(
+            help="CPU threads. Default: the cores that it may use.", min=1, rich_help_panel=ENGINE
+        ),
     ] = None,
     batch: Annotated[
         int | None,
@@ -72,6 +78,14 @@ def infer(
             rich_help_panel=ENGINE,
         ),
     ] = None,
+    search: Annotated[
+        Literal["auto", "full"],
+        typer.Option(
+            help="auto: score a slice now and then, and all around what is found, where the "
+            "model's export proved that. full: every slice.",
+            rich_help_panel=ENGINE,
+        ),
+    ] = "auto",
     mirror: Annotated[
         bool,
         typer.Option(
@@ -121,6 +135,27 @@ def infer(
             rich_help_panel=RESULTS,
         ),
     ] = None,
+    dicom_sr: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write a structured report of a DICOM series, which refers to its SEG.",
+            rich_help_panel=RESULTS,
+        ),
+    ] = None,
+    rtstruct: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write the outlines of a DICOM series as an RT Structure Set.",
+            rich_help_panel=RESULTS,
+        ),
+    ] = None,
+    seg_type: Annotated[
+        Literal["binary", "labelmap"],
+        typer.Option(
+            help="How DICOM SEG holds its segments. labelmap is of 2024: few viewers read it yet.",
+            rich_help_panel=RESULTS,
+        ),
+    ] = "binary",
     as_json: JsonOption = False,
     frame: Annotated[
         str | None,
@@ -162,6 +197,7 @@ def infer(
     """Label scans, each on its own grid.  [dim]Needs: nothing more.[/dim]"""
     from leuda_deploy.inference.segmenter import Segmenter
     from leuda_deploy.inference.settings import Settings
+    from leuda_deploy.jobs.dicom_out.findings import uncoded_line
     from leuda_deploy.jobs.jobs_of import Wanted, jobs_of
     from leuda_deploy.jobs.outputs import plan_job_outputs
     from leuda_deploy.jobs.run_jobs import Wishes, run_job, run_jobs
@@ -178,10 +214,16 @@ def infer(
         max_bytes=parse_bytes(max_memory) if max_memory else None,
         max_gpu_bytes=parse_bytes(max_gpu_memory) if max_gpu_memory else None,
         mirror=mirror,
+        search=search,
         clean_up=clean_up,
     )
-    wishes = Wishes(force=force, allow_partial=allow_partial)
-    wanted = Wanted(output=output, uncertainty=uncertainty, dicom_seg=dicom_seg)
+    wishes = Wishes(force=force, allow_partial=allow_partial, seg_type=seg_type)
+    dicom = {"dicom_seg": dicom_seg, "dicom_sr": dicom_sr, "rtstruct": rtstruct}
+    wanted = Wanted(
+        output=output,
+        uncertainty=uncertainty,
+        dicom={what: path for what, path in dicom.items() if path is not None},
+    )
     todo, alone = jobs_of(scan, wanted, shard=shard, frames=frame)
     if model is None:
         from leuda_deploy.model.default_model import default_model
@@ -189,6 +231,8 @@ def infer(
         model = default_model()
         say(f"no --model given: using {model}, trained on phantoms, not for patients")
     opened = ModelFile.open(model) if key is None else ModelFile.open_signed(model, key)
+    if wanted.dicom and (line := uncoded_line(opened.card)):
+        say(line)
     plan_job_outputs(todo, overlay=overlay, force=force, inputs=[opened.path])
     if alone:
         segmenter = Segmenter(opened, settings)
@@ -226,9 +270,7 @@ def infer(
 
 def _lacks_something(report: Report) -> bool:
     """Whether a file that was asked for could not be written."""
-    from leuda_deploy.jobs.dicom_seg import NOTHING_FOUND
-
-    return any(why != NOTHING_FOUND for why in report.not_written.values())
+    return bool(report.not_written)
 
 
 def _print_report(report: Report, as_json: bool) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from leuda_deploy.errors import InputError, ScanError
@@ -17,6 +18,8 @@ _log = logging.getLogger(__name__)
 EXTENSIONS = (".nii.gz", ".nii", ".mgz", ".mgh", ".hdr")
 
 LABEL_SUFFIXES = ("_label", "_labels", "_manual", "_seg", "_mask", "_uncertainty")
+# what is written of a DICOM series besides its labels: its name in reports -> the end of its file's
+DICOM_ENDINGS = {"dicom_seg": "_seg.dcm", "dicom_sr": "_sr.dcm", "rtstruct": "_rtstruct.dcm"}
 FRAME_NUMBER = re.compile(r"_frame\d+$")  # that --frame all adds to an output's name
 
 
@@ -27,7 +30,7 @@ class Job:
     scan: Path  # a file, or a folder with one DICOM series
     output: Path
     uncertainty: Path | None = None
-    seg: Path | None = None  # DICOM SEG, for a DICOM series
+    dicom: Mapping[str, Path] = field(default_factory=dict)  # of a DICOM series: see DICOM_ENDINGS
     frame: int | None = None
 
 
@@ -37,7 +40,7 @@ def find_jobs(
     *,
     shard: str = "1/1",
     uncertainty: Path | None = None,
-    dicom_seg: Path | None = None,
+    dicom: Mapping[str, Path] | None = None,
     frames: str | None = None,
 ) -> list[Job]:
     """The scans in a folder, in the order of their names; of n shards, the i-th takes every n-th.
@@ -64,7 +67,11 @@ def find_jobs(
             scan=scan,
             output=out / f"{stem(scan)}_labels.nii.gz",
             uncertainty=uncertainty and uncertainty / f"{stem(scan)}_uncertainty.nii.gz",
-            seg=dicom_seg / f"{stem(scan)}_seg.dcm" if dicom_seg and scan.is_dir() else None,
+            dicom={
+                what: folder / f"{stem(scan)}{DICOM_ENDINGS[what]}"
+                for what, folder in (dicom or {}).items()
+                if scan.is_dir()
+            },
         )
         for scan in scans
     ]

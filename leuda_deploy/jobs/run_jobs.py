@@ -14,6 +14,7 @@ from typing import TypeVar
 from leuda_deploy.errors import InputError, LeudaError, keep_traceback
 from leuda_deploy.inference.pipelined import prefetch
 from leuda_deploy.inference.segmenter import Segmenter
+from leuda_deploy.jobs.dicom_out.seg import SegType
 from leuda_deploy.jobs.find_jobs import Job
 from leuda_deploy.jobs.implausible import implausible_geometry
 from leuda_deploy.jobs.outputs import is_done, plan_job_outputs, scan_sha256
@@ -55,10 +56,12 @@ class Wishes:
 
     force          replace files that leuda did not write; scans never are
     allow_partial  label what is there of a DICOM series that is not whole
+    seg_type       how a DICOM SEG holds its segments
     """
 
     force: bool = False
     allow_partial: bool = False
+    seg_type: SegType = "binary"
 
 
 NO_WISHES = Wishes()
@@ -81,7 +84,8 @@ def run_job(
     """
     scan = _prepare(job, segmenter, overlay=overlay, skip_done=False, wishes=wishes)
     assert scan is not None
-    return write_results(_label(scan, segmenter, show), overlay=overlay)
+    result = _label(scan, segmenter, show)
+    return write_results(result, overlay=overlay, seg_type=wishes.seg_type)
 
 
 def run_jobs(
@@ -119,7 +123,8 @@ def run_jobs(
         return _label(scan, segmenter, show, overlapped=overlapped)
 
     def write(result: Result) -> Outcome:
-        return Outcome(job=result.scan.job, report=write_results(result, overlay=overlay))
+        report = write_results(result, overlay=overlay, seg_type=wishes.seg_type)
+        return Outcome(job=result.scan.job, report=report)
 
     # `map`, unlike a loop, keeps no hold of a scan that it has handed on: memory is free at once
     prepared = map(_step(prepare), ((job, job) for job in jobs))
@@ -158,10 +163,13 @@ def _prepare(
     asked = segmenter.asked | {"frame": job.frame}
     if wishes.allow_partial:
         asked["allow_partial"] = True
+    if "dicom_seg" in job.dicom and wishes.seg_type != "binary":
+        asked["seg_type"] = wishes.seg_type
     series = None
     with clock("read"):
-        if job.seg is not None and not job.scan.is_dir() and job.scan.exists():
-            raise InputError(f"--dicom-seg is for a DICOM series; {job.scan} is not one")
+        if job.dicom and not job.scan.is_dir() and job.scan.exists():
+            option = next(iter(job.dicom)).replace("_", "-")
+            raise InputError(f"--{option} is for a DICOM series; {job.scan} is not one")
         sha256 = scan_sha256(job)
         done = skip_done and is_done(job, sha256, segmenter.sha256, asked, overlay=overlay)
         if done:

@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 
 from leuda_deploy.engines.engine import ON_THE_CPU
+from leuda_deploy.engines.threads import threads_for
 from leuda_deploy.errors import InputError
 from leuda_deploy.inference.segmenter import Segmenter
 from leuda_deploy.inference.settings import Settings
@@ -120,7 +121,7 @@ def share_of(settings: Settings, processes: int) -> Settings:
     Raises:
         InputError: This process alone takes all of the memory budget.
     """
-    cores = settings.threads or os.cpu_count() or 1
+    cores = threads_for(settings.threads)
     budget = settings.max_bytes
     if budget is not None:
         held = resident_bytes() or 0

@@ -62,7 +62,18 @@ def export(
     trt_workspace_mb: Annotated[int, typer.Option(min=1, help="The builder's memory.")] = 1024,
     prove: Annotated[
         list[Path] | None,
-        typer.Option(help="Scans to compare an engine on. Default for a run: its own slices."),
+        typer.Option(
+            help="Scans to compare an engine on, and to prove the search on. Default for a run: "
+            "its own slices, and its unlabelled target scans."
+        ),
+    ] = None,
+    search: Annotated[
+        bool | None,
+        typer.Option(
+            "--search/--no-search",
+            help="Prove that scoring few slices finds all there is, or refuse; or do not try. "
+            "Default: on where it is proven.",
+        ),
     ] = None,
     triton: Annotated[
         Path | None, typer.Option(help="Also write it into this Triton model repository.")
@@ -106,6 +117,7 @@ def export(
         licence=licence,
         targets=tuple(targets),
         prove=tuple(prove or ()),
+        search=search,
         triton=triton,
     )
     model, served = export_as_asked(request, show_progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -12,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from leuda_deploy.engines.engine import Scorer
-from leuda_deploy.errors import ParityError, TrainingError, reading
+from leuda_deploy.errors import LeudaError, ParityError, TrainingError, reading
 from leuda_deploy.export.lower_precision import lower_precision
 from leuda_deploy.export.to_onnx import OPSET, WithSoftmax, to_onnx
 from leuda_deploy.machine.files import atomic_folder, write_json
@@ -40,6 +41,8 @@ from leuda_deploy.proof.probes import Probes, make_probes
 from leuda_deploy.proof.prove import LAYER_LIMITS, Reference, prove
 from leuda_train.export.first_wrong_layer import first_layer_that_differs
 from leuda_train.export.product_file import ProductFacts, load_product
+from leuda_train.export.prove_search import with_search
+from leuda_train.export.whole_scans import named_scans, target_scans
 from leuda_train.loop.hardware import Hardware
 from leuda_train.loop.run_folder import MAX_EVALUATION_BYTES, RunFolder
 from leuda_train.networks.product import TorchEngine
@@ -53,6 +56,8 @@ def export_run(
     precision: Precision = "fp32",
     options: GraphOptions | None = None,
     tiling: Tiling = DEFAULT_TILING,
+    search: bool | None = None,
+    search_on: Sequence[Path] = (),
     progress: Progress = no_progress,
 ) -> tuple[ModelFile, Parity]:
     """Export a finished run: model.onnx, card.json (the same card, to read), parity.json, manifest.
@@ -68,18 +73,23 @@ def export_run(
         precision: What the graph computes in. Its inputs and scores are always fp32.
         options: Other window sizes; probabilities instead of logits.
         tiling: How windows overlap, and whether they may be mirrored.
-        progress: Told how far the lowering of the precision is.
+        search: True: the card has a proven search, or nothing is kept; False: none is looked for;
+            None: it has one if it is proven, and parity.json says why if not.
+        search_on: Scans to prove it on; by default the run's unlabelled target scans.
+        progress: Told how far the lowering of the precision, and the proof of the search, is.
 
     Returns:
         The model file, and what the last comparison found.
 
     Raises:
-        ParityError: Two forms disagree; nothing is kept.
+        ParityError: Two forms disagree, or a search was asked for that is not proven; nothing is
+            kept.
         TrainingError: The run is not finished.
-        InputError: `out` holds something that is not an export.
+        InputError: A scan is not there, or `out` holds something that is not an export.
     """
     check_replaceable(out)
     product, facts, families = load_product(run)
+    scans = named_scans(search_on, facts.recipe) or target_scans(run, facts.recipe)
     card = make_card(facts, out.name, licence, _test_dice(run), options or GraphOptions(), tiling)
     module = WithSoftmax(product) if card.options.output == "probabilities" else product
     probes = make_probes(families)
@@ -108,6 +118,13 @@ def export_run(
             if precision == "int8":
                 report["int8_layers"] = found.int8_layers
                 report["lifted_layers"] = found.lifted_layers
+        if search is not False:
+            try:
+                model, report["search"] = with_search(model, scans, facts, progress)
+            except LeudaError as error:  # a scan may have gone bad since
+                if search:
+                    raise
+                report["no_search"] = str(error)
         report = {"stages": [parity.as_dict() for parity in parities], **report}
         (folder / CARD_FILE).write_text(model.card.model_dump_json(indent=1))
         write_json(folder / PARITY_FILE, report)
@@ -160,6 +177,7 @@ def make_card(
             name=structure,
             value=value,
             colour=PALETTE[(value - 1) % len(PALETTE)],
+            code=facts.codes.get(structure),
             anatomy=facts.anatomy.get(structure),
         )
         for value, structure in enumerate(facts.structures, start=1)

@@ -30,7 +30,10 @@ class ExportRequest:
     precision, graph, tiling, licence
                of a run alone: what its model file is and says
     targets    TensorRT engines to build
-    prove      scans to compare an engine on; without them a run is compared on its own slices
+    prove      scans to compare an engine on, and to prove a search on; without them a run is
+               compared on its own slices, and its search on its unlabelled target scans
+    search     of a run: prove a search, and refuse the export without one; or do not look for one;
+               None: if there is one
     triton     a Triton model repository to write into
     """
 
@@ -43,6 +46,7 @@ class ExportRequest:
     licence: str = "not stated"
     targets: tuple[EngineTarget, ...] = ()
     prove: tuple[Path, ...] = ()
+    search: bool | None = None
     triton: Path | None = None
 
     @property
@@ -80,8 +84,8 @@ def _check(request: ExportRequest) -> None:
         if request.output is None:
             raise InputError("say where the export goes: -o exports/NAME")
         return
-    if request.precision != "fp32" or request.graph != GraphOptions():
-        raise InputError("--precision, --dynamic-window and --probabilities need a run")
+    if request.precision != "fp32" or request.graph != GraphOptions() or request.search:
+        raise InputError("--precision, --dynamic-window, --probabilities and --search need a run")
     if not request.targets and request.triton is None and request.output is None:
         raise InputError(
             f"{request.source} is an export already: ask for --trt or --triton, or -o exports/NAME"
@@ -100,6 +104,8 @@ def _export_run(request: ExportRequest, show: ShowProgress) -> ModelFile:
             precision=request.precision,
             options=request.graph,
             tiling=request.tiling,
+            search=request.search,
+            search_on=request.prove,
             progress=progress,
         )
     return model
