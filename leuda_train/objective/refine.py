@@ -1,8 +1,8 @@
 """class probabilities + the slices they are of -> the same, drawn towards the slices' edges.
 
 What a teacher finds of an organ in a new modality often stops in the middle of it. The organ goes
-on where its grey values do: each pixel takes a weighted mean of its neighbours' probabilities, and a
-neighbour weighs the more the more alike the two are, in units of the local spread of grey values.
+on where its grey values do: each pixel takes a weighted mean of its neighbours' probabilities, and
+a neighbour weighs the more the more alike the two are, in units of the local spread of grey values.
 
 After PAMR, pixel-adaptive mask refinement (Araslanov and Roth, CVPR 2020).
 """

@@ -2,8 +2,8 @@
 
 A network that has seen one modality takes an organ by its grey value. Here no grey value means
 anything: the grey scale is bent at random, in one part of the picture otherwise than in another,
-and each labelled structure gets a brightness and a contrast of its own. What is left to learn is
-shape, place and texture, which the other modality shares.
+and each labelled structure gets a brightness and a contrast of its own, uneven within it. What is
+left to learn is shape, place and texture, which the other modality shares.
 
 The idea is SLAug's (Su et al., AAAI 2023: location-scale augmentation by class, fused with a
 globally restyled image). Ours differs: a structure's brightness is drawn over the whole range,
@@ -168,7 +168,8 @@ def _by_structure(
     chosen = draws.uniform(0.0, 1.0, *shape) < OWN_STYLE
     chosen = (chosen & draws.happens(probability)).to(grey)
     share = blurred(masks, SOFT_EDGE) * chosen
-    field = draws.smooth(OWN_CELLS, *grey.shape[2:], maps=classes - 1)
+    height, width = grey.shape[2:]
+    field = draws.smooth(OWN_CELLS, height, width, maps=classes - 1)
     brightness = brightness * (field * draws.uniform(0.0, OWN_FIELD, *shape)).exp()
     own = (grey - mean) * contrast + brightness
     return styled * (1.0 - share.sum(1, keepdim=True)) + (own * share).sum(1, keepdim=True)
