@@ -132,6 +132,7 @@ def test_the_first_models_labels_stand_for_the_first_epochs(sent, target):
         torch.tensor(first.class_shares),
         strength=made.config.objective.pseudo_prior,
         floor=made.config.objective.pseudo_confidence,
+        refine=made.config.objective.pseudo_refine,
         hardware=tiny.CPU,
     )
     seen = []
