@@ -1,4 +1,7 @@
-"""`leuda infer`: command line -> label files. Heavy imports are inside the command."""
+"""`leuda infer`: command line -> label files. Heavy imports are inside the command.
+
+Long because each option stands here with its help.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +23,14 @@ if TYPE_CHECKING:
     from leuda_deploy.jobs.run_jobs import Outcome
 
 # the panels of `leuda infer --help`
-ENGINE, RESULTS, MANY = "Engine and memory", "Results", "Many scans"
+ENGINE, RESULTS, MANY, DICOM = "Engine and memory", "Results", "Many scans", "DICOM"
 
 
 @app.command()
 def infer(
     scan: Annotated[
         Path,
-        typer.Argument(help="A scan, a folder with one DICOM series, or a folder of scans."),
+        typer.Argument(help="A scan, a folder or zip with a DICOM study, or a folder of scans."),
     ],
     model: Annotated[
         Path | None,
@@ -156,7 +159,9 @@ def infer(
     as_json: JsonOption = False,
     frame: Annotated[
         str | None,
-        typer.Option(help="Frame of a 4D scan, counted from 0, or all.", rich_help_panel=MANY),
+        typer.Option(
+            help="Frame of a 4D scan or phase of a series, from 0; or all.", rich_help_panel=MANY
+        ),
     ] = None,
     jobs: Annotated[
         int,
@@ -174,12 +179,34 @@ def infer(
         bool,
         typer.Option("--again", help="Also label scans that are done.", rich_help_panel=MANY),
     ] = False,
+    series: Annotated[
+        str | None,
+        typer.Option(
+            help="UID or number of a DICOM series: the folder is one study, and this is meant.",
+            rich_help_panel=DICOM,
+        ),
+    ] = None,
+    rules: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML file of rules for the series of a study, in place of those of the model.",
+            rich_help_panel=DICOM,
+        ),
+    ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Refuse a DICOM series that must be resampled to an orthogonal grid.",
+            rich_help_panel=DICOM,
+        ),
+    ] = False,
     allow_partial: Annotated[
         bool,
         typer.Option(
             "--allow-partial",
             help="Label what is there of a DICOM series that is not whole.",
-            rich_help_panel=RESULTS,
+            rich_help_panel=DICOM,
         ),
     ] = False,
     force: Annotated[
@@ -197,11 +224,13 @@ def infer(
     from leuda_deploy.jobs.dicom_out.findings import uncoded_line
     from leuda_deploy.jobs.jobs_of import Wanted, jobs_of
     from leuda_deploy.jobs.outputs import plan_job_outputs
-    from leuda_deploy.jobs.run_jobs import Wishes, run_job, run_jobs
+    from leuda_deploy.jobs.prepare import Wishes
+    from leuda_deploy.jobs.run_jobs import run_job, run_jobs
     from leuda_deploy.jobs.workers import Orders, run_in_processes
     from leuda_deploy.machine.memory import parse_bytes
     from leuda_deploy.machine.progress import show_progress
     from leuda_deploy.model.model_file import ModelFile
+    from leuda_deploy.scans.dicom.rules import SeriesChoice, read_rules
 
     settings = Settings(
         engine=engine,
@@ -214,14 +243,19 @@ def infer(
         search=search,
         clean_up=clean_up,
     )
-    wishes = Wishes(force=force, allow_partial=allow_partial, seg_type=seg_type)
+    choice = SeriesChoice(
+        wanted=series,
+        rules=None if rules is None else read_rules(rules),
+        allow_partial=allow_partial,
+    )
+    wishes = Wishes(force=force, series=choice, strict=strict, seg_type=seg_type)
     dicom = {"dicom_seg": dicom_seg, "dicom_sr": dicom_sr, "rtstruct": rtstruct}
     wanted = Wanted(
         output=output,
         uncertainty=uncertainty,
         dicom={what: path for what, path in dicom.items() if path is not None},
     )
-    todo, alone = jobs_of(scan, wanted, shard=shard, frames=frame)
+    todo, alone = jobs_of(scan, wanted, shard=shard, frames=frame, series=choice)
     if model is None:
         from leuda_deploy.model.default_model import default_model
 

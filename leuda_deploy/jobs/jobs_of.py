@@ -15,6 +15,7 @@ from leuda_deploy.jobs.find_jobs import (
     stem,
     with_frames,
 )
+from leuda_deploy.scans.dicom.rules import NO_CHOICE, SeriesChoice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +31,16 @@ class Wanted:
 
 
 def jobs_of(
-    scan: Path, wanted: Wanted, *, shard: str = "1/1", frames: str | None = None
+    scan: Path,
+    wanted: Wanted,
+    *,
+    shard: str = "1/1",
+    frames: str | None = None,
+    series: SeriesChoice = NO_CHOICE,
 ) -> tuple[list[Job], bool]:
     """What is to be done, and whether it is one scan alone. See `find_jobs`.
+
+    A folder of which a series is named is one study.
 
     Raises:
         InputError: There is no such scan, or it is none.
@@ -43,7 +51,7 @@ def jobs_of(
         raise InputError(f"{scan} is a model, not a scan: leuda infer SCAN --model {scan}")
     if "dicom_sr" in wanted.dicom and "dicom_seg" not in wanted.dicom:
         raise InputError("--dicom-sr refers to the segments of a DICOM SEG: add --dicom-seg")
-    if scan.is_dir() and not is_series(scan):
+    if scan.is_dir() and series.wanted is None and not is_series(scan):
         jobs = find_jobs(
             scan,
             wanted.output or Path(),
@@ -51,6 +59,7 @@ def jobs_of(
             uncertainty=wanted.uncertainty,
             dicom=wanted.dicom,
             frames=frames,
+            series=series,
         )
         return jobs, False
     name = stem(scan)
@@ -64,7 +73,7 @@ def jobs_of(
             for what, path in wanted.dicom.items()
         },
     )
-    jobs = with_frames(job, frames)
+    jobs = with_frames(job, frames, series)
     return jobs, len(jobs) == 1
 
 

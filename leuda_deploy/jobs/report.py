@@ -50,6 +50,8 @@ class Report:
     threads         CPU threads that the engine computed on; None: a GPU did
     slices          how many the scan has on the model grid, how many were scored, and searched;
                     why all were scored (full_because), else null: the others are background
+    series          of DICOM: which series it is, its phase, and what was done to mend its slices;
+                    then the labels lie on the mended grid, those of a DICOM SEG on the slices
     domain          whether it looks like the target scans of training; None if the card does not
                     describe them
     """
@@ -81,6 +83,7 @@ class Report:
     flags: tuple[Flag, ...]
     domain: dict[str, bool | float | str] | None
     slices: Mapping[str, int | str | None]
+    series: Mapping[str, object] | None
     threads: int | None
     total_seconds: float
     predicted_peak_mb: float
@@ -249,6 +252,7 @@ def _report(result: Result, written: Mapping[str, str], not_written: Mapping[str
         else {card.label_names[value]: round(ml, 3) for value, ml in cleaned.items()},
         flags=tuple(flags_of(found.labels, card.structures, volume.voxel_ml)),
         domain=None if card.domain is None else asdict(likeness(found.intensity, card.domain)),
+        series=None if scan.series is None else scan.series.about(job.frame),
         seconds={name: round(s, 4) for name, s in {**found.seconds, **scan.clock.seconds}.items()},
         slices={
             "all": scan.stack.depth,

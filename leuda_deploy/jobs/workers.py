@@ -31,7 +31,8 @@ from leuda_deploy.errors import InputError
 from leuda_deploy.inference.segmenter import Segmenter
 from leuda_deploy.inference.settings import Settings
 from leuda_deploy.jobs.find_jobs import Job
-from leuda_deploy.jobs.run_jobs import NO_WISHES, Outcome, Wishes, run_jobs
+from leuda_deploy.jobs.prepare import NO_WISHES, Wishes
+from leuda_deploy.jobs.run_jobs import Outcome, run_jobs
 from leuda_deploy.machine.isolated import keep_children_safe
 from leuda_deploy.machine.memory import in_megabytes, resident_bytes
 from leuda_deploy.machine.progress import ShowProgress, show_nothing
