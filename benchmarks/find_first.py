@@ -7,6 +7,7 @@ One U-Net (32 to 512 channels, weights set by hand: made_ct.set_by_hand) and mad
 pixels and 300 mm, on which structures fill a third of the slices, or all. The search is proven as
 `leuda export` proves it, on made scans of another seed. Each way in a process of its own, in turn:
 
+counts   slices that a search scores, by slice thickness and share that is filled; nothing is run
 speed    leuda with the search and in full (fp32, the engine that `auto` takes), MONAI, nnU-Net
 trial    the first scan of a model on a machine, its trials included, and the second
 limited  in a control group of one core: the default beside --threads 1 and 2 (Linux, as root)
@@ -36,16 +37,17 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from made_ct import ROWS, STRUCTURES, WIDTHS, write_model, write_scan
+from made_ct import ROWS, STRUCTURES, WIDTHS, scales_at, write_model, write_scan
 from runtime import RESULTS, machine, say
 
 from leuda_deploy.engines.open_engine import reference_engine
+from leuda_deploy.inference.find_first import find_in, scored_by
 from leuda_deploy.inference.slabs import Scoring
 from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.model.model_file import write_model as write_model_file
 from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import read_volume
-from leuda_train.export.prove_search import prove_search
+from leuda_train.export.prove_search import MARGINS, STEPS, prove_search
 from leuda_train.export.whole_scans import label_in_full
 
 LENGTH_MM, THIRD_MM = 300.0, (100.0, 200.0)
@@ -289,7 +291,39 @@ def real(asked: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-PARTS = {"speed": speed, "trial": trial, "limited": limited, "real": real}
+def counts(asked: argparse.Namespace) -> dict[str, Any]:
+    """Slices that a search scores of 300 mm, by slice thickness and share that is filled.
+
+    No network is run: what each slice holds is known of made scans, and the pace is that of the
+    smallest extent in them, as `prove_search` takes it first.
+    """
+    smallest = min(last - first for first, last in ROWS) * (THIRD_MM[1] - THIRD_MM[0])
+    step_mm, margin_mm = STEPS[0] * smallest, MARGINS[0] * smallest
+    rows = []
+    for spacing_mm in (1.0, 2.5, 5.0):
+        depth = round(LENGTH_MM / spacing_mm)
+        for share in (0.0, 1 / 6, 1 / 3, 1 / 2, 1.0):
+            long = round(share * depth)
+            first = (depth - long) // 2
+            holds = np.zeros(depth, dtype=bool)
+            for k in range(first, first + long):
+                holds[k] = any(scales_at(k, range(first, first + long)))
+            find = find_in(step_mm, margin_mm, spacing_mm)
+            assert find is not None
+            scored = int(scored_by(holds, find).sum())
+            rows.append(
+                {
+                    "spacing_mm": spacing_mm,
+                    "slices": depth,
+                    "filled": int(holds.sum()),
+                    "scored": scored,
+                    "times_fewer": round(depth / scored, 2),
+                }
+            )
+    return {"step_mm": step_mm, "margin_mm": margin_mm, "rows": rows}
+
+
+PARTS = {"counts": counts, "speed": speed, "trial": trial, "limited": limited, "real": real}
 
 
 def main() -> None:
@@ -310,8 +344,7 @@ def main() -> None:
     result = json.loads(path.read_text()) if path.is_file() else {}
     for part in asked.parts:
         before = machine()
-        for name in ("nnunetv2", "monai"):
-            before["versions"][name] = metadata.version(name)
+        before["versions"]["nnunetv2"] = metadata.version("nnunetv2")
         result[part] = PARTS[part](asked) | {"machine": before}
         path.write_text(json.dumps(result, indent=1) + "\n")
 
