@@ -19,6 +19,8 @@ from leuda_deploy.jobs.report import Report
 from leuda_deploy.jobs.run_jobs import Outcome
 from leuda_deploy.model.export_folder import read_manifest, read_proof
 from leuda_deploy.model.model_file import ModelFile
+from leuda_deploy.proof.choose_engine import explain
+from leuda_deploy.proof.trial import Trial
 
 MAX_LINE = 2000  # characters
 WHY_FULL = {
@@ -148,6 +150,15 @@ def verified_lines(found: Verified, export: Path) -> list[str]:
         else:
             state = "proven" if engine.proven else f"to prove: leuda verify {export} --prove SCAN"
             lines.append(f"         fits; {state}")
+    return [_shown(line) for line in lines]
+
+
+def trial_lines(trials: Sequence[Trial]) -> list[str]:
+    """What was found of each engine that was tried on this machine."""
+    lines = []
+    for trial in trials:
+        speed = f"{trial.best_ms:.2f} ms a window; " if trial.window_ms else ""
+        lines.append(f"tried    {trial.engine}: {speed}{explain(trial)}")
     return [_shown(line) for line in lines]
 
 
