@@ -85,11 +85,11 @@ def segment(
     """
     clock = Clock()
     with clock("normalise"):
-        fill = stack.intensity.floor
+        fill = stack.outside
     if scoring.mirror:
         engine = mirrored(engine, scoring.tiling.mirror)
     if scoring.tiling.skip_floor:
-        engine = scoring_floor_once(engine, fill)
+        engine = scoring_floor_once(engine, stack.intensity.floor)
     scorer_type = BlockScorer if stack.window_slices > 1 else SlabScorer
     score = scorer_type(engine, stack, scoring, fill=fill)
 
@@ -110,15 +110,17 @@ def segment(
                     )
             yield start, found
 
-    labels = np.empty(stack.volume.raw.shape, dtype=np.uint8, order="F")
+    labels = np.zeros(stack.volume.raw.shape, dtype=np.uint8, order="F")
     label_stack = stack.of_scan(labels)
     unsure = Uncertainty(stack, wanted=uncertainty, probabilities=scoring.probabilities)
-    on_scan = ScanSlices(stack.depth, stack.scan_depth)
+    on_scan = ScanSlices(stack.depth, stack.scan_depth, stack.score_kernels[0])
     for grid_start, on_grid in prefetch(scores()):
         for start, found in on_scan(grid_start, on_grid):
             with clock("labels"):
                 for index, plane in enumerate(found, start=start):
-                    label_stack[index] = label_plane(plane, stack.plane_shape)
+                    label_stack[index] = label_plane(
+                        plane, stack.plane_shape, stack.score_kernels[1:]
+                    )
             with clock("doubts"):
                 unsure.add(start, found)
         progress(grid_start + len(on_grid), stack.depth, "")

@@ -27,7 +27,8 @@ from leuda_deploy.model.model_file import ModelFile, write_model
 from leuda_deploy.model.tiling import Tiling
 from leuda_train.cli import app
 from leuda_train.export import export_run as export_module
-from leuda_train.export.export_run import export_run, scores_windows_alone
+from leuda_train.export.export_run import export_run
+from leuda_train.export.proven import scores_windows_alone
 from leuda_train.export.product_file import (
     ProductFacts,
     build_product,
