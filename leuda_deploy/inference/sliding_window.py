@@ -92,10 +92,13 @@ def blend_weights(window: tuple[int, ...], blending: Blending = "gaussian") -> F
     """1 throughout, or Gaussian about the centre, an eighth of the window wide, above 0."""
     if blending == "constant":
         return np.ones(window, dtype=np.float32)
+    centres = [size // 2 if blending == "nnunet" else (size - 1) / 2 for size in window]
     bells = (
-        np.exp(-0.5 * ((np.arange(size) - (size - 1) / 2) / (size / 8)) ** 2) for size in window
+        np.exp(-0.5 * ((np.arange(size) - centre) / (size / 8)) ** 2)
+        for size, centre in zip(window, centres, strict=True)
     )
-    weights: Float32 = np.maximum(reduce(np.multiply.outer, bells), 1e-3).astype(np.float32)
+    least = 1e-9 if blending == "nnunet" else 1e-3
+    weights: Float32 = np.maximum(reduce(np.multiply.outer, bells), least).astype(np.float32)
     return weights
 
 

@@ -26,7 +26,7 @@ from leuda_deploy.model.card import GraphOptions, ModelCard, Precision, Provenan
 from leuda_deploy.model.export_folder import check_replaceable
 from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.model.tiling import DEFAULT_TILING, Tiling
-from leuda_deploy.proof.parity import Parity
+from leuda_deploy.proof.parity import BY_WINDOW, Parity
 from leuda_deploy.proof.probes import windows_of_scans
 from leuda_train.export.nnunet_plans import Plans, Turn, read_plans
 from leuda_train.export.proven import write_proven
@@ -35,6 +35,7 @@ CHECKPOINT = "checkpoint_final.pth"
 # where the classes may come from that a plans.json names
 NETWORKS = "dynamic_network_architectures.architectures."
 PARTS = "torch.nn."
+NORMS = (nn.InstanceNorm2d, nn.InstanceNorm3d)
 # what a checkpoint holds besides tensors and primitives: losses, as numbers of numpy
 SAFE: list[Any] = [
     np.dtype,
@@ -137,6 +138,7 @@ def export_nnunet(
         out,
         precision=precision,
         calibration=np.concatenate([*families.values()]),
+        tolerances=BY_WINDOW if any(isinstance(m, NORMS) for m in network.modules()) else None,
         progress=progress,
     )
 
@@ -168,6 +170,19 @@ def read_checkpoints(folder: Path, folds: Sequence[str] = ()) -> Trained:
 
 def build_network(plans: Plans, state: Mapping[str, Tensor], trainer: str) -> nn.Module:
     """The network of the plans with these weights. Raises ModelError, MissingExtraError."""
+    network = untrained(plans)
+    with reading(
+        lambda what: ModelError(
+            f"the weights do not fit {type(network).__name__} of plans.json; does {trainer} build "
+            f"a network of its own? {what}"
+        )
+    ):
+        network.load_state_dict(state)
+    return network.eval()
+
+
+def untrained(plans: Plans) -> nn.Module:
+    """The network of the plans with weights at random. Raises ModelError, MissingExtraError."""
     said = plans.architecture
     name = str(said["network_class_name"])
     with reading(lambda what: ModelError(f"cannot build {name} as plans.json says: {what}")):
@@ -181,14 +196,7 @@ def build_network(plans: Plans, state: Mapping[str, Tensor], trainer: str) -> nn
             deep_supervision=False,
             **arguments,
         )
-    with reading(
-        lambda what: ModelError(
-            f"the weights do not fit {name.rpartition('.')[2]} of plans.json; does {trainer} build "
-            f"a network of its own? {what}"
-        )
-    ):
-        network.load_state_dict(state)
-    return network.eval()
+    return network
 
 
 def _class(name: str, home: str) -> Any:
@@ -222,6 +230,7 @@ def _card(
     options: GraphOptions,
     tiling: Tiling,
 ) -> ModelCard:
+    blending = "nnunet" if tiling.blending == "gaussian" else tiling.blending
     packages = ("leuda", "torch", "onnx", "dynamic_network_architectures")
     dimensions = 3 if plans.depth else 2
     try:
@@ -248,7 +257,10 @@ def _card(
             feed="target",
             options=options,
             tiling=tiling.model_copy(
-                update={"mirror": plans.turn.names(trained.mirror, dimensions)}
+                update={
+                    "blending": blending,
+                    "mirror": plans.turn.names(trained.mirror, dimensions),
+                }
             ),
             depth=plans.depth,
             opset=OPSET,

@@ -25,12 +25,10 @@ from leuda_deploy.model.export_folder import (
     write_manifest,
 )
 from leuda_deploy.model.model_file import ModelFile
-from leuda_deploy.proof.parity import Parity, run_windows
+from leuda_deploy.proof.parity import Parity, Tolerances, run_windows
 from leuda_deploy.proof.probes import make_probes
 from leuda_deploy.proof.prove import LAYER_LIMITS, Reference, prove
 from leuda_train.export.first_wrong_layer import first_layer_that_differs
-from leuda_train.loop.hardware import Hardware
-from leuda_train.networks.product import TorchEngine
 
 
 def write_proven(
@@ -41,6 +39,7 @@ def write_proven(
     *,
     precision: Precision = "fp32",
     calibration: Float32,
+    tolerances: Tolerances | None = None,
     progress: Progress = no_progress,
 ) -> tuple[ModelFile, Parity]:
     """Write model.onnx, card.json, parity.json and the manifest, if each form agrees with the last.
@@ -52,6 +51,7 @@ def write_proven(
         out: The export folder.
         precision: What the graph computes in.
         calibration: Windows (n, *window) that int8 takes its ranges from.
+        tolerances: How far the fp32 graph may be off; None: what is usual.
         progress: Told how far the lowering of the precision is.
 
     Raises:
@@ -61,10 +61,19 @@ def write_proven(
     check_replaceable(out)
     module = WithSoftmax(network) if card.options.output == "probabilities" else network
     probes = make_probes(families)
-    # the yardstick is float32 on the CPU, wherever and however the network was trained
-    engine = TorchEngine(module, Hardware(torch.device("cpu"), "fp32"))
+    module.eval()
+
+    @torch.no_grad()
+    def engine(windows: Float32) -> Float32:
+        """The yardstick: float32 on the CPU, wherever and however the network was trained."""
+        scores: Float32 = module(torch.from_numpy(windows)).numpy()
+        return scores
+
     reference = Reference(
-        title="PyTorch fp32", probes=probes, scores=run_windows(engine, probes.windows)
+        title="PyTorch fp32",
+        probes=probes,
+        scores=run_windows(engine, probes.windows),
+        tolerances=tolerances,
     )
     alone = scores_windows_alone(engine, probes.windows)
     card = card.model_copy(update={"tiling": card.tiling.model_copy(update={"skip_floor": alone})})
@@ -75,7 +84,7 @@ def write_proven(
         report: dict[str, object] = {}
         if precision != "fp32":
             found = lower_precision(
-                replace(reference, title="ONNX fp32", graph=model.graph()),
+                replace(reference, title="ONNX fp32", graph=model.graph(), tolerances=None),
                 model.card,
                 precision,
                 path,
