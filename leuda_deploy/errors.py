@@ -45,6 +45,7 @@ ScanFault = Literal[
     "unlike slices",
     "missing slice",
     "repeated slice",
+    "uneven",
 ]
 
 

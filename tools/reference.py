@@ -127,6 +127,8 @@ def _words(kind: Any) -> str:
         return f"list of {_words(inner[0])}" if many else f"{len(inner)} × {_words(inner[0])}"
     if get_origin(kind) is dict:
         return f"table of {_words(inner[1])}"
+    if isinstance(kind, type) and issubclass(kind, tuple):
+        return f"`[{', '.join(kind.__annotations__)}]`"
     return {int: "whole number", float: "number", str: "text", bool: "`true`, `false`"}.get(
         kind, "value"
     )

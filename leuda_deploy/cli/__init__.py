@@ -7,8 +7,8 @@ A module a command parses and delegates; show.py prints what was found, log.py w
 # isort: off
 from leuda_deploy.cli.app import JsonOption, app, run, say
 from leuda_deploy.cli import infer
-from leuda_deploy.cli import picture
-from leuda_deploy.cli import view
+from leuda_deploy.cli import dicom
+from leuda_deploy.cli import look
 from leuda_deploy.cli import bench
 from leuda_deploy.cli import verify
 from leuda_deploy.cli import doctor
@@ -18,14 +18,14 @@ __all__ = [
     "JsonOption",
     "app",
     "bench",
+    "dicom",
     "doctor",
     "infer",
+    "look",
     "main",
-    "picture",
     "run",
     "say",
     "verify",
-    "view",
 ]
 
 

@@ -1,4 +1,7 @@
-"""`leuda infer`: command line -> label files. Heavy imports are inside the command."""
+"""`leuda infer`: command line -> label files. Heavy imports are inside the command.
+
+Long because each option stands here with its help.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +23,14 @@ if TYPE_CHECKING:
     from leuda_deploy.jobs.run_jobs import Outcome
 
 # the panels of `leuda infer --help`
-ENGINE, RESULTS, MANY = "Engine and memory", "Results", "Many scans"
+ENGINE, RESULTS, MANY, DICOM = "Engine and memory", "Results", "Many scans", "DICOM"
 
 
 @app.command()
 def infer(
     scan: Annotated[
         Path,
-        typer.Argument(help="A scan, a folder with one DICOM series, or a folder of scans."),
+        typer.Argument(help="A scan, a folder or zip with a DICOM study, or a folder of scans."),
     ],
     model: Annotated[
         Path | None,
@@ -62,7 +65,10 @@ def infer(
         ),
     ] = "auto",
     threads: Annotated[
-        int | None, typer.Option(help="CPU threads. Default: all.", min=1, rich_help_panel=ENGINE)
+        int | None,
+        typer.Option(
+            help="CPU threads. Default: the cores that it may use.", min=1, rich_help_panel=ENGINE
+        ),
     ] = None,
     batch: Annotated[
         int | None,
@@ -72,6 +78,14 @@ def infer(
             rich_help_panel=ENGINE,
         ),
     ] = None,
+    search: Annotated[
+        Literal["auto", "full"],
+        typer.Option(
+            help="auto: score a slice now and then, and all around what is found, where the "
+            "model's export proved that. full: every slice.",
+            rich_help_panel=ENGINE,
+        ),
+    ] = "auto",
     mirror: Annotated[
         bool,
         typer.Option(
@@ -121,10 +135,33 @@ def infer(
             rich_help_panel=RESULTS,
         ),
     ] = None,
+    dicom_sr: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write a structured report of a DICOM series, which refers to its SEG.",
+            rich_help_panel=RESULTS,
+        ),
+    ] = None,
+    rtstruct: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write the outlines of a DICOM series as an RT Structure Set.",
+            rich_help_panel=RESULTS,
+        ),
+    ] = None,
+    seg_type: Annotated[
+        Literal["binary", "labelmap"],
+        typer.Option(
+            help="How DICOM SEG holds its segments. labelmap is of 2024: few viewers read it yet.",
+            rich_help_panel=RESULTS,
+        ),
+    ] = "binary",
     as_json: JsonOption = False,
     frame: Annotated[
         str | None,
-        typer.Option(help="Frame of a 4D scan, counted from 0, or all.", rich_help_panel=MANY),
+        typer.Option(
+            help="Frame of a 4D scan or phase of a series, from 0; or all.", rich_help_panel=MANY
+        ),
     ] = None,
     jobs: Annotated[
         int,
@@ -142,12 +179,34 @@ def infer(
         bool,
         typer.Option("--again", help="Also label scans that are done.", rich_help_panel=MANY),
     ] = False,
+    series: Annotated[
+        str | None,
+        typer.Option(
+            help="UID or number of a DICOM series: the folder is one study, and this is meant.",
+            rich_help_panel=DICOM,
+        ),
+    ] = None,
+    rules: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML file of rules for the series of a study, in place of those of the model.",
+            rich_help_panel=DICOM,
+        ),
+    ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Refuse a DICOM series that must be resampled to an orthogonal grid.",
+            rich_help_panel=DICOM,
+        ),
+    ] = False,
     allow_partial: Annotated[
         bool,
         typer.Option(
             "--allow-partial",
             help="Label what is there of a DICOM series that is not whole.",
-            rich_help_panel=RESULTS,
+            rich_help_panel=DICOM,
         ),
     ] = False,
     force: Annotated[
@@ -162,13 +221,16 @@ def infer(
     """Label scans, each on its own grid.  [dim]Needs: nothing more.[/dim]"""
     from leuda_deploy.inference.segmenter import Segmenter
     from leuda_deploy.inference.settings import Settings
+    from leuda_deploy.jobs.dicom_out.findings import uncoded_line
     from leuda_deploy.jobs.jobs_of import Wanted, jobs_of
     from leuda_deploy.jobs.outputs import plan_job_outputs
-    from leuda_deploy.jobs.run_jobs import Wishes, run_job, run_jobs
+    from leuda_deploy.jobs.prepare import Wishes
+    from leuda_deploy.jobs.run_jobs import run_job, run_jobs
     from leuda_deploy.jobs.workers import Orders, run_in_processes
     from leuda_deploy.machine.memory import parse_bytes
     from leuda_deploy.machine.progress import show_progress
     from leuda_deploy.model.model_file import ModelFile
+    from leuda_deploy.scans.dicom.rules import SeriesChoice, read_rules
 
     settings = Settings(
         engine=engine,
@@ -178,17 +240,30 @@ def infer(
         max_bytes=parse_bytes(max_memory) if max_memory else None,
         max_gpu_bytes=parse_bytes(max_gpu_memory) if max_gpu_memory else None,
         mirror=mirror,
+        search=search,
         clean_up=clean_up,
     )
-    wishes = Wishes(force=force, allow_partial=allow_partial)
-    wanted = Wanted(output=output, uncertainty=uncertainty, dicom_seg=dicom_seg)
-    todo, alone = jobs_of(scan, wanted, shard=shard, frames=frame)
+    choice = SeriesChoice(
+        wanted=series,
+        rules=None if rules is None else read_rules(rules),
+        allow_partial=allow_partial,
+    )
+    wishes = Wishes(force=force, series=choice, strict=strict, seg_type=seg_type)
+    dicom = {"dicom_seg": dicom_seg, "dicom_sr": dicom_sr, "rtstruct": rtstruct}
+    wanted = Wanted(
+        output=output,
+        uncertainty=uncertainty,
+        dicom={what: path for what, path in dicom.items() if path is not None},
+    )
+    todo, alone = jobs_of(scan, wanted, shard=shard, frames=frame, series=choice)
     if model is None:
         from leuda_deploy.model.default_model import default_model
 
         model = default_model()
         say(f"no --model given: using {model}, trained on phantoms, not for patients")
     opened = ModelFile.open(model) if key is None else ModelFile.open_signed(model, key)
+    if wanted.dicom and (line := uncoded_line(opened.card)):
+        say(line)
     plan_job_outputs(todo, overlay=overlay, force=force, inputs=[opened.path])
     if alone:
         segmenter = Segmenter(opened, settings)
@@ -226,9 +301,7 @@ def infer(
 
 def _lacks_something(report: Report) -> bool:
     """Whether a file that was asked for could not be written."""
-    from leuda_deploy.jobs.dicom_seg import NOTHING_FOUND
-
-    return any(why != NOTHING_FOUND for why in report.not_written.values())
+    return bool(report.not_written)
 
 
 def _print_report(report: Report, as_json: bool) -> None:

@@ -20,6 +20,14 @@ from leuda_deploy.model.export_folder import read_manifest, read_proof
 from leuda_deploy.model.model_file import ModelFile
 
 MAX_LINE = 2000  # characters
+WHY_FULL = {
+    "asked": "--search full",
+    "not proven": "the model's export proved no search",
+    "entropy map": "the entropy map says something of each",
+    "mirrored": "the search was not proven with --mirror",
+    "unlike": "the scan does not look like those that the search was proven on",
+    "thick slices": "they lie too far apart to leave one out",
+}
 
 
 def show_report(report: Report, console: Console) -> None:
@@ -32,7 +40,7 @@ def show_report(report: Report, console: Console) -> None:
     stages = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in report.seconds.items())
     lines = [
         f"labels   {report.labels}",
-        f"engine   {report.engine}",
+        f"engine   {report.engine}{_threads(report)}",
         f"model    {report.model} (sha256 {report.model_sha256[:12]}, feed {report.feed})",
         f"time     {report.total_seconds:.2f} s; by stage, overlapping: {stages}",
     ]
@@ -41,7 +49,9 @@ def show_report(report: Report, console: Console) -> None:
             f"memory   {report.peak_memory_mb:.0f} MB at its peak, "
             f"{report.predicted_peak_mb:.0f} MB predicted"
         )
+    lines += _series_lines(report)
     lines.append(f"doubts   {report.low_confidence:.1%} of the structures' voxels")
+    lines.append(f"slices   {_slices_line(report)}")
     if report.domain is not None:
         looks = "like" if report.domain["fits"] else "NOT like"
         lines.append(f"domain   {looks} the scans of training (z = {report.domain['z']})")
@@ -54,9 +64,49 @@ def show_report(report: Report, console: Console) -> None:
     console.print("\n".join(map(_shown, lines)), soft_wrap=True, highlight=False, markup=False)
 
 
+def _threads(report: Report) -> str:
+    return "" if report.threads is None else f" on {report.threads} threads"
+
+
+def _slices_line(report: Report) -> str:
+    """How many slices were scored, and why not fewer."""
+    slices = report.slices
+    because = slices["full_because"]
+    if because is None:
+        return (
+            f"{slices['scored']} of {slices['all']} scored, {slices['searched']} of them to find "
+            "where there is something; the others are background"
+        )
+    return f"all {slices['all']} scored: {WHY_FULL.get(str(because), because)}"
+
+
 def _shown(line: str) -> str:
     """Paths, licences and messages hold what others wrote: a line of them that obeys nothing."""
     return printable(line, MAX_LINE)
+
+
+def _series_lines(report: Report) -> list[str]:
+    """Which DICOM series it was, and what had to be mended."""
+    if report.series is None:
+        return []
+    said = report.series
+    number = "" if said["number"] is None else f"{said['number']} "
+    lines = [
+        f"series   {number}'{said['description']}', {said['modality']}, {said['images']} images"
+    ]
+    mended: Any = said["mended"]
+    if mended is not None:
+        what = []
+        if mended["tilt_degrees"]:
+            what.append(f"tilted by {mended['tilt_degrees']:.1f} degrees")
+        if mended["uneven"]:
+            first, last = mended["slice_distances_mm"]
+            what.append(f"slices {first:g} to {last:g} mm apart")
+        if mended["missing_slices"]:
+            what.append(f"{mended['missing_slices']} slices filled in")
+        grid = " x ".join(map(str, mended["resampled_to"]))
+        lines.append(f"mended   {', '.join(what)}; resampled to {grid}, as the labels are")
+    return lines
 
 
 def show_outcomes(outcomes: Sequence[Outcome], console: Console) -> None:
@@ -93,6 +143,8 @@ def verified_lines(found: Verified, export: Path) -> list[str]:
         f"         {found.content_sha256} (graph, weights and card)",
         f"machine  {found.gpu or 'no NVIDIA GPU'}",
     ]
+    if found.uncoded:
+        lines.append(f'codes    none for {", ".join(found.uncoded)}: DICOM calls that "Tissue"')
     if found.signed_by is not None:
         lines.append(f"signed   with the key of {found.signed_by}")
     for engine in found.engines:
@@ -155,6 +207,16 @@ def export_summary(model: ModelFile, served: Path | None) -> dict[str, Any]:
     if proof.int8_layers is not None:
         kept, lifted = len(proof.int8_layers), len(proof.lifted_layers)
         lines.append(("int8", f"{kept} convolutions, {lifted} lifted back until the gate passed"))
+    if card.search is not None:
+        line = (
+            f"a slice every {card.search.step_mm:g} mm, then {card.search.margin_mm:g} mm around "
+            f"what is found: {card.search.scored} of {card.search.slices} slices of "
+            f"{card.search.scans} scans scored, Dice with the full pass at least "
+            f"{card.search.dice:.4f}"
+        )
+        lines.append(("search", line))
+    elif proof.no_search:
+        lines.append(("search", f"{proof.no_search}; every slice is scored"))
     for name, passport in engines.items():
         state = "proven" if passport.proven else "not run yet: no such GPU here, or no scans"
         line = (

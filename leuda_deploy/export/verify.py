@@ -43,6 +43,7 @@ class Verified:
 
     model_sha256    of the model file, as `sha256sum` prints it and `leuda infer` reports it
     content_sha256  over graph, weights and card, as the card inside the file says
+    uncoded         structures without a code for DICOM
     signed_by       the key with which the signature was checked; None: it was not looked at
     """
 
@@ -57,6 +58,7 @@ class Verified:
     content_sha256: str
     gpu: str | None
     files: int
+    uncoded: list[str] = field(default_factory=list)
     signed_by: str | None = None
     engines: list[EngineFinding] = field(default_factory=list)
 
@@ -98,6 +100,7 @@ def verify(path: Path | str, *, key: Path | None = None) -> Verified:
         feed=card.feed,
         window=card.window,
         structures=[structure.name for structure in card.structures],
+        uncoded=[structure.name for structure in card.structures if structure.code is None],
         licence=card.licence,
         model_sha256=model.sha256,
         content_sha256=card.sha256,

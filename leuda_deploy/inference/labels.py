@@ -6,7 +6,7 @@ float32, is what fills the memory of other tools.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import product
 
 import numpy as np
@@ -92,15 +92,15 @@ class Uncertainty:
             self.entropy = np.zeros(stack.volume.raw.shape, dtype=np.uint8, order="F")
             self._entropy_stack = stack.of_scan(self.entropy)
 
-    def add(self, start: int, scores: Float32) -> None:
-        """Scores (d, K, h, w) of the slices from `start` on."""
+    def add(self, slices: Sequence[int], scores: Float32) -> None:
+        """Scores (d, K, h, w) of these slices."""
         some = np.moveaxis(scores[:, :, ::SAMPLED, ::SAMPLED], 1, 0)
         some = self._logits(some[:, winners(some) > 0])  # (K, N), pixels of a structure
         total = np.exp(some - some.max(axis=0)).sum(axis=0)  # 1 / probability of the winner
         self._structure += total.size
         self._low += int(np.count_nonzero(total > 1 / LOW_CONFIDENCE))
         if self.entropy is not None:
-            for index, plane in enumerate(scores, start=start):
+            for index, plane in zip(slices, scores, strict=True):
                 unsure = resize(entropy(self._logits(plane)), self._stack.plane_shape)
                 self._entropy_stack[index] = np.rint(unsure * np.float32(255)).astype(np.uint8)
 

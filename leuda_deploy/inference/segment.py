@@ -7,20 +7,21 @@ The scan goes through in slabs of a few slices, and no score volume of the whole
     labels  (d, H, W) uint8       caller     winning class on the scan's own pixels
 
 The three work at once on successive slabs; each waits when it is one slab ahead. A 2D network
-scores each slab by itself; for a 3D one, each slab completes a window.
+scores each slab by itself; for a 3D one, each slab completes a window. Where a search leaves slices
+out (`find_first.py`), slabs come in rounds: which slices a round has depends on the labels before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from leuda_deploy.engines.engine import Float32, Scorer
 from leuda_deploy.errors import ModelError
+from leuda_deploy.inference.find_first import Find, FullBecause, Walk
 from leuda_deploy.inference.labels import Uncertainty, label_plane
 from leuda_deploy.inference.pipelined import prefetch
 from leuda_deploy.inference.slabs import (
@@ -29,6 +30,7 @@ from leuda_deploy.inference.slabs import (
     ScanSlices,
     Scoring,
     SlabScorer,
+    Slices,
 )
 from leuda_deploy.inference.sliding_window import mirrored, scoring_floor_once
 from leuda_deploy.machine.clock import Clock
@@ -48,6 +50,9 @@ class Segmentation:
         low_confidence: Share of the voxels labelled as a structure whose class has a probability
             below 0.7, on the model grid.
         intensity: Clip limits and normalisation fitted to this scan, in scanner units.
+        scored: How many slices of the model grid were scored.
+        searched: How many of them to find where there is something; None: every slice was scored.
+        full_because: Why every slice was scored; None: it was not, or nobody says.
         seconds: Busy wall seconds by part of the work; the parts overlap.
         cleaned_ml: Millilitres of islands that were taken out of `labels`, by label value; None: it
             was not asked for, or the model's card has no rules.
@@ -58,6 +63,9 @@ class Segmentation:
     low_confidence: float
     intensity: Intensity
     seconds: dict[str, float]
+    scored: int
+    searched: int | None = None
+    full_because: FullBecause | None = None
     cleaned_ml: dict[int, float] | None = None
 
 
@@ -66,6 +74,7 @@ def segment(
     engine: Scorer,
     scoring: Scoring = DEFAULT_SCORING,
     *,
+    find: Find | None = None,
     uncertainty: bool = False,
     progress: Progress = no_progress,
 ) -> Segmentation:
@@ -76,7 +85,9 @@ def segment(
         engine: (B, 1, h, w) float32 normalised windows -> (B, K, h, w) scores, background first;
             where the stack has a window depth, (d, h, w) in place of (h, w).
         scoring: How windows are laid, blended and mirrored, and how many are held at a time.
-        uncertainty: Also make the entropy map.
+        find: Score the slices that this search leads to alone, for a 2D engine; the others are
+            background. None: score every slice.
+        uncertainty: Also make the entropy map; 0 in slices that are not scored.
         progress: Told how many of the slices are done.
 
     Raises:
@@ -93,43 +104,50 @@ def segment(
     scorer_type = BlockScorer if stack.window_slices > 1 else SlabScorer
     score = scorer_type(engine, stack, scoring, fill=fill)
 
-    def images() -> Iterator[Float32]:
-        for start, stop in pairwise([0, *score.cuts]):
+    def images(wanted: Slices) -> Iterator[tuple[Slices, Float32]]:
+        for slab in score.slabs(wanted):
             with clock("resample"):
-                slices = stack.images(start, stop)
-            yield slices
+                slices = stack.images_of(slab)
+            yield slab, slices
 
-    def scores() -> Iterator[tuple[int, Float32]]:
-        for slices in prefetch(images()):
+    def scores(wanted: Slices) -> Iterator[tuple[Slices, Float32]]:
+        for slab, slices in prefetch(images(wanted)):
             with clock("network"):
-                start, found = score(slices)
+                done, found = score(slab, slices)
                 if not np.isfinite(found).all():
                     raise ModelError(
                         f"the model gives scores that are not finite on {stack.volume.name}, "
-                        f"slices {start} to {start + len(found) - 1}; nothing was written"
+                        f"slices {done[0]} to {done[-1]}; nothing was written"
                     )
-            yield start, found
+            yield done, found
 
     labels = np.zeros(stack.volume.raw.shape, dtype=np.uint8, order="F")
     label_stack = stack.of_scan(labels)
     unsure = Uncertainty(stack, wanted=uncertainty, probabilities=scoring.probabilities)
     on_scan = ScanSlices(stack.depth, stack.scan_depth, stack.score_kernels[0])
-    for grid_start, on_grid in prefetch(scores()):
-        for start, found in on_scan(grid_start, on_grid):
-            with clock("labels"):
-                for index, plane in enumerate(found, start=start):
-                    label_stack[index] = label_plane(
-                        plane, stack.plane_shape, stack.score_kernels[1:]
-                    )
-            with clock("doubts"):
-                unsure.add(start, found)
-        progress(grid_start + len(on_grid), stack.depth, "")
+    walk, planned = Walk(stack.depth, find), 0
+    for wanted in walk:
+        planned += len(wanted)
+        for slab, on_grid in prefetch(scores(wanted)):
+            for slices, found in on_scan(slab, on_grid):
+                with clock("labels"):
+                    for index, plane in zip(slices, found, strict=True):
+                        label_stack[index] = label_plane(
+                            plane, stack.plane_shape, stack.score_kernels[1:]
+                        )
+                with clock("doubts"):
+                    unsure.add(slices, found)
+            for index in slab:
+                walk.saw(index, find is not None and bool(label_stack[index].any()))
+            progress(int(walk.scored.sum()), planned, "")
     return Segmentation(
         labels=labels,
         uncertainty=unsure.entropy,
         low_confidence=unsure.low_share,
         intensity=stack.intensity,
         seconds=clock.seconds,
+        scored=int(walk.scored.sum()),
+        searched=walk.searched,
     )
 
 

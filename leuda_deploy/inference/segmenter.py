@@ -14,6 +14,7 @@ from leuda_deploy.engines.engine import Engine, EngineName, Float32
 from leuda_deploy.engines.open_engine import open_engine
 from leuda_deploy.errors import InputError
 from leuda_deploy.inference.clean_up import clean_up
+from leuda_deploy.inference.find_first import Find, FullBecause, find_in
 from leuda_deploy.inference.memory_plan import MemoryPlan, Workload, make_plan
 from leuda_deploy.inference.segment import Segmentation, segment
 from leuda_deploy.inference.settings import DEFAULT_SETTINGS, Settings
@@ -30,6 +31,7 @@ from leuda_deploy.proof.choose_engine import (
     installed_engines,
     is_settled,
 )
+from leuda_deploy.scans.likeness import likeness
 from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import Volume, read_volume, volume_of
 
@@ -197,7 +199,11 @@ class Segmenter:
             probabilities=self.card.probabilities,
         )
         engine = self.engine_for(stack)
-        found = segment(stack, engine, scoring, uncertainty=uncertainty, progress=progress)
+        find, full_because = self.find_for(stack, uncertainty=uncertainty)
+        found = segment(
+            stack, engine, scoring, find=find, uncertainty=uncertainty, progress=progress
+        )
+        found = replace(found, full_because=full_because)
         rules = {s.value: s.anatomy.pieces for s in self.card.structures if s.anatomy}
         if not (rules and self.settings.clean_up):
             return found
@@ -205,6 +211,24 @@ class Segmenter:
         with clock("clean up"):
             taken = clean_up(found.labels, stack.voxel_spacing_mm, rules)
         return replace(found, cleaned_ml=taken, seconds=found.seconds | clock.seconds)
+
+    def find_for(
+        self, stack: Stack, *, uncertainty: bool = False
+    ) -> tuple[Find | None, FullBecause | None]:
+        """Which slices of this scan are searched; or None, and why every slice is scored."""
+        search, domain = self.card.search, self.card.domain
+        if self.settings.search == "full":
+            return None, "asked"
+        if search is None:
+            return None, "not proven"
+        if uncertainty:
+            return None, "entropy map"
+        if self.settings.mirror:
+            return None, "mirrored"
+        if domain is not None and not likeness(stack.intensity, domain).fits:
+            return None, "unlike"
+        find = find_in(search.step_mm, search.margin_mm, stack.slice_spacing_mm)
+        return find, None if find else "thick slices"
 
     def engine_for(self, stack: Stack) -> Engine:
         """The engine that runs; where it is left to trials, the first scan decides."""
@@ -216,13 +240,16 @@ class Segmenter:
 
         Not what it came to here: another machine's choice for "auto" is as good an answer.
         """
-        asked = self.settings
-        return {
-            "engine": asked.engine,
-            "precision": asked.precision,
-            "mirror": asked.mirror,
-            "clean_up": asked.clean_up,
+        settings = self.settings
+        asked: dict[str, object] = {
+            "engine": settings.engine,
+            "precision": settings.precision,
+            "mirror": settings.mirror,
+            "clean_up": settings.clean_up,
         }
+        if settings.search != "auto":
+            asked["search"] = settings.search
+        return asked
 
     @property
     def settled(self) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 from leuda_deploy.engines.engine import ON_THE_CPU, EngineChoice, EngineName, EngineSettings
 from leuda_deploy.errors import InputError
+
+SearchChoice = Literal["auto", "full"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,11 +19,13 @@ class Settings(EngineSettings):
         engine: A name is that engine or an error; "auto" takes the fastest that is installed and
             agrees with ONNX Runtime on this model.
         precision: "fp32", "bf16" (OpenVINO), or "auto": the fastest that the engine has.
-        threads: CPU threads of the engine; None for all.
+        threads: CPU threads of the engine; None: one for each core that this process may use.
         batch: Windows at a time; None for what a short trial on this machine found.
         max_bytes: Peak memory that is never passed: a scan that needs more is refused first.
         max_gpu_bytes: The same for the GPU's memory.
         mirror: Average over mirrored windows, along the axes that the model's card allows.
+        search: "auto" scores only slices that lie near something, where the model's card has the
+            proof that this gives the same labels; "full" scores every slice.
         clean_up: Take away islands, where the model's card says of which pieces structures consist.
 
     Raises:
@@ -32,12 +36,15 @@ class Settings(EngineSettings):
     batch: int | None = None
     max_bytes: int | None = None
     mirror: bool = False
+    search: SearchChoice = "auto"
     clean_up: bool = True
 
     def __post_init__(self) -> None:
         known = ("auto", *get_args(EngineName))
         if self.engine not in known:
             raise InputError(f"no engine is called {self.engine!r}; there are {', '.join(known)}")
+        if self.search not in get_args(SearchChoice):
+            raise InputError(f"search is auto or full, not {self.search!r}")
         if self.max_gpu_bytes is not None and self.engine in ON_THE_CPU:
             raise InputError(f"{self.engine} uses no GPU memory; leave out --max-gpu-memory")
 

@@ -7,8 +7,9 @@ as no later window adds to them. So a window's slices and scores are held, howev
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -22,6 +23,8 @@ from leuda_deploy.inference.sliding_window import (
 from leuda_deploy.model.tiling import DEFAULT_TILING, Tiling
 from leuda_deploy.scans.resample import Kernel, taps
 from leuda_deploy.scans.stack import Stack
+
+Slices = Sequence[int]  # rising indices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,23 +50,21 @@ DEFAULT_SCORING = Scoring()
 
 
 class SlabScorer:
-    """For a 2D engine: some slices at a time, each scored by itself.
-
-    cuts  where the slabs end that are to be given in turn
-    """
+    """For a 2D engine: some slices at a time, each scored by itself."""
 
     def __init__(self, engine: Scorer, stack: Stack, scoring: Scoring, *, fill: float) -> None:
         self._engine, self._window = engine, stack.window
         self._fill, self._tiling, self._batch = fill, scoring.tiling, scoring.batch
         per_slice = windows_per_slice(stack.grid_shape, stack.window, scoring.tiling.overlap)
-        slab = scoring.slab or max(1, scoring.batch // per_slice)
-        self.cuts = [*range(slab, stack.depth, slab), stack.depth]
-        self._start = 0
+        self._slab = scoring.slab or max(1, scoring.batch // per_slice)
 
-    def __call__(self, slices: Float32) -> tuple[int, Float32]:
-        """The next slab (n, h, w) -> its first slice, scores (n, K, h, w)."""
-        start, self._start = self._start, self._start + len(slices)
-        return start, self._score(slices)
+    def slabs(self, wanted: Slices) -> list[Slices]:
+        """The slices that are wanted -> those of each slab, to be given in turn."""
+        return [wanted[k : k + self._slab] for k in range(0, len(wanted), self._slab)]
+
+    def __call__(self, slab: Slices, images: Float32) -> tuple[Slices, Float32]:
+        """The next slab and its images (n, h, w) -> slices that are done, scores (n, K, h, w)."""
+        return slab, self._score(images)
 
     def _score(self, images: Float32) -> Float32:
         return score_slices(
@@ -80,6 +81,8 @@ class BlockScorer(SlabScorer):
     """For a 3D engine: each slab completes a window.
 
     A scan of fewer slices than a window is padded about its centre, as within a slice.
+
+    cuts  where the slabs end
     """
 
     def __init__(self, engine: Scorer, stack: Stack, scoring: Scoring, *, fill: float) -> None:
@@ -94,9 +97,14 @@ class BlockScorer(SlabScorer):
         self._sums: Float32 | None = None  # (n, K, h, w), weighted scores of the same slices
         self._total: Float32 = self._weights
 
-    def __call__(self, slices: Float32) -> tuple[int, Float32]:
-        """The next slab (n, h, w) -> first slice, scores (m, K, h, w) of slices that are done."""
-        held = slices if self._slices is None else np.concatenate([self._slices, slices])
+    def slabs(self, wanted: Slices) -> list[Slices]:
+        """All slices -> those that each window adds to the ones before."""
+        assert len(wanted) == self.cuts[-1], "windows that overlap need every slice"
+        return [range(start, stop) for start, stop in pairwise([0, *self.cuts])]
+
+    def __call__(self, slab: Slices, images: Float32) -> tuple[Slices, Float32]:
+        """The next slab, (n, h, w) -> slices that are done, their scores (m, K, h, w)."""
+        held = images if self._slices is None else np.concatenate([self._slices, images])
         start = self._starts[self._next]
         self._next += 1
         last = self._next == len(self._starts)
@@ -112,7 +120,7 @@ class BlockScorer(SlabScorer):
         for values in (self._sums, self._total):
             values[: len(values) - done] = values[done:]
             values[len(values) - done :] = 0
-        return start, found
+        return range(start, start + done), found
 
     def _weighted_scores(self, block: Float32) -> Float32:
         """(n, h, w), n up to the window's -> (n, K, h, w)."""
@@ -138,17 +146,17 @@ class ScanSlices:
         self._next, self._held_from = 0, 0
         self._held: Float32 | None = None
 
-    def __call__(self, start: int, scores: Float32) -> Iterator[tuple[int, Float32]]:
-        """The next (n, K, h, w), from grid slice `start` -> (slice of the scan, (m, K, h, w))."""
+    def __call__(self, slab: Slices, scores: Float32) -> Iterator[tuple[Slices, Float32]]:
+        """The next (n, K, h, w), of these grid slices -> slices of the scan, (m, K, h, w)."""
         if self._same:
-            yield start, scores
+            yield slab, scores
             return
         held = scores if self._held is None else np.concatenate([self._held, scores])
-        stop, last = start + len(scores), self._index.shape[1]
+        stop, last = slab[0] + len(scores), self._index.shape[1]
         while self._next < last and self._index[:, self._next].max() < stop:
             places, shares = self._index[:, self._next], self._weight[:, self._next]
             plane = np.tensordot(shares, held[places - self._held_from], axes=1)
-            yield self._next, plane[None]
+            yield [self._next], plane[None]
             self._next += 1
         first = int(self._index[:, self._next].min()) if self._next < last else stop
         self._held, self._held_from = held[first - self._held_from :].copy(), first

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from leuda_deploy.errors import InputError, ScanError
-from leuda_deploy.scans.dicom.files import holds_images, is_dicom, look_through, named
+from leuda_deploy.scans.dicom.files import DICOMDIR, holds_images, is_dicom, look_through, named
+from leuda_deploy.scans.dicom.rules import NO_CHOICE, SeriesChoice
+from leuda_deploy.scans.dicom.sources import is_dicom_source, zip_holds_images
 from leuda_deploy.scans.nifti import is_own_output
 from leuda_deploy.scans.volume import count_frames
 
@@ -17,6 +20,8 @@ _log = logging.getLogger(__name__)
 EXTENSIONS = (".nii.gz", ".nii", ".mgz", ".mgh", ".hdr")
 
 LABEL_SUFFIXES = ("_label", "_labels", "_manual", "_seg", "_mask", "_uncertainty")
+# what is written of a DICOM series besides its labels: its name in reports -> the end of its file's
+DICOM_ENDINGS = {"dicom_seg": "_seg.dcm", "dicom_sr": "_sr.dcm", "rtstruct": "_rtstruct.dcm"}
 FRAME_NUMBER = re.compile(r"_frame\d+$")  # that --frame all adds to an output's name
 
 
@@ -24,10 +29,10 @@ FRAME_NUMBER = re.compile(r"_frame\d+$")  # that --frame all adds to an output's
 class Job:
     """One scan and where its results go; its report and picture lie beside `output`."""
 
-    scan: Path  # a file, or a folder with one DICOM series
+    scan: Path  # a file, or a folder or zip with a DICOM series
     output: Path
     uncertainty: Path | None = None
-    seg: Path | None = None  # DICOM SEG, for a DICOM series
+    dicom: Mapping[str, Path] = field(default_factory=dict)  # of a DICOM series: see DICOM_ENDINGS
     frame: int | None = None
 
 
@@ -37,14 +42,15 @@ def find_jobs(
     *,
     shard: str = "1/1",
     uncertainty: Path | None = None,
-    dicom_seg: Path | None = None,
+    dicom: Mapping[str, Path] | None = None,
     frames: str | None = None,
+    series: SeriesChoice = NO_CHOICE,
 ) -> list[Job]:
     """The scans in a folder, in the order of their names; of n shards, the i-th takes every n-th.
 
-    A scan is a file or, in a folder of its own, a DICOM series. Files whose names end in _label,
-    _labels, _manual, _seg or _mask, and what leuda wrote, are no scans. What is passed over is
-    logged, by kind and name.
+    A scan is a file or, in a folder or zip of its own, a DICOM study of which one series is meant.
+    Files whose names end in _label, _labels, _manual, _seg or _mask, and what leuda wrote, are no
+    scans. What is passed over is logged, by kind and name.
 
     Raises InputError for a folder without scans, a shard that is none, or two scans that would
     have the same output.
@@ -64,7 +70,11 @@ def find_jobs(
             scan=scan,
             output=out / f"{stem(scan)}_labels.nii.gz",
             uncertainty=uncertainty and uncertainty / f"{stem(scan)}_uncertainty.nii.gz",
-            seg=dicom_seg / f"{stem(scan)}_seg.dcm" if dicom_seg and scan.is_dir() else None,
+            dicom={
+                what: folder / f"{stem(scan)}{DICOM_ENDINGS[what]}"
+                for what, folder in (dicom or {}).items()
+                if is_dicom_source(scan)
+            },
         )
         for scan in scans
     ]
@@ -72,7 +82,7 @@ def find_jobs(
     for job in jobs:
         if (other := taken.setdefault(job.output, job.scan)) != job.scan:
             raise InputError(f"{other} and {job.scan} would both become {job.output}; rename one")
-    return [each for job in jobs[part - 1 :: parts] for each in with_frames(job, frames)]
+    return [each for job in jobs[part - 1 :: parts] for each in with_frames(job, frames, series)]
 
 
 def _sort_out(folder: Path) -> tuple[list[Path], str]:
@@ -97,11 +107,13 @@ def _kind(path: Path) -> str | None:
     if not path.exists():
         return "links to nothing"
     if path.is_dir():
-        return None if holds_images(path) else "folders without DICOM images directly in them"
+        return None if holds_images(path) else "folders without DICOM images"
     if not path.is_file():
         return "things that are no files"
     if is_dicom(path):
         return "DICOM files beside other scans, not in a folder of their own"
+    if name.endswith(".zip"):
+        return None if zip_holds_images(path) else "zips without DICOM images"
     if not name.endswith(EXTENSIONS):
         return (
             "halves of .hdr/.img pairs"
@@ -113,22 +125,26 @@ def _kind(path: Path) -> str | None:
     return None
 
 
-def with_frames(job: Job, frames: str | None) -> list[Job]:
-    """The job for one frame of a 4D scan, given as a number, or a job each for "all" of them."""
+def with_frames(job: Job, frames: str | None, series: SeriesChoice = NO_CHOICE) -> list[Job]:
+    """The job for one frame of a 4D scan, given as a number, or a job each for "all" of them.
+
+    The phases of a DICOM series are its frames.
+    """
     if frames is None:
         return [job]
     if frames != "all":
         if not frames.isdecimal():
             raise InputError(f"--frame is a number or all, not {frames!r}")
         return [replace(job, frame=int(frames))]
-    if job.scan.is_dir():
-        return [job]
 
     def numbered(path: Path | None, frame: int) -> Path | None:
         return path and path.with_name(f"{label_stem(path)}_frame{frame:03d}.nii.gz")
 
     try:
-        count = count_frames(job.scan)
+        if is_dicom_source(job.scan):
+            count = len(series.of(job.scan).phases().stacks)
+        else:
+            count = count_frames(job.scan)
     except ScanError:
         return [job]  # what is wrong with it is said when it is read; the others go on
     if count == 1:
@@ -152,10 +168,13 @@ def is_scan_file(path: Path) -> bool:
 def is_series(folder: Path) -> bool:
     """Whether a folder is one DICOM series, and not a folder of scans.
 
-    Where both lie in it, what there is more of decides; what is passed over is named later.
+    Where both lie in it, what there is more of decides; what is passed over is named later. With a
+    DICOMDIR in it, it is one study.
     """
     if not folder.is_dir():
         return False
+    if any(path.name.upper() == DICOMDIR for path in folder.iterdir()):
+        return True
     images = len(look_through(folder).images)
     return images > 0 and images > sum(map(is_scan_file, folder.iterdir()))
 
@@ -194,7 +213,7 @@ def label_stem(output: Path) -> str:
 def stem(scan: Path) -> str:
     """The name of a scan without its ending; of ".." or "." that of the folder it stands for."""
     name = scan.name if scan.name not in ("", "..") else scan.resolve().name
-    for extension in (".gz", ".nii", ".hdr", ".img", ".mgz", ".mgh"):
+    for extension in (".gz", ".zip", ".dcm", ".nii", ".hdr", ".img", ".mgz", ".mgh"):
         if name.lower().endswith(extension):
             name = name[: -len(extension)]
     return name or "scan"

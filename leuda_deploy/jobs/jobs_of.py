@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from leuda_deploy.errors import InputError, ScanError
-from leuda_deploy.jobs.find_jobs import Job, find_jobs, is_series, stem, with_frames
+from leuda_deploy.jobs.find_jobs import (
+    DICOM_ENDINGS,
+    Job,
+    find_jobs,
+    is_series,
+    stem,
+    with_frames,
+)
+from leuda_deploy.scans.dicom.rules import NO_CHOICE, SeriesChoice
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """Where results go, as the user gave it: files, or folders for many scans; None: not given."""
+    """Where results go, as the user gave it: files, or folders for many scans; None: not given.
+
+    dicom  what is written of a DICOM series: see DICOM_ENDINGS
+    """
 
     output: Path | None = None
     uncertainty: Path | None = None
-    dicom_seg: Path | None = None
+    dicom: Mapping[str, Path] = field(default_factory=dict)
 
 
 def jobs_of(
-    scan: Path, wanted: Wanted, *, shard: str = "1/1", frames: str | None = None
+    scan: Path,
+    wanted: Wanted,
+    *,
+    shard: str = "1/1",
+    frames: str | None = None,
+    series: SeriesChoice = NO_CHOICE,
 ) -> tuple[list[Job], bool]:
     """What is to be done, and whether it is one scan alone. See `find_jobs`.
+
+    A folder of which a series is named is one study.
 
     Raises:
         InputError: There is no such scan, or it is none.
@@ -30,14 +49,17 @@ def jobs_of(
         raise ScanError("missing", f"no such scan or folder: {scan}")
     if scan.suffix.lower() in (".onnx", ".engine"):
         raise InputError(f"{scan} is a model, not a scan: leuda infer SCAN --model {scan}")
-    if scan.is_dir() and not is_series(scan):
+    if "dicom_sr" in wanted.dicom and "dicom_seg" not in wanted.dicom:
+        raise InputError("--dicom-sr refers to the segments of a DICOM SEG: add --dicom-seg")
+    if scan.is_dir() and series.wanted is None and not is_series(scan):
         jobs = find_jobs(
             scan,
             wanted.output or Path(),
             shard=shard,
             uncertainty=wanted.uncertainty,
-            dicom_seg=wanted.dicom_seg,
+            dicom=wanted.dicom,
             frames=frames,
+            series=series,
         )
         return jobs, False
     name = stem(scan)
@@ -46,9 +68,12 @@ def jobs_of(
         scan=scan,
         output=output / f"{name}_labels.nii.gz" if output.is_dir() else output,
         uncertainty=_in_folder(wanted.uncertainty, f"{name}_uncertainty.nii.gz"),
-        seg=_in_folder(wanted.dicom_seg, f"{name}_seg.dcm"),
+        dicom={
+            what: path / f"{name}{DICOM_ENDINGS[what]}" if path.is_dir() else path
+            for what, path in wanted.dicom.items()
+        },
     )
-    jobs = with_frames(job, frames)
+    jobs = with_frames(job, frames, series)
     return jobs, len(jobs) == 1
 
 

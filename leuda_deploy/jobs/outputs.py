@@ -4,7 +4,7 @@ The report beside labels holds the hash of each file that was written with it. A
 is leuda's own and may be replaced; a scan with all of its files is done.
 
     .NAME.writing   hashes of what a run is writing; it lies there until the report does
-    NAME.nii.gz     then picture, entropy map and DICOM SEG
+    NAME.nii.gz     then entropy map, picture and DICOM objects
     NAME.json       the report, last: where it stands, all is done
 
 The report of an earlier run is taken away before its labels are replaced, so it never stands beside
@@ -21,7 +21,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from leuda_deploy.jobs.dicom_seg import NOTHING_FOUND
 from leuda_deploy.jobs.find_jobs import Job, label_stem, picture_path, report_path, scan_files
 from leuda_deploy.machine.files import atomic_path, file_sha256, write_json
 from leuda_deploy.machine.outputs import Output, plan_outputs
@@ -40,7 +39,7 @@ def outputs_of(job: Job, *, overlay: bool) -> dict[str, Path]:
     outputs = {
         "labels": job.output,
         "uncertainty": job.uncertainty,
-        "dicom_seg": job.seg,
+        **job.dicom,
         "overlay": picture_path(job.output) if overlay else None,
     }
     return {role: path for role, path in outputs.items() if path is not None}
@@ -73,6 +72,8 @@ def _planned(job: Job, overlay: bool) -> Iterator[Output]:
         "labels": ("labels", "--output", NIFTI, ()),
         "uncertainty": ("entropy map", "--uncertainty", NIFTI, ()),
         "dicom_seg": ("DICOM SEG", "--dicom-seg", (), NOT_DICOM),
+        "dicom_sr": ("DICOM SR", "--dicom-sr", (), NOT_DICOM),
+        "rtstruct": ("RTSTRUCT", "--rtstruct", (), NOT_DICOM),
         "overlay": ("picture", "--output", (), ()),
     }
     own = _own_hashes(job.output)
@@ -113,12 +114,9 @@ def is_done(
     if any(said.get(key) != value for key, value in this.items()):
         return False
     written = said.get("written")
-    nothing_to_write = said.get("not_written") if isinstance(said.get("not_written"), dict) else {}
     if not isinstance(written, dict):
         return False
     for role, path in outputs_of(job, overlay=overlay).items():
-        if role == "dicom_seg" and nothing_to_write == {role: NOTHING_FOUND}:
-            continue
         if not (path.is_file() and role in written and file_sha256(path) == written[role]):
             return False
     return True

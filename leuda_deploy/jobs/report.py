@@ -7,14 +7,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from leuda_deploy.engines.engine import Engine
-from leuda_deploy.errors import LeudaError, keep_traceback, one_line
+from leuda_deploy.errors import InputError, LeudaError, keep_traceback, one_line
 from leuda_deploy.inference.memory_plan import MemoryPlan
 from leuda_deploy.inference.segment import Segmentation, volumes_ml
-from leuda_deploy.jobs.dicom_seg import NOTHING_FOUND
-from leuda_deploy.jobs.find_jobs import Job, picture_path
+from leuda_deploy.jobs.find_jobs import DICOM_ENDINGS, Job, picture_path
 from leuda_deploy.jobs.flags import Flag, flags_of
 from leuda_deploy.jobs.outputs import JobWriter
 from leuda_deploy.jobs.picture.overlay import Shown, draw_overlay
@@ -26,6 +25,7 @@ from leuda_deploy.scans.nifti import write_labels, write_map
 from leuda_deploy.scans.stack import Stack
 
 if TYPE_CHECKING:
+    from leuda_deploy.jobs.dicom_out.seg import SegType
     from leuda_deploy.scans.dicom import Series
 
 _log = logging.getLogger(__name__)
@@ -47,6 +47,11 @@ class Report:
     cleaned_ml      millilitres of islands that were taken away, by structure; None: none was looked
                     for, as it was not asked for or the card has no rules
     flags           what is odd about a structure's labels, e.g. that the scan's border cuts it
+    threads         CPU threads that the engine computed on; None: a GPU did
+    slices          how many the scan has on the model grid, how many were scored, and searched;
+                    why all were scored (full_because), else null: the others are background
+    series          of DICOM: which series it is, its phase, and what was done to mend its slices;
+                    then the labels lie on the mended grid, those of a DICOM SEG on the slices
     domain          whether it looks like the target scans of training; None if the card does not
                     describe them
     """
@@ -65,6 +70,8 @@ class Report:
     peak_memory_mb: float | None
     uncertainty: str | None
     dicom_seg: str | None
+    dicom_sr: str | None
+    rtstruct: str | None
     written: Mapping[str, str]
     not_written: Mapping[str, str]
     scan_sha256: str
@@ -75,6 +82,9 @@ class Report:
     cleaned_ml: Mapping[str, float] | None
     flags: tuple[Flag, ...]
     domain: dict[str, bool | float | str] | None
+    slices: Mapping[str, int | str | None]
+    series: Mapping[str, object] | None
+    threads: int | None
     total_seconds: float
     predicted_peak_mb: float
     slab: int
@@ -118,15 +128,16 @@ class Result:
     found: Segmentation
 
 
-def write_results(result: Result, *, overlay: bool) -> Report:
-    """Write labels, entropy map, picture, DICOM SEG and report of one scan.
+def write_results(result: Result, *, overlay: bool, seg_type: SegType = "binary") -> Report:
+    """Write labels, entropy map, picture, DICOM objects and report of one scan.
 
     The report, OUTPUT without its ending + .json, is written last: where it stands, all is done.
-    A picture or a DICOM SEG that cannot be made costs no labels: the report says why it is missing.
+    A picture or DICOM object that cannot be made costs no labels: the report says why.
 
     Args:
         result: What was found.
         overlay: Whether to draw a picture beside the labels.
+        seg_type: How a DICOM SEG holds its segments.
     """
     scan, found, card = result.scan, result.found, result.engine.card
     job, volume, clock, series = scan.job, scan.stack.volume, scan.clock, scan.series
@@ -157,22 +168,44 @@ def write_results(result: Result, *, overlay: bool) -> Report:
                 picture_path(job.output),
                 lambda path: draw_overlay(path, _shown(result)),
             )
-    if series is not None and job.seg is not None:
-        if not found.labels.any():
-            not_written["dicom_seg"] = NOTHING_FOUND
-            _log.warning("%s was not written: %s", job.seg, NOTHING_FOUND)
-        else:
-            from leuda_deploy.jobs.dicom_seg import write_dicom_seg
-
-            with clock("DICOM SEG"):
-                write_if_possible(
-                    "dicom_seg",
-                    job.seg,
-                    lambda path: write_dicom_seg(path, found.labels, series, card),
-                )
+    if series is not None and job.dicom:
+        with clock("DICOM"):
+            _write_dicom(result, series, seg_type, write_if_possible)
     report = _report(result, writer.written, not_written)
     writer.finish(report.as_dict())
     return report
+
+
+def _write_dicom(
+    result: Result,
+    series: Series,
+    seg_type: SegType,
+    write: Callable[[str, Path, Callable[[Path], None]], None],
+) -> None:
+    from leuda_deploy.jobs.dicom_out import Findings, write_rtstruct, write_seg, write_sr
+
+    findings = Findings(
+        labels=result.found.labels,
+        series=series,
+        card=result.engine.card,
+        model_sha256=result.engine.sha256,
+        low_confidence=result.found.low_confidence,
+    )
+    seg: list[Any] = []  # what was written
+
+    def make_sr(path: Path) -> None:
+        if not seg:
+            raise InputError("there is no DICOM SEG that it could refer to")
+        write_sr(path, findings, seg[0])
+
+    makers: dict[str, Callable[[Path], None]] = {
+        "dicom_seg": lambda path: seg.append(write_seg(path, findings, seg_type)),
+        "dicom_sr": make_sr,
+        "rtstruct": lambda path: write_rtstruct(path, findings),
+    }
+    for what, make in makers.items():
+        if what in result.scan.job.dicom:
+            write(what, result.scan.job.dicom[what], make)
 
 
 def _shown(result: Result) -> Shown:
@@ -198,7 +231,7 @@ def _report(result: Result, written: Mapping[str, str], not_written: Mapping[str
         labels=str(job.output),
         overlay=str(picture_path(job.output)) if "overlay" in written else None,
         uncertainty=str(job.uncertainty) if "uncertainty" in written else None,
-        dicom_seg=str(job.seg) if "dicom_seg" in written else None,
+        **{what: str(job.dicom[what]) if what in written else None for what in DICOM_ENDINGS},
         written=dict(written),
         not_written=dict(not_written),
         model=str(result.engine.path),
@@ -207,6 +240,7 @@ def _report(result: Result, written: Mapping[str, str], not_written: Mapping[str
         implausible=list(scan.implausible),
         asked=scan.asked,
         engine=result.engine.description,
+        threads=result.engine.threads,
         feed=card.feed,
         shape=volume.shape,
         spacing_mm=tuple(round(size, 4) for size in volume.spacing_mm),
@@ -218,7 +252,14 @@ def _report(result: Result, written: Mapping[str, str], not_written: Mapping[str
         else {card.label_names[value]: round(ml, 3) for value, ml in cleaned.items()},
         flags=tuple(flags_of(found.labels, card.structures, volume.voxel_ml)),
         domain=None if card.domain is None else asdict(likeness(found.intensity, card.domain)),
+        series=None if scan.series is None else scan.series.about(job.frame),
         seconds={name: round(s, 4) for name, s in {**found.seconds, **scan.clock.seconds}.items()},
+        slices={
+            "all": scan.stack.depth,
+            "scored": found.scored,
+            "searched": found.searched,
+            "full_because": found.full_because,
+        },
         total_seconds=round(time.perf_counter() - scan.began, 4),
         peak_memory_mb=None if peak is None else round(peak / 1e6, 1),
         predicted_peak_mb=round(result.plan.peak_bytes / 1e6, 1),

@@ -6,22 +6,18 @@ read and prepare (the next scan)  thread 1   |   label  thread 2   |   write  ca
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from leuda_deploy.errors import InputError, LeudaError, keep_traceback
+from leuda_deploy.errors import LeudaError, keep_traceback
 from leuda_deploy.inference.pipelined import prefetch
 from leuda_deploy.inference.segmenter import Segmenter
 from leuda_deploy.jobs.find_jobs import Job
-from leuda_deploy.jobs.implausible import implausible_geometry
-from leuda_deploy.jobs.outputs import is_done, plan_job_outputs, scan_sha256
+from leuda_deploy.jobs.prepare import NO_WISHES, Wishes, prepare
 from leuda_deploy.jobs.report import PreparedScan, Report, Result, write_results
-from leuda_deploy.machine.clock import Clock
 from leuda_deploy.machine.progress import ShowProgress, show_nothing
 from leuda_deploy.scans.likeness import likeness
-from leuda_deploy.scans.volume import read_volume
 
 _log = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -49,21 +45,6 @@ class Outcome:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Wishes:
-    """What the user asked for besides the settings of the model.
-
-    force          replace files that leuda did not write; scans never are
-    allow_partial  label what is there of a DICOM series that is not whole
-    """
-
-    force: bool = False
-    allow_partial: bool = False
-
-
-NO_WISHES = Wishes()
-
-
 def run_job(
     job: Job,
     segmenter: Segmenter,
@@ -79,9 +60,10 @@ def run_job(
             written.
         ModelError: The model gives scores that are not finite.
     """
-    scan = _prepare(job, segmenter, overlay=overlay, skip_done=False, wishes=wishes)
+    scan = prepare(job, segmenter, overlay=overlay, skip_done=False, wishes=wishes)
     assert scan is not None
-    return write_results(_label(scan, segmenter, show), overlay=overlay)
+    result = _label(scan, segmenter, show)
+    return write_results(result, overlay=overlay, seg_type=wishes.seg_type)
 
 
 def run_jobs(
@@ -111,18 +93,19 @@ def run_jobs(
     def together(items: Iterable[Item]) -> Iterator[Item]:
         return prefetch(items) if overlapped else iter(items)
 
-    def prepare(job: Job) -> PreparedScan | Outcome:
-        scan = _prepare(job, segmenter, overlay=overlay, skip_done=skip_done, wishes=wishes)
+    def read(job: Job) -> PreparedScan | Outcome:
+        scan = prepare(job, segmenter, overlay=overlay, skip_done=skip_done, wishes=wishes)
         return scan or Outcome(job=job, skipped=True)
 
     def label(scan: PreparedScan) -> Result:
         return _label(scan, segmenter, show, overlapped=overlapped)
 
     def write(result: Result) -> Outcome:
-        return Outcome(job=result.scan.job, report=write_results(result, overlay=overlay))
+        report = write_results(result, overlay=overlay, seg_type=wishes.seg_type)
+        return Outcome(job=result.scan.job, report=report)
 
     # `map`, unlike a loop, keeps no hold of a scan that it has handed on: memory is free at once
-    prepared = map(_step(prepare), ((job, job) for job in jobs))
+    prepared = map(_step(read), ((job, job) for job in jobs))
     labelled = map(_step(label), together(prepared))
     for _, outcome in map(_step(write), together(labelled)):
         yield outcome
@@ -146,63 +129,6 @@ def _step(
             return job, Outcome(job=job, error=f"{job.scan}: {keep_traceback(error)}")
 
     return step
-
-
-def _prepare(
-    job: Job, segmenter: Segmenter, *, overlay: bool, skip_done: bool, wishes: Wishes
-) -> PreparedScan | None:
-    """Read a scan and fit its intensities; None if it was done before and may be skipped."""
-    began, clock = time.perf_counter(), Clock()
-    inputs = [segmenter.model.path]
-    plan_job_outputs([job], overlay=overlay, force=wishes.force, inputs=inputs)
-    asked = segmenter.asked | {"frame": job.frame}
-    if wishes.allow_partial:
-        asked["allow_partial"] = True
-    series = None
-    with clock("read"):
-        if job.seg is not None and not job.scan.is_dir() and job.scan.exists():
-            raise InputError(f"--dicom-seg is for a DICOM series; {job.scan} is not one")
-        sha256 = scan_sha256(job)
-        done = skip_done and is_done(job, sha256, segmenter.sha256, asked, overlay=overlay)
-        if done:
-            return None
-        _check_memory(job, segmenter, wishes)
-        if job.scan.is_dir():
-            from leuda_deploy.scans.dicom import read_series
-
-            series = read_series(job.scan, allow_partial=wishes.allow_partial)
-            volume = series.volume
-        else:
-            volume = read_volume(job.scan, frame=job.frame)
-    implausible = implausible_geometry(volume)
-    for doubt in implausible:
-        _log.warning("%s: %s", job.scan, doubt)
-    with clock("normalise"):
-        stack = segmenter.stack(volume)
-        _ = stack.intensity  # refused here if it cannot be normalised, before anything is logged
-    return PreparedScan(
-        job=job,
-        stack=stack,
-        series=series,
-        scan_sha256=sha256,
-        implausible=implausible,
-        asked=asked,
-        clock=clock,
-        began=began,
-    )
-
-
-def _check_memory(job: Job, segmenter: Segmenter, wishes: Wishes) -> None:
-    """Refuse a scan that needs more memory than it may take, where its header alone shows that."""
-    if segmenter.settings.max_bytes is None or not segmenter.settled:
-        return
-    if job.scan.is_dir():
-        from leuda_deploy.scans.dicom import read_series
-
-        header = read_series(job.scan, allow_partial=wishes.allow_partial, voxels=False).volume
-    else:
-        header = read_volume(job.scan, frame=job.frame, voxels=False)
-    segmenter.plan(segmenter.stack(header), uncertainty=job.uncertainty is not None)
 
 
 def _label(

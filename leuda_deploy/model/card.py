@@ -6,13 +6,15 @@ is untrusted: size-limited, validated against this schema, never evaluated.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from leuda_deploy.errors import ModelError, describe, printable
 from leuda_deploy.machine.outside import parse_json
+from leuda_deploy.model.search import Search
 from leuda_deploy.model.tiling import Tiling
+from leuda_deploy.scans.dicom.rules import SeriesRules
 from leuda_deploy.scans.likeness import IntensityProfile
 from leuda_deploy.scans.recipe import Depth, Recipe
 
@@ -51,6 +53,19 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Code(NamedTuple):
+    """What a term means to other programs, as DICOM has it: ("SCT", "10200004", "Liver").
+
+    scheme   who numbers the terms: SCT is SNOMED CT; a scheme of your own begins with 99
+    value    the term's number there
+    meaning  the term, for people
+    """
+
+    scheme: Annotated[str, Field(min_length=1, max_length=16), AfterValidator(_printable)]
+    value: Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_printable)]
+    meaning: Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_printable)]
+
+
 class Pieces(_Part):
     """What is kept of one structure by the clean-up.
 
@@ -82,12 +97,14 @@ class Structure(_Part):
     name     of the structure
     value    its class number, which it also has in the label files that are written
     colour   red, green and blue in pictures
+    code     what DICOM objects call it; none: they call it "Tissue", beside its name
     anatomy  what the training labels say of it; None: not known, nothing is cleaned up or flagged
     """
 
     name: Text
     value: Annotated[int, Field(ge=1, le=255)]
     colour: tuple[Channel, Channel, Channel]
+    code: Code | None = None
     anatomy: Anatomy | None = None
 
 
@@ -146,6 +163,8 @@ class ModelCard(_Part):
     domain  intensity profile of the target scans of training; None: not known
     tiling  how windows are laid, blended, mirrored and left out
     depth   of a 3D graph's windows; None: the graph is 2D
+    series  which DICOM series of a study the model is for
+    search  how few slices find all there is, where the export proved it; None: score every slice
     sha256  over graph, weights and card; see `model_file`
     """
 
@@ -160,6 +179,8 @@ class ModelCard(_Part):
     domain: IntensityProfile | None = None
     tiling: Tiling = Tiling()
     depth: Depth | None = None
+    series: SeriesRules = SeriesRules()
+    search: Search | None = None
     opset: Annotated[int, Field(ge=1)]
     licence: Lines
     provenance: Provenance

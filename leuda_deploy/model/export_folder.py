@@ -148,6 +148,7 @@ class Proof(BaseModel):
     stages: tuple[ProofStage, ...] = ()
     int8_layers: tuple[Text, ...] | None = None
     lifted_layers: tuple[Text, ...] = ()
+    no_search: Text | None = None
 
 
 def read_proof(folder: Path) -> tuple[dict[str, Any], Proof]:

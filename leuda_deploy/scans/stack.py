@@ -9,6 +9,7 @@ recipe crops, the stack is the box of the scan that is left, and labels outside 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -115,30 +116,33 @@ class Stack:
 
     def images(self, start: int, stop: int) -> Float32:
         """Slices start..stop as the network reads them: (d, h, w) float32, normalised."""
-        images = self._grid_slices(start, stop)
-        if (
-            self.recipe.resampling == "spline"
-        ):  # which swing beyond the values that they pass through
+        return self.images_of(range(start, stop))
+
+    def images_of(self, wanted: Sequence[int]) -> Float32:
+        """These slices as the network reads them: (d, h, w) float32, normalised."""
+        images = self._grid_slices(wanted)
+        if self.recipe.resampling == "spline":  # they swing beyond what they pass through
             np.clip(images, self.intensity.floor, self.intensity.ceiling, out=images)
         return images
 
-    def _grid_slices(self, start: int, stop: int) -> Float32:
+    def _grid_slices(self, wanted: Sequence[int]) -> Float32:
         if self.depth == self.scan_depth:
-            return self._scan_slices(start, stop)
+            return self._scan_slices(wanted)
         along = taps(self.scan_depth, self.depth, self._image_kernels[0])
-        index, weight = (part[:, start:stop] for part in along)
+        index, weight = (part[:, wanted] for part in along)
         first = int(index.min())
-        slices = self._scan_slices(first, int(index.max()) + 1)
-        images = np.zeros((stop - start, *self.grid_shape), dtype=np.float32)
+        slices = self._scan_slices(range(first, int(index.max()) + 1))
+        images = np.zeros((len(wanted), *self.grid_shape), dtype=np.float32)
         for places, shares in zip(index - first, weight, strict=True):
             for image, place, share in zip(images, places, shares, strict=True):
                 image += share * slices[place]
         return images
 
-    def _scan_slices(self, start: int, stop: int) -> Float32:
-        images = np.empty((stop - start, *self.grid_shape), dtype=np.float32)
+    def _scan_slices(self, wanted: Sequence[int]) -> Float32:
+        images = np.empty((len(wanted), *self.grid_shape), dtype=np.float32)
+        part = slice(wanted.start, wanted.stop) if isinstance(wanted, range) else wanted
         # slice by slice, so that what is worked on stays in the processor's cache
-        for image, raw in zip(images, np.ascontiguousarray(self._raw[start:stop]), strict=True):
+        for image, raw in zip(images, np.ascontiguousarray(self._raw[part]), strict=True):
             values = raw.astype(np.float32)
             values *= np.float32(self.volume.slope)
             values += np.float32(self.volume.inter)

@@ -74,8 +74,16 @@ def export(
     prove: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Scans to compare an engine on, or the export with --from-nnunet. Default for a "
-            "run: its own slices."
+            help="Scans to compare an engine on, or with --from-nnunet the export, and to prove "
+            "the search on. Default for a run: its own slices, and its unlabelled target scans."
+        ),
+    ] = None,
+    search: Annotated[
+        bool | None,
+        typer.Option(
+            "--search/--no-search",
+            help="Prove that scoring few slices finds all there is, or refuse; or do not try. "
+            "Default: on where it is proven.",
         ),
     ] = None,
     triton: Annotated[
@@ -123,6 +131,7 @@ def export(
         folds=tuple(fold.split(",")) if fold else (),
         targets=tuple(targets),
         prove=tuple(prove or ()),
+        search=search,
         triton=triton,
     )
     model, served = export_as_asked(request, show_progress)

@@ -139,7 +139,7 @@ def read_cohort(path: Path | str, *, cache: Path | None = None) -> Cohort:
 
 def _state_of_files(spec: CohortSpec, scans: Iterable[Scan]) -> str:
     """A short name for a cohort and its files as they are: path, size, times of last change."""
-    state: list[object] = [CHECKS, spec.model_dump(mode="json")]
+    state: list[object] = [CHECKS, spec.of_training]
     for scan in scans:
         for path in filter(None, (scan.image, scan.label)):
             found = path.stat() if path.exists() else None  # a link into nowhere is found later
@@ -250,7 +250,7 @@ def _check_voxels(scan: Scan, spec: CohortSpec) -> None:
 
 
 def _sha256(spec: CohortSpec, scans: Iterable[Scan]) -> str:
-    digest = hashlib.sha256(json.dumps(spec.model_dump(mode="json"), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(spec.of_training, sort_keys=True).encode())
     for scan in scans:
         digest.update(f"{scan.role}/{scan.subject}".encode())
         for path in filter(None, (scan.image, scan.label)):

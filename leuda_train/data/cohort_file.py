@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from leuda_deploy.errors import one_line
+from leuda_deploy.model.card import Code
 from leuda_deploy.scans.recipe import SliceAxis
 
 Domain = Literal["source", "target"]
@@ -33,6 +34,12 @@ def _whole_numbers(given: Any) -> Any:
         raise ValueError(
             "must be a whole number, a list of them, or { source = ..., target = ... } of these"
         )
+    return given
+
+
+def _code(given: Any) -> Any:
+    if not (isinstance(given, list | tuple) and [type(part) for part in given] == [str] * 3):
+        raise ValueError('must be [scheme, value, meaning], e.g. ["SCT", "10200004", "Liver"]')
     return given
 
 
@@ -102,12 +109,14 @@ class CohortSpec(_Part):
     """cohort.toml as written. classes: name -> raw label values, in the model's class order.
 
     classes  each one value, several that all mean the class, or {source = ..., target = ...}
+    codes    for DICOM: name of a class -> [scheme, value, meaning]; training does not depend on it
     subject  a regular expression with one group that finds the subject in a file name; without it
              the subject is the file name less its extension and `_image`, `_label` and the like
     """
 
     name: str
     classes: Annotated[dict[str, DomainValues], Field(min_length=1, max_length=MAX_CLASSES)]
+    codes: dict[str, Annotated[Code, BeforeValidator(_code)]] = {}
     slices: SlicesSpec
     source: SourceSpec
     target: TargetSpec
@@ -126,6 +135,18 @@ class CohortSpec(_Part):
             for number, values in enumerate(self.classes.values(), start=1)
             for raw in _values(values, domain)
         }
+
+    @property
+    def of_training(self) -> dict[str, Any]:
+        """All that decides what is trained, JSON-able."""
+        return self.model_dump(mode="json", exclude={"codes"})
+
+    @model_validator(mode="after")
+    def _codes_of_classes(self) -> Self:
+        for name in self.codes:
+            if name not in self.classes:
+                raise ValueError(f"[codes] names {name}, which is not in [classes]")
+        return self
 
     @model_validator(mode="after")
     def _one_meaning(self) -> Self:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-from leuda_deploy.errors import TrainingError, reading
+from leuda_deploy.errors import LeudaError, TrainingError, reading
 from leuda_deploy.export.to_onnx import OPSET
 from leuda_deploy.machine.outside import read_json
 from leuda_deploy.machine.progress import Progress, no_progress
@@ -24,7 +25,9 @@ from leuda_deploy.model.tiling import DEFAULT_TILING, Tiling
 from leuda_deploy.proof.parity import Parity
 from leuda_deploy.proof.probes import Probes, make_probes
 from leuda_train.export.product_file import ProductFacts, load_product
+from leuda_train.export.prove_search import with_search
 from leuda_train.export.proven import write_proven
+from leuda_train.export.whole_scans import named_scans, target_scans
 from leuda_train.loop.run_folder import MAX_EVALUATION_BYTES, RunFolder
 
 
@@ -36,6 +39,8 @@ def export_run(
     precision: Precision = "fp32",
     options: GraphOptions | None = None,
     tiling: Tiling = DEFAULT_TILING,
+    search: bool | None = None,
+    search_on: Sequence[Path] = (),
     progress: Progress = no_progress,
 ) -> tuple[ModelFile, Parity]:
     """Export a finished run: model.onnx, card.json (the same card, to read), parity.json, manifest.
@@ -51,19 +56,37 @@ def export_run(
         precision: What the graph computes in. Its inputs and scores are always fp32.
         options: Other window sizes; probabilities instead of logits.
         tiling: How windows overlap, and whether they may be mirrored.
-        progress: Told how far the lowering of the precision is.
+        search: True: the card has a proven search, or nothing is kept; False: none is looked for;
+            None: it has one if it is proven, and parity.json says why if not.
+        search_on: Scans to prove it on; by default the run's unlabelled target scans.
+        progress: Told how far the lowering of the precision, and the proof of the search, is.
 
     Returns:
         The model file, and what the last comparison found.
 
     Raises:
-        ParityError: Two forms disagree; nothing is kept.
+        ParityError: Two forms disagree, or a search was asked for that is not proven; nothing is
+            kept.
         TrainingError: The run is not finished.
-        InputError: `out` holds something that is not an export.
+        InputError: A scan is not there, or `out` holds something that is not an export.
     """
     check_replaceable(out)
     product, facts, families = load_product(run)
+    scans = named_scans(search_on, facts.recipe) or target_scans(run, facts.recipe)
     card = make_card(facts, out.name, licence, _test_dice(run), options or GraphOptions(), tiling)
+
+    def searched(model: ModelFile, report: dict[str, object]) -> ModelFile:
+        """The model with a search that is proven, if one is."""
+        if search is False:
+            return model
+        try:
+            model, report["search"] = with_search(model, scans, facts, progress)
+        except LeudaError as error:  # a scan may have gone bad since
+            if search:
+                raise
+            report["no_search"] = str(error)
+        return model
+
     return write_proven(
         product,
         card,
@@ -71,6 +94,7 @@ def export_run(
         out,
         precision=precision,
         calibration=families["target"],
+        finish=searched,
         progress=progress,
     )
 
@@ -94,6 +118,7 @@ def make_card(
             name=structure,
             value=value,
             colour=PALETTE[(value - 1) % len(PALETTE)],
+            code=facts.codes.get(structure),
             anatomy=facts.anatomy.get(structure),
         )
         for value, structure in enumerate(facts.structures, start=1)

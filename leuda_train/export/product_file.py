@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from leuda_deploy.errors import TrainingError
-from leuda_deploy.model.card import Anatomy
+from leuda_deploy.model.card import Anatomy, Code
 from leuda_deploy.scans.likeness import IntensityProfile
 from leuda_deploy.scans.recipe import Recipe
 from leuda_train.loop import checkpoint
@@ -30,6 +30,7 @@ class ProductFacts(BaseModel):
 
     recipe: Recipe
     structures: tuple[str, ...]
+    codes: dict[str, Code] = {}  # of structures; a run from before they were kept has none
     modality: str
     feed: Literal["target", "target_as_source"]
     network: str
@@ -44,6 +45,7 @@ class ProductFacts(BaseModel):
     steps: int
     hardware: str
     domain: IntensityProfile | None = None  # a run from before it was kept has none
+    extents_mm: dict[str, float] | None = None  # the same; see prove_search.py
     anatomy: dict[str, Anatomy] = {}  # by structure; the same
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +30,8 @@ from leuda_deploy.proof.probes import make_probes
 from leuda_deploy.proof.prove import LAYER_LIMITS, Reference, prove
 from leuda_train.export.first_wrong_layer import first_layer_that_differs
 
+Finish = Callable[[ModelFile, dict[str, object]], ModelFile]
+
 
 def write_proven(
     network: torch.nn.Module,
@@ -40,6 +42,7 @@ def write_proven(
     precision: Precision = "fp32",
     calibration: Float32,
     tolerances: Tolerances | None = None,
+    finish: Finish | None = None,
     progress: Progress = no_progress,
 ) -> tuple[ModelFile, Parity]:
     """Write model.onnx, card.json, parity.json and the manifest, if each form agrees with the last.
@@ -52,6 +55,7 @@ def write_proven(
         precision: What the graph computes in.
         calibration: Windows (n, *window) that int8 takes its ranges from.
         tolerances: How far the fp32 graph may be off; None: what is usual.
+        finish: What else is proven of the model file, and said in parity.json.
         progress: Told how far the lowering of the precision is.
 
     Raises:
@@ -95,6 +99,8 @@ def write_proven(
             if precision == "int8":
                 report["int8_layers"] = found.int8_layers
                 report["lifted_layers"] = found.lifted_layers
+        if finish is not None:
+            model = finish(model, report)
         report = {"stages": [parity.as_dict() for parity in parities], **report}
         (folder / CARD_FILE).write_text(model.card.model_dump_json(indent=1))
         write_json(folder / PARITY_FILE, report)

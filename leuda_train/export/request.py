@@ -35,7 +35,10 @@ class ExportRequest:
                of a run or a model of nnU-Net: what its model file is and says
     folds      of a model of nnU-Net; none: all that are finished
     targets    TensorRT engines to build
-    prove      scans to compare an engine on; without them a run is compared on its own slices
+    prove      scans to compare an engine on, and to prove a search on; without them a run is
+               compared on its own slices, and its search on its unlabelled target scans
+    search     of a run: prove a search, and refuse the export without one; or do not look for one;
+               None: if there is one
     triton     a Triton model repository to write into
     """
 
@@ -50,6 +53,7 @@ class ExportRequest:
     folds: tuple[str, ...] = ()
     targets: tuple[EngineTarget, ...] = ()
     prove: tuple[Path, ...] = ()
+    search: bool | None = None
     triton: Path | None = None
 
 
@@ -79,6 +83,8 @@ def _check(request: ExportRequest) -> None:
     """Raises InputError if what is asked does not go together."""
     if request.card is not None and (request.kind != "onnx" or request.output is None):
         raise InputError("--card is for an *.onnx file from elsewhere, and needs -o exports/NAME")
+    if request.search and request.kind != "run":
+        raise InputError("--search needs a run")
     if request.folds and request.kind != "nnunet":
         raise InputError("--fold is for --from-nnunet")
     if request.kind == "nnunet" and request.tiling.mirror:
@@ -109,13 +115,15 @@ def _export_run(request: ExportRequest, show: ShowProgress) -> ModelFile:
             precision=request.precision,
             options=request.graph,
             tiling=request.tiling,
+            search=request.search,
+            search_on=request.prove,
             progress=progress,
         )
     return model
 
 
 def _export_nnunet(request: ExportRequest, show: ShowProgress) -> ModelFile:
-    from leuda_train.export.from_nnunet import export_nnunet
+    from leuda_train.export.nnunet.export_nnunet import export_nnunet
 
     assert request.output is not None  # `_check`
     with show(f"ONNX {request.precision}") as progress:

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from leuda_deploy.errors import InputError
+from leuda_train.config.schema import TrainConfig
+from leuda_train.loop.hardware import Hardware
+from leuda_train.networks.cyclegan import Generator
+from leuda_train.networks.unet import UNet
+
+LONG_HOURS = 24.0
+# of CycleGAN's step in passes of one generator over an image and back: six a pair of images, and
+# the discriminators, which are cheaper
+GENERATOR_PASSES = 7.0
+TEACHER_SHARE = 1 / 3  # of a pass forth and back, the way forth, which is all a teacher does
 
 _log = logging.getLogger(__name__)
 
@@ -39,3 +52,47 @@ def check_classes(
         _log.warning(
             "no labelled slice has a pixel of %s: the network cannot learn it", ", ".join(empty)
         )
+
+
+def warn_if_long(config: TrainConfig, classes: int, hardware: Hardware) -> None:
+    """Say roughly how long a run takes on a processor, where that is more than a day."""
+    if hardware.device.type != "cpu":
+        return
+    hours = cpu_hours(config, classes, hardware)
+    if hours > LONG_HOURS:
+        took = f"{hours / 24:,.0f} days" if hours < 60 * 24 else f"{hours / 730:,.0f} months"
+        _log.warning(
+            "this run takes roughly %s on this processor; --config small is made for one, and "
+            "paper-* for a GPU",
+            took,
+        )
+
+
+def cpu_hours(config: TrainConfig, classes: int, hardware: Hardware) -> float:
+    """Stages 1 and 2, from the time that one image takes its networks here; a rough figure."""
+    image = hardware.put(torch.zeros(1, 1, *config.recipe.window))
+    schedule, objective = config.schedule, config.objective
+    student = hardware.place(UNet(classes, config.unet.widths, config.unet.dropout))
+    read = len(objective.supervised_on) * schedule.batch_labelled + schedule.batch_unlabelled * (
+        len(objective.student_streams) + (objective.lambda_pseudo > 0)
+    )
+    taught = len(objective.intra_streams) + len(objective.inter_streams)
+    images = read + TEACHER_SHARE * taught * schedule.batch_unlabelled
+    steps = schedule.epochs * schedule.steps_per_epoch
+    seconds = images * steps * _seconds(lambda: student(image)[0], hardware)
+    if config.uses_translation and config.translation.kind == "cyclegan":
+        made = config.translation
+        generator = hardware.place(Generator(made.width, made.blocks))
+        pairs = made.batch * made.steps
+        seconds += GENERATOR_PASSES * pairs * _seconds(lambda: generator(image), hardware)
+    return seconds / 3600.0
+
+
+def _seconds(forward: Callable[[], Tensor], hardware: Hardware) -> float:
+    """Of one pass forth and back, once warm."""
+    for _ in range(2):
+        began = time.perf_counter()
+        with hardware.autocast():
+            scores = forward()
+        scores.float().mean().backward()
+    return time.perf_counter() - began

@@ -12,7 +12,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from leuda_deploy.machine.progress import Progress
+from leuda_deploy.scans.label_map import read_label_map
 from leuda_deploy.scans.likeness import profile_of
+from leuda_deploy.scans.stack import Stack
+from leuda_deploy.scans.volume import read_volume
 from leuda_train.config.schema import TrainConfig
 from leuda_train.config.streams import Stream
 from leuda_train.config.tested import Feed
@@ -20,6 +23,7 @@ from leuda_train.data.slices import Slices
 from leuda_train.evaluation.anatomy import cohort_anatomy
 from leuda_train.evaluation.held_out import HeldOut, oracle
 from leuda_train.evaluation.ranking import rank_correlation
+from leuda_train.export.extents import extents_mm
 from leuda_train.export.product_file import ProductFacts, save_product
 from leuda_train.networks.product import DeployedNetwork
 from leuda_train.objective.label_free import label_free_score
@@ -141,6 +145,7 @@ def product_facts(run: Run, trained: Trained) -> ProductFacts:
     return ProductFacts(
         recipe=run.recipe,
         structures=tuple(cohort.structures),
+        codes=cohort.spec.codes,
         modality=cohort.spec.target.modality,
         feed=adapted.feed,
         network=adapted.network,
@@ -155,8 +160,22 @@ def product_facts(run: Run, trained: Trained) -> ProductFacts:
         steps=_steps(adapted, config),
         hardware=str(run.hardware),
         domain=profile_of(trained.slices.target_intensities),
+        extents_mm=_extents_mm(run),
         anatomy={name_of[number]: part for number, part in anatomy.items()},
     )
+
+
+def _extents_mm(run: Run) -> dict[str, float]:
+    """The smallest extent of each structure in the labelled source scans. No target label."""
+    cohort, stacks = run.cohort, []
+    for scan in cohort.role("source labelled"):
+        assert scan.label is not None
+        volume = read_volume(scan.image, voxels=False)
+        found = read_label_map(
+            scan.label, class_of_raw=cohort.spec.class_of_raw("source"), like=volume
+        )
+        stacks.append(Stack(found.volume, run.recipe, pixel_spacing_mm=scan.pixel_spacing_mm))
+    return extents_mm(stacks, cohort.structures)
 
 
 def _steps(adapted: Adapted, config: TrainConfig) -> int:

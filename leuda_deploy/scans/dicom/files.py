@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Protocol
 
+_log = logging.getLogger(__name__)
+
+DICOMDIR = "DICOMDIR"
 MARK_AT, MARK = 128, b"DICM"
 # what an unfinished download adds to a name
 UNFINISHED = (".part", ".partial", ".tmp", ".crdownload", ".filepart", ".download")
@@ -29,11 +35,13 @@ class SeriesFiles:
     unreadable  those that are named as images are, and are no DICOM: damaged, cut off, or links to
                 nothing
     others      all else: hidden files, folders, other endings, DICOM objects that are no images
+    objects     those of the others that are DICOM, e.g. structured reports; no DICOMDIR
     """
 
     images: tuple[Path, ...]
     unreadable: tuple[Path, ...]
     others: tuple[Path, ...]
+    objects: tuple[Path, ...] = ()
 
 
 def look_through(folder: Path) -> SeriesFiles:
@@ -41,6 +49,7 @@ def look_through(folder: Path) -> SeriesFiles:
     marked: list[Path] = []
     rest: list[Path] = []
     others: list[Path] = []
+    objects: list[Path] = []
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.is_dir():
             others.append(path)
@@ -50,11 +59,16 @@ def look_through(folder: Path) -> SeriesFiles:
             marked.append(path)
         else:
             others.append(path)
-    endings = {_ending(path) for path in marked}
-    unreadable = [path for path in rest if _ending(path) in endings]
-    others += [path for path in rest if _ending(path) not in endings]
+            if path.name.upper() != DICOMDIR:
+                objects.append(path)
+    endings = {ending(path.name) for path in marked}
+    unreadable = [path for path in rest if ending(path.name) in endings]
+    others += [path for path in rest if ending(path.name) not in endings]
     return SeriesFiles(
-        images=tuple(marked), unreadable=tuple(unreadable), others=tuple(sorted(others))
+        images=tuple(marked),
+        unreadable=tuple(unreadable),
+        others=tuple(sorted(others)),
+        objects=tuple(objects),
     )
 
 
@@ -77,6 +91,11 @@ def is_image(path: Path) -> bool:
         storage = str(read_file_meta_info(path).get("MediaStorageSOPClassUID", ""))
     except Exception:  # noqa: BLE001  (pydicom raises anything; the reader will say what is wrong)
         return True
+    return is_image_class(storage)
+
+
+def is_image_class(storage: str) -> bool:
+    """Whether objects of a SOP class may be images."""
     return not any(storage == uid or storage.startswith(f"{uid}.") for uid in NO_IMAGES)
 
 
@@ -93,29 +112,45 @@ def is_deflated(path: Path) -> bool:
 
 
 def holds_images(folder: Path) -> bool:
-    """Whether a folder holds a DICOM image."""
+    """Whether a folder, or one at any depth in it, holds a DICOM image."""
     if not folder.is_dir() or folder.name.startswith("."):
         return False
-    try:
-        paths = sorted(folder.iterdir())
-    except OSError:
-        return False
     return any(
-        path.is_file() and not path.name.startswith(".") and is_dicom(path) and is_image(path)
-        for path in paths
+        is_dicom(path) and is_image(path)
+        for inside in folders_of(folder)
+        for path in sorted(inside.iterdir())
+        if path.is_file() and not path.name.startswith(".")
     )
 
 
-def named(paths: Sequence[Path], most: int = 5) -> str:
+def folders_of(folder: Path) -> Iterator[Path]:
+    """The folder and those in it, at any depth; hidden ones, links and locked ones aside."""
+    for place, names, _ in os.walk(folder, onerror=_say_locked):
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        yield Path(place)
+
+
+def _say_locked(error: OSError) -> None:
+    _log.warning("not looked into: %s", error)
+
+
+class Named(Protocol):
+    """Whatever has a file's name."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+
+def named(paths: Sequence[Named], most: int = 5) -> str:
     """Names for a line: the first few, and how many more there are."""
     more = f" and {len(paths) - most} more" if len(paths) > most else ""
     return ", ".join(path.name for path in paths[:most]) + more
 
 
-def _ending(path: Path) -> str:
+def ending(name: str) -> str:
     """ ".dcm"; "" for names such as IM0001 or 1.2.840.113, whose last part is a number."""
-    name = path.name.lower()
+    name = name.lower()
     for unfinished in UNFINISHED:
         name = name.removesuffix(unfinished)
-    ending = Path(name).suffix
-    return "" if ending[1:].isdigit() else ending
+    found = Path(name).suffix
+    return "" if found[1:].isdigit() else found

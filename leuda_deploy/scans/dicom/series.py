@@ -1,16 +1,16 @@
-"""folder with one DICOM series -> Volume.
+"""a series -> Volume, and the data sets that a result refers to.
 
-What makes a series no whole, regular grid is looked for here and refused with its reason. Where the
-slices stand is worked out by highdicom, their pixels are unpacked by pydicom, one after another.
+Its pixels are read once, slice by slice; pydicom unpacks them. Where all slices have one type and
+one scale, values stay as they are stored.
 """
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -18,262 +18,280 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leuda_deploy.errors import MissingExtraError, ScanError, one_line
-from leuda_deploy.scans.dicom.attributes import SliceFacts, slice_facts
-from leuda_deploy.scans.dicom.files import is_deflated, look_through, named
+from leuda_deploy.scans.dicom.attributes import ImageFacts
+from leuda_deploy.scans.dicom.find import find_series
+from leuda_deploy.scans.dicom.found import FoundSeries
+from leuda_deploy.scans.dicom.geometry.grid import Grid
+from leuda_deploy.scans.dicom.geometry.mend import Mending
+from leuda_deploy.scans.dicom.multiframe import read_header
+from leuda_deploy.scans.dicom.rules import choose_series
+from leuda_deploy.scans.dicom.sources import DicomFile, Open, opening
 from leuda_deploy.scans.volume import Volume, volume_of
 
-_log = logging.getLogger(__name__)
-
-MAX_TILT_DEGREES = 0.5
-MAX_GAP_SHARE = 0.05  # of the slice distance, by which it may vary
-RAS_OF_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-SAME_WITHIN = 1e-3
+Padding = tuple[float, float] | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """One series: its data sets in the order of the volume's slices, and their volume.
+    """One series that was read.
 
-    datasets  without their pixels: these are in the volume alone
+    found     what its headers say
+    grid      its slices, in the order of the volume's; each names its file, and its frame
+    mending   how the volume was made of slices that have no regular grid; None: it is they
+    datasets  one a file, without its pixels, in the order in which the slices first need it
     volume    its array is (columns, rows, slices), as a NIfTI file of the series would have it
     """
 
-    datasets: Sequence[Any]
+    found: FoundSeries
+    grid: Grid
+    mending: Mending | None
     volume: Volume
+    datasets: Sequence[Any] = field(default=(), repr=False)
+
+    def on_slices(self, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Labels of the volume -> of the series' own slices (columns, rows, slices)."""
+        return labels if self.mending is None else self.mending.labels_on_slices(labels)
+
+    def on_frames(self, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Labels of the volume -> (frames, rows, columns) as the data sets have their frames.
+
+        Frames of the files that are not part of the volume, e.g. of other phases, are 0.
+        """
+        slices = self.on_slices(labels)
+        counts = [max(1, int(each.get("NumberOfFrames") or 1)) for each in self.datasets]
+        first = dict(zip(_files(self.grid), np.cumsum([0, *counts]).tolist(), strict=False))
+        columns, rows, _ = self.grid.shape
+        frames = np.zeros((sum(counts), rows, columns), dtype=np.uint8)
+        for k, image in enumerate(self.grid.images):
+            frames[first[image.file] + (image.frame or 0)] = slices[..., k].T
+        return frames
+
+    def about(self, phase: int | None) -> dict[str, Any]:
+        """What a report says of it, JSON-able; phase: which one was read, of several."""
+        names = ("uid", "number", "modality", "description", "image_type")
+        said = self.found.as_dict()
+        said = {name: said[name] for name in names}
+        return said | {"phase": phase, "images": len(self.grid.images), "mended": self.mended}
+
+    @property
+    def mended(self) -> dict[str, Any] | None:
+        """What was done to make a grid of the slices, JSON-able; None: nothing had to be."""
+        return None if self.mending is None else _mended(self.grid, self.mending)
 
 
-def read_series(folder: Path, *, allow_partial: bool = False, voxels: bool = True) -> Series:
-    """Read the one CT or MR series in a folder.
+def read_series(
+    source: Path | FoundSeries,
+    *,
+    phase: int | None = None,
+    allow_partial: bool = False,
+    strict: bool = False,
+    voxels: bool = True,
+) -> Series:
+    """Read a CT or MR series.
 
     Args:
-        folder: Where its files lie, one a slice.
+        source: A series that was found; or a place in which there is one alone that is good.
+        phase: Which of several, counted from 0.
         allow_partial: Read what is there of a series that is not whole.
+        strict: Refuse slices that would have to be resampled to lie on an orthogonal grid.
         voxels: False reads the headers alone. The values are then 0, and take no memory.
 
     Raises:
         ScanError: There is no DICOM image, or there are two series; files cannot be read, or there
-            are fewer than the series says; the modality is no scan; a file has several frames, or
-            lacks what places it; slices differ in shape, orientation or scale; slices are missing,
-            repeated or shifted (gantry tilt). `fault` says which.
-        MissingExtraError: highdicom is not installed.
+            are fewer than the series says; the modality is no scan; a file lacks what places it;
+            slices differ in shape or direction; slices are missing or repeated. `fault` says which.
+        MissingExtraError: pydicom is not installed, or what unpacks the pixels is not.
     """
-    if find_spec("highdicom") is None or find_spec("pydicom") is None:
-        raise MissingExtraError("reading DICOM", "highdicom", "dicom")
-    slices = _read_headers(folder, allow_partial=allow_partial)
-    _check_one_series(slices, folder)
-    if not allow_partial:
-        _check_whole(slices, folder)
-    _check_alike(slices, folder)
-    _check_spacing(slices, folder)
-    ordered, affine = _placed(slices, folder)
-    first = ordered[0]
-    shape = (first.columns, first.rows, len(ordered))
-    raw = np.broadcast_to(first.stored.type(0), shape)
+    if find_spec("pydicom") is None:
+        raise MissingExtraError("reading DICOM", "pydicom", "dicom")
+    if isinstance(source, FoundSeries):
+        found = source
+    else:
+        found = choose_series(find_series(source), source=source, allow_partial=allow_partial)
+    grid = found.grid(phase=phase, allow_partial=allow_partial)
+    mending = None if grid.is_regular else Mending(grid=grid)
+    if mending is not None and strict:
+        raise ScanError("sheared" if grid.is_shifted else "uneven", _why_strict(found, grid))
+    scale = scale_of(grid.images)
+    affine = grid.affine() if mending is None else mending.affine
+    shape = grid.shape if mending is None else mending.shape
+    datasets: list[Any] = []
+    padding: Padding = scale.padding
+    raw: NDArray[Any] = np.broadcast_to(scale.dtype.type(0), shape)
     if voxels:
-        raw = _read_pixels(ordered, shape, folder)
-    volume = volume_of(raw, affine).with_scale(folder.name, first.slope, first.intercept)
-    if first.padding is not None:
-        volume = volume.with_padding(*first.padding)
-    return Series(datasets=[each.dataset for each in ordered], volume=volume)
-
-
-def _read_headers(folder: Path, *, allow_partial: bool) -> list[SliceFacts]:
-    """What each image of the folder says of itself, its pixels aside."""
-    import pydicom
-
-    found = look_through(folder)
-    slices: list[SliceFacts] = []
-    unreadable, others = list(found.unreadable), list(found.others)
-    for path in found.images:
-        if is_deflated(path):
-            raise ScanError(
-                "damaged",
-                f"{path} is deflated as a whole, of which a megabyte can hold a gigabyte; write it "
-                "anew without: dcmconv +te",
-            )
-        try:
-            dataset = pydicom.dcmread(path, stop_before_pixels=True)
-            is_image = "Rows" in dataset
-        except Exception:  # noqa: BLE001  (of a damaged file, pydicom raises anything)
-            unreadable.append(path)
-            continue
-        if is_image:
-            slices.append(slice_facts(dataset, path))
+        slices = _pixels(grid, scale, datasets)
+        if mending is None:
+            raw = np.empty(shape, dtype=scale.dtype, order="F")
+            for k, pixels in enumerate(slices):
+                raw[..., k] = pixels.T
         else:
-            others.append(path)
-    if unreadable:
-        total = len(slices) + len(unreadable)
-        what = f"{len(unreadable)} of {total} files in {folder} cannot be read"
-        if not allow_partial:
-            raise ScanError(
-                "partial",
-                f"{what} ({named(unreadable)}): copy the series again, or label what is there "
-                "with --allow-partial",
-            )
-        _log.warning("%s: %s", what, named(unreadable))
-    if not slices:
-        raise ScanError(
-            "missing",
-            f"no scan in {folder}: neither NIfTI files nor DICOM images"
-            + (f" ({named(others)})" if others else ""),
+            raw, padding = mending.resample(slices, scale.dtype, scale.padding)
+    volume = volume_of(raw, affine).with_scale(_name(found), scale.slope, scale.intercept)
+    if padding is not None:
+        volume = volume.with_padding(*padding)
+    return Series(found=found, grid=grid, mending=mending, volume=volume, datasets=datasets)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How values are held: as stored, value = slope * stored + intercept; or as values.
+
+    as_stored  whether all slices have one type and scale, and no table
+    """
+
+    dtype: np.dtype[Any]
+    slope: float = 1.0
+    intercept: float = 0.0
+    padding: tuple[int, int] | None = None
+    as_stored: bool = True
+
+
+def scale_of(images: Sequence[ImageFacts]) -> Scale:
+    """As stored, if all slices agree; else real values, whole ones as such where all are whole."""
+    first = images[0]
+    kinds = {(each.stored, each.slope, each.intercept, each.table) for each in images}
+    if len(kinds) == 1 and not first.table:
+        return Scale(
+            dtype=first.stored, slope=first.slope, intercept=first.intercept, padding=first.padding
         )
-    if others:
-        _log.info("passed over in %s: %d other files (%s)", folder, len(others), named(others))
-    return slices
+    paddings = {_padding_value(each) for each in images}
+    padding = paddings.pop() if len(paddings) == 1 else None
+    return Scale(dtype=_common_type(images), padding=padding, as_stored=False)
 
 
-def _check_one_series(slices: list[SliceFacts], folder: Path) -> None:
-    series = Counter(
-        (each.series, str(each.dataset.get("SeriesDescription", ""))) for each in slices
-    )
-    if len({uid for uid, _ in series}) > 1:
-        names = "; ".join(f"{n} images of '{name}'" for (_, name), n in series.most_common())
-        raise ScanError(
-            "several series",
-            f"{folder} holds {len({uid for uid, _ in series})} series, choose one: {names}",
-        )
-    if (modality := slices[0].dataset.get("Modality")) not in ("CT", "MR"):
-        raise ScanError("modality", f"the series in {folder} is {modality}; CT and MR are read")
+def _common_type(images: Sequence[ImageFacts]) -> np.dtype[Any]:
+    """The smallest of int16, int32 and float32 that holds every value there can be; or float64."""
+    if any(each.stored == np.float64 for each in images):
+        return np.dtype(np.float64)
+    lowest, highest = 0.0, 0.0
+    for each in images:
+        whole = each.slope.is_integer() and each.intercept.is_integer()
+        if each.table or each.stored.kind == "f" or not whole:
+            return np.dtype(np.float32)
+        limits = np.iinfo(each.stored)
+        ends = [each.slope * end + each.intercept for end in (int(limits.min), int(limits.max))]
+        lowest, highest = min(lowest, *ends), max(highest, *ends)
+    for dtype in (np.int16, np.int32):
+        if np.iinfo(dtype).min <= lowest and highest <= np.iinfo(dtype).max:
+            return np.dtype(dtype)
+    return np.dtype(np.float64)
 
 
-def _check_whole(slices: list[SliceFacts], folder: Path) -> None:
-    """Refuse a series that says it has more images than there are."""
-    stated = max((each.stated_images or 0 for each in slices), default=0)
-    if stated > len(slices):
-        raise ScanError(
-            "partial",
-            f"{folder} holds {len(slices)} images, but the series says that it has {stated}: copy "
-            "it again, or label what is there with --allow-partial",
-        )
-    numbers = sorted(each.number for each in slices if each.number is not None)
-    if len(numbers) < len(slices) or len(set(numbers)) < len(numbers):
-        return  # nothing can be said
-    step = int(np.median(np.diff(numbers))) if len(numbers) > 1 else 1
-    if numbers[0] > max(1, step):
-        raise ScanError(
-            "partial",
-            f"the images in {folder} are numbered from {numbers[0]} to {numbers[-1]}; the first "
-            f"{numbers[0] - 1} are missing: copy the series again, or label what is there with "
-            "--allow-partial",
-        )
+def _padding_value(image: ImageFacts) -> tuple[int, int] | None:
+    if image.padding is None or image.table:
+        return None
+    low, high = sorted(image.slope * end + image.intercept for end in image.padding)
+    return (int(low), int(high)) if low.is_integer() and high.is_integer() else None
 
 
-def _check_alike(slices: list[SliceFacts], folder: Path) -> None:
-    """Refuse slices that no one array can hold."""
-    for name in ("rows", "columns", "spacing_mm", "orientation", "stored", "frame_of_reference"):
-        kinds = {_rounded(getattr(each, name)) for each in slices}
-        if len(kinds) > 1 and not _nearly_alike([getattr(each, name) for each in slices]):
-            raise ScanError(
-                "unlike slices",
-                f"the images in {folder} have {len(kinds)} different {name.replace('_', ' ')} "
-                "(a localiser?)",
-            )
-    scales = {(each.slope, each.intercept) for each in slices}
-    if len(scales) > 1:
-        raise ScanError(
-            "unlike slices", f"the slices of {folder} are scaled in {len(scales)} ways, as PET is"
-        )
+def _pixels(grid: Grid, scale: Scale, datasets: list[Any]) -> Iterator[NDArray[Any]]:
+    """The slices (rows, columns) in order; the data set of each file is added to `datasets`."""
+    known: set[DicomFile] = set()
+    with opening() as open_file:
+        for file, group in groupby(grid.images, key=lambda image: image.file):
+            images = list(group)
+            read = _one_image if images[0].frame is None else _frames
+            for image, (dataset, pixels) in zip(images, read(file, images, open_file), strict=True):
+                if file not in known:
+                    known.add(file)
+                    datasets.append(dataset)
+                want = ((image.rows, image.columns), image.stored)
+                if (pixels.shape, pixels.dtype) != want:
+                    raise ScanError(
+                        "no real numbers",
+                        f"{file} has pixels {pixels.shape} {pixels.dtype}, but says that they are "
+                        f"{want[0]} {want[1]}",
+                    )
+                yield pixels if scale.as_stored else _as_values(pixels, image, dataset, scale)
 
 
-def _rounded(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return tuple(round(float(part), 3) for part in value)
-    return value
-
-
-def _nearly_alike(values: list[Any]) -> bool:
-    """Whether numbers differ by rounding alone."""
-    if not isinstance(values[0], tuple):
-        return False
-    numbers = np.array(values, dtype=np.float64)
-    return bool(np.abs(numbers - numbers[0]).max() <= SAME_WITHIN)
-
-
-def _check_spacing(slices: list[SliceFacts], folder: Path) -> None:
-    """Refuse repeated or missing slices and a tilted gantry."""
-    if len(slices) == 1:
-        raise ScanError("axes", f"{folder} holds one slice; its thickness alone makes no volume")
-    normal = slices[0].normal
-    places = np.array([each.position_mm for each in slices])
-    places = places[np.argsort(places @ normal, kind="stable")]
-    steps = np.diff(places, axis=0)
-    along = steps @ normal
-    distance = float(np.median(along))
-    if along.min() < 0.01:
-        where = int(along.argmin())
-        raise ScanError(
-            "repeated slice", f"slices {where} and {where + 1} of {folder} lie at the same place"
-        )
-    if np.abs(along - distance).max() > MAX_GAP_SHARE * distance:
-        where = int(np.abs(along - distance).argmax())
-        missing = max(1, round(float(along[where]) / distance) - 1)
-        raise ScanError(
-            "missing slice",
-            f"{folder} misses about {missing} slice(s) after slice {where}: a step of "
-            f"{along[where]:.2f} mm where the others are {distance:.2f} mm",
-        )
-    whole = places[-1] - places[0]
-    tilt = float(np.degrees(np.arccos(np.clip(whole @ normal / np.linalg.norm(whole), -1, 1))))
-    if tilt > MAX_TILT_DEGREES:
-        raise ScanError(
-            "sheared",
-            f"the slices of {folder} are shifted by {tilt:.1f} degrees (gantry tilt); "
-            "resample the series to an orthogonal grid",
-        )
-
-
-def _placed(slices: list[SliceFacts], folder: Path) -> tuple[list[SliceFacts], NDArray[np.float64]]:
-    """The slices in the order of the volume, and its affine (4, 4), RAS+ in mm."""
-    from highdicom import CoordinateSystemNames, VolumeGeometry
-    from highdicom.spatial import get_volume_positions
-
-    positions = [list(each.position_mm) for each in slices]
-    try:
-        distance, places = get_volume_positions(positions, list(slices[0].orientation))
-    except (ValueError, RuntimeError) as error:
-        raise ScanError(
-            "damaged", f"cannot place the slices in {folder}: {one_line(error)}"
-        ) from error
-    if distance is None or places is None:
-        raise ScanError("missing slice", f"the slices of {folder} do not lie evenly apart")
-    ordered = [slices[places.index(k)] for k in range(len(slices))]
-    geometry = VolumeGeometry.from_attributes(
-        image_position=ordered[0].position_mm,
-        image_orientation=ordered[0].orientation,
-        rows=ordered[0].rows,
-        columns=ordered[0].columns,
-        pixel_spacing=ordered[0].spacing_mm,
-        spacing_between_slices=distance,
-        number_of_frames=len(ordered),
-        coordinate_system=CoordinateSystemNames.PATIENT,
-    )
-    # highdicom: (slices, rows, columns) and LPS; here (columns, rows, slices) and RAS
-    return ordered, RAS_OF_LPS @ np.asarray(geometry.affine)[:, [2, 1, 0, 3]]
-
-
-def _read_pixels(
-    ordered: list[SliceFacts], shape: tuple[int, int, int], folder: Path
-) -> NDArray[Any]:
-    """Stored values (columns, rows, slices); beside them, one slice at a time is held."""
+def _one_image(
+    file: DicomFile, _images: Sequence[ImageFacts], open_file: Open
+) -> Iterator[tuple[Any, NDArray[Any]]]:
     import pydicom
+    from pydicom.pixels.utils import pixel_array
 
-    values = np.empty(shape, dtype=ordered[0].stored, order="F")
-    for k, each in enumerate(ordered):
+    try:
+        with open_file(file) as stream:
+            dataset = pydicom.dcmread(stream)
+        if not dataset.get("NumberOfFrames"):
+            dataset.pop("NumberOfFrames", None)  # empty: pydicom would speak of it
+        pixels = pixel_array(dataset)
+    except Exception as error:
+        raise _unreadable(file, error) from error
+    for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"):
+        dataset.pop(name, None)
+    yield dataset, pixels
+
+
+def _frames(
+    file: DicomFile, images: Sequence[ImageFacts], open_file: Open
+) -> Iterator[tuple[Any, NDArray[Any]]]:
+    """The frames that are asked for; of the file no more than one of them is held."""
+    from pydicom.pixels.utils import iter_pixels
+
+    indices = [image.frame or 0 for image in images]
+    with open_file(file) as stream:
+        dataset = read_header(stream)[0]
+        with closing(iter_pixels(stream, indices=indices)) as unpacked:
+            for _ in images:
+                try:
+                    pixels = next(unpacked)
+                except Exception as error:
+                    raise _unreadable(file, error) from error
+                yield dataset, pixels
+
+
+def _unreadable(file: DicomFile, error: Exception) -> ScanError | MissingExtraError:
+    what = one_line(error)
+    if "missing dependencies" in what or "missing required dependencies" in what:
+        return MissingExtraError(f"unpacking the pixels of {file}", "python-gdcm", "dicom")
+    return ScanError("damaged", f"cannot read the pixels of {file}: {what}")
+
+
+def _as_values(pixels: NDArray[Any], image: ImageFacts, dataset: Any, scale: Scale) -> NDArray[Any]:
+    if image.table:
+        from pydicom.pixels.processing import apply_modality_lut
+
         try:
-            dataset = pydicom.dcmread(each.path)
-            if not dataset.get("NumberOfFrames"):
-                dataset.pop("NumberOfFrames", None)  # empty: pydicom would speak of it
-            whole = "PixelData" in dataset
-            pixels = dataset.pixel_array
+            return np.asarray(apply_modality_lut(pixels, dataset)).astype(scale.dtype)
         except Exception as error:
             raise ScanError(
-                "damaged", f"cannot read the pixels of {each.path}: {one_line(error)}"
+                "damaged",
+                f"cannot apply the ModalityLUTSequence of {image.file}: {one_line(error)}",
             ) from error
-        if not whole or pixels.dtype != values.dtype or pixels.shape != shape[1::-1]:
-            raise ScanError(
-                "no real numbers",
-                f"{each.path} has pixels {pixels.shape} {pixels.dtype}, but says that they are "
-                f"{shape[1::-1]} {values.dtype}",
-            )
-        values[..., k] = pixels.T
-    return values
+    values = pixels.astype(np.float64) * image.slope + image.intercept
+    return values.astype(scale.dtype)
+
+
+def _files(grid: Grid) -> list[DicomFile]:
+    return list(dict.fromkeys(image.file for image in grid.images))
+
+
+def _name(found: FoundSeries) -> str:
+    return found.source.name or found.source.resolve().name
+
+
+def _why_strict(found: FoundSeries, grid: Grid) -> str:
+    what = []
+    if grid.is_shifted:
+        what.append(f"are shifted by {grid.tilt_degrees:.1f} degrees (gantry tilt)")
+    if grid.is_uneven:
+        what.append(f"lie {grid.steps_mm.min():.2f} to {grid.steps_mm.max():.2f} mm apart")
+    return (
+        f"the slices of {found.name} {' and '.join(what)}; they would be resampled to an "
+        "orthogonal grid without --strict"
+    )
+
+
+def _mended(grid: Grid, mending: Mending) -> dict[str, Any]:
+    steps = grid.steps_mm
+    return {
+        "tilt_degrees": round(grid.tilt_degrees, 3),
+        "uneven": grid.is_uneven,
+        "slice_distances_mm": [round(float(steps.min()), 4), round(float(steps.max()), 4)],
+        "missing_slices": grid.missing,
+        "slices": list(grid.shape),
+        "resampled_to": list(mending.shape),
+        "slice_distance_mm": round(mending.distance_mm, 4),
+    }

@@ -8,7 +8,24 @@ from typing import Protocol
 
 from leuda_deploy.errors import InputError
 from leuda_deploy.machine.progress import Progress
+from leuda_deploy.model.card import Code
 from leuda_train.data.layouts.cohort_plan import CohortPlan, Pair, Side
+
+# SNOMED CT, as DICOM has it (PS3.16)
+ORGAN_CODES: Mapping[str, tuple[str, str]] = {
+    "liver": ("10200004", "Liver"),
+    "right_kidney": ("9846003", "Right kidney"),
+    "left_kidney": ("18639004", "Left kidney"),
+    "spleen": ("78961009", "Spleen"),
+}
+HEART_CODES: Mapping[str, tuple[str, str]] = {
+    "MYO": ("49848007", "Left Ventricle Myocardium"),
+    "LAC": ("82471001", "Left atrium"),
+    "LVC": ("87878005", "Left ventricle"),
+    "AA": ("54247002", "Ascending aorta"),
+    "LV": ("87878005", "Left ventricle"),
+    "RV": ("53085002", "Right ventricle"),
+}
 
 
 class PublicData(Protocol):
@@ -26,6 +43,11 @@ class PublicData(Protocol):
         self, root: Path, out: Path, direction: str, labelled: str | None, progress: Progress
     ) -> CohortPlan:
         """Find and check the volumes, all paths absolute; what is converted goes under `out`."""
+
+
+def snomed(table: Mapping[str, tuple[str, str]], names: Iterable[str]) -> dict[str, Code]:
+    """The codes of all these names."""
+    return {name: Code("SCT", *table[name]) for name in names}
 
 
 def need(files: Iterable[Path], root: Path, layout: str) -> None:

@@ -11,7 +11,13 @@ from pathlib import Path
 
 from leuda_deploy.machine.progress import Progress
 from leuda_train.data.layouts.anatomy import Rule, check_anatomy
-from leuda_train.data.layouts.benchmark import need, take_labelled, unpaired_sides
+from leuda_train.data.layouts.benchmark import (
+    ORGAN_CODES,
+    need,
+    snomed,
+    take_labelled,
+    unpaired_sides,
+)
 from leuda_train.data.layouts.chaos import convert
 from leuda_train.data.layouts.cohort_plan import CohortPlan, Pair
 
@@ -84,6 +90,7 @@ def plan(
             organ: {"source": value, "target": ORGANS[target][organ]}
             for organ, value in ORGANS[source].items()
         },
+        codes=snomed(ORGAN_CODES, ORGANS[source]),
         background={"source": OTHERS[source], "target": OTHERS[target]},
         axis="superior",
         spacing_mm=SPACING_MM,

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from leuda_deploy.errors import InputError, MissingExtraError
 from leuda_deploy.machine.files import atomic_path
+from leuda_deploy.model.card import Code
 from leuda_deploy.scans.recipe import SliceAxis
 from leuda_train.data.cohort import read_cohort
 from leuda_train.data.cohort_file import PixelSize
@@ -57,6 +58,7 @@ class CohortPlan:
     spacing_mm  the (row, column) pixel size of the network's grid
     subject     how a file name says whose scan it is; None: by the file's name
     notes       comments, by class name or key
+    codes       of classes, for DICOM
     """
 
     name: str
@@ -69,6 +71,7 @@ class CohortPlan:
     target: Side
     subject: str | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
+    codes: Mapping[str, Code] = field(default_factory=dict)
 
 
 def write_plan(plan: CohortPlan, out: Path) -> None:
@@ -100,6 +103,11 @@ def cohort_toml(plan: CohortPlan, folder: Path) -> str:
         {name: _item(value, plan.notes.get(name)) for name, value in plan.classes.items()},
         "name = raw value in the label files, in the model's class order",
     )
+    if plan.codes:
+        text["codes"] = _table(
+            {name: [*code] for name, code in plan.codes.items()},
+            "name = [scheme, value, meaning], for DICOM",
+        )
     text["slices"] = _table(
         {
             "axis": _item(plan.axis, plan.notes.get("axis")),

@@ -10,7 +10,13 @@ from pathlib import Path
 
 from leuda_deploy.machine.progress import Progress
 from leuda_train.data.layouts.anatomy import Rule, check_all
-from leuda_train.data.layouts.benchmark import need, take_labelled, unpaired_sides
+from leuda_train.data.layouts.benchmark import (
+    HEART_CODES,
+    need,
+    snomed,
+    take_labelled,
+    unpaired_sides,
+)
 from leuda_train.data.layouts.cohort_plan import CohortPlan, Pair, Value
 
 LAYOUT = (
@@ -70,6 +76,7 @@ def plan(
             "421 in one released label file is a slip for 420.",
         ),
         classes=CLASSES,
+        codes=snomed(HEART_CODES, CLASSES),
         background=BACKGROUND,
         axis="anterior",
         spacing_mm=SPACING_MM,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from leuda_deploy.machine.progress import Progress
 from leuda_train.data.layouts.anatomy import Rule, check_all, check_same_side
-from leuda_train.data.layouts.benchmark import need, take_labelled
+from leuda_train.data.layouts.benchmark import HEART_CODES, need, snomed, take_labelled
 from leuda_train.data.layouts.cohort_plan import CohortPlan, Pair, Side
 
 LAYOUT = (
@@ -53,6 +53,7 @@ def plan(
         name=f"mscmr-{direction}-{len(few)}-shot",
         about=_about(direction, few),
         classes=CLASSES,
+        codes=snomed(HEART_CODES, CLASSES),
         background=(),
         axis="array-2",  # double-oblique affines, mixed axis codes; slices are axis 2 in all
         spacing_mm=SPACING_MM,

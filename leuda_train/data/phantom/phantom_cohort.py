@@ -49,6 +49,12 @@ LAC = 420
 LVC = 500
 AA = 820
 
+[codes]               # name = [scheme, value, meaning], for DICOM
+MYO = ["SCT", "49848007", "Left Ventricle Myocardium"]
+LAC = ["SCT", "82471001", "Left atrium"]
+LVC = ["SCT", "87878005", "Left ventricle"]
+AA = ["SCT", "54247002", "Ascending aorta"]
+
 [slices]
 axis = "superior"             # world direction (right | anterior | superior) or array axis ("array-0" | "array-1" | "array-2")
 spacing_mm = [2.5, 2.5]        # in-plane grid of the network; "native" keeps each scan's own

@@ -90,8 +90,8 @@ def test_uncertainty_counts_structures_and_maps_entropy(make_volume: MakeVolume)
     scores = np.zeros((3, 2, 8, 8), np.float32)
     scores[0, 1], scores[1, 1], scores[2, 1] = 0.1, 5.0, -5.0  # unsure, sure, background
     unsure = Uncertainty(stack, wanted=True)
-    unsure.add(0, scores[:2])
-    unsure.add(2, scores[2:])
+    unsure.add(range(2), scores[:2])
+    unsure.add(range(2, len(scores)), scores[2:])
     assert unsure.low_share == 0.5
     assert unsure.entropy is not None
     np.testing.assert_array_equal(
@@ -142,7 +142,7 @@ def test_probabilities_are_as_doubtful_as_their_logits(make_volume: MakeVolume) 
         recipe = Recipe(slice_axis="array-2", spacing_mm="native", window=(8, 8))
         stack = Stack(make_volume(raw), recipe)
         found[probabilities] = Uncertainty(stack, wanted=True, probabilities=probabilities)
-        found[probabilities].add(0, values)
+        found[probabilities].add(range(len(values)), values)
     assert 0 < found[False].low_share == found[True].low_share < 1
     one, other = found[False].entropy, found[True].entropy
     assert one is not None

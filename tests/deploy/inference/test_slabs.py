@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tracemalloc
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,9 +60,9 @@ def scored(engine: Scorer, stack: Stack, tiling: Tiling) -> Float32:
     """(D, K, h, w) of the whole stack, put together from what comes out slab by slab."""
     blocks = BlockScorer(engine, stack, Scoring(tiling=tiling, batch=3), fill=-1.0)
     found, at = [], 0
-    for start, stop in pairwise([0, *blocks.cuts]):
-        first, scores = blocks(stack.images(start, stop))
-        assert first == at
+    for slab in blocks.slabs(range(stack.depth)):
+        done, scores = blocks(slab, stack.images_of(slab))
+        assert list(done) == list(range(at, at + len(scores)))
         found.append(scores)
         at += len(scores)
     return np.concatenate(found)
@@ -133,9 +133,9 @@ def test_a_slice_goes_out_as_soon_as_no_later_window_reads_it(make_volume: MakeV
     blocks = BlockScorer(functions_of_the_voxel, stack, Scoring(batch=1), fill=-1.0)
     assert blocks.cuts == [8, 12, 16, 20]
     out = [
-        (first, len(scores))
-        for first, scores in (
-            blocks(stack.images(start, stop)) for start, stop in pairwise([0, *blocks.cuts])
+        (done[0], len(scores))
+        for done, scores in (
+            blocks(slab, stack.images_of(slab)) for slab in blocks.slabs(range(stack.depth))
         )
     ]
     assert out == [(0, 4), (4, 4), (8, 4), (12, 8)]
@@ -151,8 +151,8 @@ def test_scores_of_the_scans_slices_are_linear_between_the_grids(
     expected = (weight[..., None, None, None] * scores[index]).sum(axis=0)
     on_scan, found = ScanSlices(grid, scan), []
     for start in range(0, grid, slab):
-        for first, part in on_scan(start, scores[start : start + slab]):
-            assert first == len(found)
+        for slices, part in on_scan(range(start, grid)[:slab], scores[start : start + slab]):
+            assert list(slices) == list(range(len(found), len(found) + len(part)))
             found.extend(part)
     np.testing.assert_allclose(np.stack(found), expected, rtol=1e-5, atol=1e-6)
 

@@ -95,7 +95,9 @@ def test_an_output_is_no_output_of_another_job_and_no_scan(tmp_path: Path) -> No
 def test_the_other_half_of_a_pair_is_an_input_and_counts_in_the_hash(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Pair(np.zeros((3, 3, 3), np.int16), np.eye(4)), tmp_path / "a.hdr")
     for name, other in (("a.hdr", "a.img"), ("a.img", "a.hdr")):
-        job = Job(scan=tmp_path / name, output=tmp_path / "l.nii", seg=tmp_path / other)
+        job = Job(
+            scan=tmp_path / name, output=tmp_path / "l.nii", dicom={"dicom_seg": tmp_path / other}
+        )
         with pytest.raises(InputError):
             plan_job_outputs([job], overlay=False, force=True)
     before = scan_sha256(job)

@@ -90,6 +90,8 @@ def test_a_file_that_is_not_toml_is_refused(cohort, content):
         ('"mr_more/*_image.nii.gz"', "[]", "images' = ..: must be a glob or a list of globs"),
         ('"mr_more/*_image.nii.gz"', '["mr_more/*", "mr_x/*"]', "images = 'mr_x/.' matches no"),
         ("values = [30]", "values = [20]", "label value 20 is in .classes. and in background"),
+        ("[slices]", '[codes]\nc = ["SCT", "1", "C"]\n[slices]', "names c, which is not in"),
+        ("[slices]", '[codes]\nb = ["SCT", "1"]\n[slices]', "'codes.b' = .*must be .scheme, value"),
         ('axis = "superior"', 'axis = "up"', "'slices.axis' = up"),
         ('spacing_mm = "native"', "spacing_mm = [1.0, 0.0]", "'slices.spacing_mm"),
         ('name = "tiny"', 'name = "tiny"\nsubject = "m"', "exactly one group"),
@@ -107,6 +109,14 @@ def test_a_file_that_is_not_toml_is_refused(cohort, content):
 def test_a_wrong_line_is_one_clear_error(cohort, old, new, match):
     edit(cohort, old, new)
     refused(cohort, match)
+
+
+def test_codes_are_kept_and_change_no_training(cohort):
+    before = read_cohort(cohort)
+    edit(cohort, "[slices]", '[codes]\nb = ["SCT", "10200004", "Liver"]\n[slices]')
+    found = read_cohort(cohort)
+    assert found.spec.codes == {"b": ("SCT", "10200004", "Liver")}
+    assert found.sha256 == before.sha256
 
 
 def test_more_classes_than_a_label_byte_can_tell_from_unlabelled_are_refused():

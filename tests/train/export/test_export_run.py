@@ -55,6 +55,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     facts = ProductFacts(
         recipe={"slice_axis": "superior", "spacing_mm": "native", "window": (32, 32)},
         structures=("one", "two", "three"),
+        codes={"two": ("SCT", "10200004", "Liver")},
         modality="CT",
         feed="target_as_source",
         network="intra_teacher",
@@ -101,6 +102,11 @@ def test_an_export_says_how_it_was_proven(run: Path, tmp_path: Path) -> None:
     assert 0 < stage["max_abs"] < 1e-4
     assert list(stage["class_dice"]) == ["background", "one", "two", "three"]
     assert model.card.precision == "fp32"
+    assert [each.code for each in model.card.structures] == [
+        None,
+        ("SCT", "10200004", "Liver"),
+        None,
+    ]
     assert model == ModelFile.open(out)
     manifest = read_manifest(out)
     assert manifest.files["model.onnx"] == file_sha256(out / "model.onnx")

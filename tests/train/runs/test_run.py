@@ -205,6 +205,8 @@ def test_the_product_contains_the_generator_and_the_chosen_network(finished):
     samples = families["target"]
     assert facts.feed == "target_as_source"
     assert facts.domain is not None
+    assert facts.extents_mm is not None  # of the labelled source scan
+    assert {*facts.extents_mm} <= {*facts.structures}
     assert facts.domain.scans == 1  # the unlabelled target scan; that of the test is not read
     assert samples.shape[1:] == (32, 32)
     windows = samples[:2, None]

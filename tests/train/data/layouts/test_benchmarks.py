@@ -104,6 +104,7 @@ def test_mmwhs_mr_to_ct_has_the_papers_split(mmwhs_tree, tmp_path):
     assert all(scan.label is not None for scan in cohort.role("target unlabelled"))
     assert cohort.structures == {"MYO": 1, "LAC": 2, "LVC": 3, "AA": 4}
     assert cohort.spec.slices.axis == "anterior"
+    assert cohort.spec.codes.keys() == cohort.spec.classes.keys()
     raw = cohort.spec.class_of_raw("source")
     assert (raw[421], raw[420], raw[550], raw[850]) == (2, 2, 0, 0)
 
@@ -282,6 +283,7 @@ def test_chaos_btcv_mr_to_ct_has_the_papers_split(abdomen_tree, tmp_path):
     assert len(cohort.role("target unlabelled")) == 24
     assert numbers(cohort, "target test") == [1, 9, 30, 32, 33, 39]
     assert cohort.structures == {"liver": 1, "right_kidney": 2, "left_kidney": 3, "spleen": 4}
+    assert cohort.spec.codes["right_kidney"] == ("SCT", "9846003", "Right kidney")
     assert cohort.spec.class_of_raw("source") == {63: 1, 126: 2, 189: 3, 252: 4}
     truth = cohort.spec.class_of_raw("target")
     assert {raw: truth[raw] for raw in (6, 2, 3, 1, 7, 13)} == {6: 1, 2: 2, 3: 3, 1: 4, 7: 0, 13: 0}
@@ -410,6 +412,7 @@ def check_mscmr(root: Path, folder: Path) -> None:
     assert cohort.role("source labelled")[0].pixel_spacing_mm == (0.75, 0.75)
     assert cohort.role("target test")[0].pixel_spacing_mm is None
     assert cohort.spec.slices.axis == "array-2"
+    assert cohort.spec.codes.keys() == cohort.spec.classes.keys()
 
     write_benchmark("mscmr", root, folder / "back.toml", direction="lge-to-bssfp")
     cohort = read_cohort(folder / "back.toml")

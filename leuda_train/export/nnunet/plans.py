@@ -16,11 +16,10 @@ from leuda_deploy.machine.outside import read_json
 from leuda_deploy.model.card import PALETTE, Structure
 from leuda_deploy.model.tiling import MirrorAxis
 from leuda_deploy.scans.recipe import Depth, FixedIntensity, Recipe, SliceAxis
-from leuda_deploy.scans.stack import STACK_DIRECTIONS
 
 MOST_BYTES = 256 << 20  # of a plans.json, which may hold a fingerprint of every scan
 LEAST_STD = 1e-8  # that nnU-Net divides by
-READERS = ("SimpleITKIO", "NibabelIO", "NibabelIOWithReorient")
+READERS = ("SimpleITKIO", "NibabelIO")  # which turn nothing
 # What is refused if it is another: key of a configuration -> the values that can be expressed
 RESAMPLING = {
     "preprocessor_name": "DefaultPreprocessor",
@@ -36,29 +35,10 @@ RESAMPLING = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Turn:
-    """How a window of the recipe's axes becomes one of nnU-Net's, inside the graph.
-
-    flips  axes from the last (-1) that run the other way
-    swap   rows and columns change places, after that
-    """
-
-    flips: tuple[int, ...] = ()
-    swap: bool = False
-
-    def names(self, axes: tuple[int, ...], dimensions: int) -> tuple[MirrorAxis, ...]:
-        """Axes of nnU-Net's windows, by number from 0 -> by name."""
-        names: list[MirrorAxis] = ["slices", "rows", "columns"]
-        if self.swap:
-            names[1:] = ["columns", "rows"]
-        found = {names[3 - dimensions + axis] for axis in axes}
-        return tuple(name for name in ("slices", "rows", "columns") if name in found)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Plans:
     """What the two files say of one configuration.
 
+    swap     rows and columns of the recipe's windows change places in the graph
     architecture  class name, its arguments, and which of these are names of classes
     rescaled      the network reads 0 to 1 where the recipe gives -1 to 1
     """
@@ -69,10 +49,18 @@ class Plans:
     structures: tuple[Structure, ...]
     recipe: Recipe
     depth: Depth | None
-    turn: Turn
+    swap: bool
     rescaled: bool
     architecture: Mapping[str, Any]
     configuration: Mapping[str, Any]
+
+    def mirror_axes(self, axes: tuple[int, ...]) -> tuple[MirrorAxis, ...]:
+        """Axes of nnU-Net's windows, by number from 0 -> those of the recipe's, by name."""
+        rows, columns = ("columns", "rows") if self.swap else ("rows", "columns")
+        names = ("slices", rows, columns) if self.depth else (rows, columns)
+        found = {names[axis] for axis in axes}
+        every: tuple[MirrorAxis, ...] = ("slices", "rows", "columns")
+        return tuple(name for name in every if name in found)
 
 
 def read_plans(folder: Path, name: str) -> Plans:
@@ -81,12 +69,12 @@ def read_plans(folder: Path, name: str) -> Plans:
     with reading(lambda what: ModelError(f"{folder} is not as nnU-Net writes it: {what}")):
         configuration = _configuration(plans, name)
         _check(configuration, folder)
-        axes, turn = _axes(plans, folder)
+        axes, swap = _axes(plans, folder)
         patch, spacing = [*configuration["patch_size"]], [*configuration["spacing"]]
         depth = None
         if len(patch) == 3:
             depth = Depth(slices=patch.pop(0), spacing_mm=spacing.pop(0))
-        if turn.swap:
+        if swap:
             patch.reverse()
             spacing.reverse()
         scheme = configuration["normalization_schemes"][0]
@@ -107,7 +95,7 @@ def read_plans(folder: Path, name: str) -> Plans:
             structures=_structures(said["labels"], folder),
             recipe=recipe,
             depth=depth,
-            turn=turn,
+            swap=swap,
             rescaled=scheme == "RescaleTo01Normalization",
             architecture=configuration["architecture"],
             configuration=configuration,
@@ -152,22 +140,17 @@ def _check(configuration: Mapping[str, Any], folder: Path) -> None:
         )
 
 
-def _axes(plans: Mapping[str, Any], folder: Path) -> tuple[SliceAxis, Turn]:
-    """Which axis of the scan the slices are stacked along, and what is left to the graph."""
+def _axes(plans: Mapping[str, Any], folder: Path) -> tuple[SliceAxis, bool]:
+    """Which axis of the scan the slices are stacked along; whether rows and columns swap."""
     reader = plans["image_reader_writer"]
     if reader not in READERS:
         raise ModelError(
             f"{folder / 'plans.json'}: its scans are read by {reader}; leuda can do {READERS}"
         )
-    # of the network's axes, which of x, y, z of the scan as it is stored, or of R, A, S
+    # of the network's axes, which of x, y, z of the scan as it is stored
     depth, rows, _ = (2 - int(axis) for axis in plans["transpose_forward"])
-    if not reader.endswith("WithReorient"):
-        stored: tuple[SliceAxis, ...] = ("array-0", "array-1", "array-2")
-        return stored[depth], Turn(swap=rows != min({0, 1, 2} - {depth}))
-    worlds: tuple[SliceAxis, ...] = ("right", "anterior", "superior")
-    directions = STACK_DIRECTIONS[worlds[depth]]
-    flips = tuple(place - 3 for place, letter in enumerate(directions) if letter in "LPI")
-    return worlds[depth], Turn(flips=flips, swap=directions[1] not in ("RL", "AP", "SI")[rows])
+    stored: tuple[SliceAxis, ...] = ("array-0", "array-1", "array-2")
+    return stored[depth], rows != min({0, 1, 2} - {depth})
 
 
 def _normalisation(scheme: str, plans: Mapping[str, Any]) -> dict[str, Any]:

@@ -51,18 +51,14 @@ def moved(index: int, by: list[float]) -> list[Dataset]:
     return images
 
 
-def tilted() -> list[Dataset]:
-    images = make_series()
-    for k, made in enumerate(images):
-        made.ImagePositionPatient = [-10, -20 + 2.5 * k * np.tan(np.radians(15)), 30 + 2.5 * k]
-    return images
+def other_series(index: int) -> Dataset:
+    return make_image(index, "1.2.6")
 
 
 BAD: dict[str, tuple[Callable[[], list[Dataset]], str]] = {
-    "two series": (lambda: [*make_series(), make_image(0, "1.2.6")], "several series"),
+    "two series": (lambda: [*make_series(), *map(other_series, range(3))], "several series"),
     "missing slice": (lambda: make_series()[:2] + make_series()[3:], "missing slice"),
     "repeated slice": (lambda: moved(2, [0, 0, -2.5]), "repeated slice"),
-    "gantry tilt": (tilted, "sheared"),
     "one slice": (lambda: make_series()[:1], "axes"),
     "localiser": (
         lambda: [
@@ -73,10 +69,6 @@ BAD: dict[str, tuple[Callable[[], list[Dataset]], str]] = {
     ),
     "other modality": (lambda: make_series(Modality="US"), "modality"),
     "multi-frame": (lambda: make_series(NumberOfFrames=3), "frames"),
-    "two scales": (
-        lambda: [*make_series()[1:], make_image(0, "1.2.5", RescaleSlope=3)],
-        "unlike slices",
-    ),
     "nothing": (list, "missing"),
 }
 

@@ -1,4 +1,4 @@
-"""`leuda view`: a scan with its labels, or a folder of them -> a page in the browser."""
+"""`leuda picture` and `leuda view`: scans and their labels -> a picture, a movie, or a page."""
 
 from __future__ import annotations
 
@@ -8,10 +8,46 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from leuda_deploy.cli.app import app, say
+from leuda_deploy.errors import InputError
 
 if TYPE_CHECKING:
     from leuda_deploy.view.content import Content
     from leuda_deploy.view.marks import Marks
+
+
+@app.command()
+def picture(
+    scan: Annotated[Path, typer.Argument(help="A scan.")],
+    labels: Annotated[
+        Path | None, typer.Argument(help="Its labels, e.g. of `leuda infer` or a reader's.")
+    ] = None,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="*.png: three planes; *.webp or *.gif: a movie of the slices."
+        ),
+    ] = Path("picture.png"),
+    modality: Annotated[
+        str, typer.Option(help="CT in Hounsfield units is shown in the soft tissue window.")
+    ] = "",
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a file that stands there; never the scan.")
+    ] = False,
+) -> None:
+    """Draw a scan with its labels: a picture, or a movie.  [dim]Needs: nothing more.[/dim]"""
+    from leuda_deploy.jobs.picture.movie import write_movie
+    from leuda_deploy.jobs.picture.overlay import draw_overlay
+    from leuda_deploy.jobs.picture.shown_files import read_shown
+    from leuda_deploy.machine.outputs import Output, plan_outputs
+
+    kind = output.suffix.lower()
+    if kind not in (".png", ".webp", ".gif"):
+        raise InputError(f"-o ends in .png, .webp or .gif, not {output.name!r}")
+    drawn = Output(path=output, what="picture")
+    plan_outputs([drawn], inputs=[path for path in (scan, labels) if path], force=force)
+    shown = read_shown(scan, labels, modality)
+    (draw_overlay if kind == ".png" else write_movie)(output, shown)
+    typer.echo(str(output))
 
 
 @app.command()
@@ -32,7 +68,7 @@ def view(
     classes: Annotated[
         Path | None,
         typer.Option(
-            help="TOML file with a table [classes] that names label values, e.g. cohort.toml."
+            help="TOML file with a table \\[classes] that names label values, e.g. cohort.toml."
         ),
     ] = None,
     frame: Annotated[

@@ -28,7 +28,7 @@ from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.model.tiling import DEFAULT_TILING, Tiling
 from leuda_deploy.proof.parity import BY_WINDOW, Parity
 from leuda_deploy.proof.probes import windows_of_scans
-from leuda_train.export.nnunet_plans import Plans, Turn, read_plans
+from leuda_train.export.nnunet.plans import Plans, read_plans
 from leuda_train.export.proven import write_proven
 
 CHECKPOINT = "checkpoint_final.pth"
@@ -49,28 +49,25 @@ SAFE: list[Any] = [
 class AsNnunet(nn.Module):
     """Windows as a recipe has them -> the mean of the folds' logits, on the same axes."""
 
-    def __init__(self, folds: Sequence[nn.Module], turn: Turn, *, rescaled: bool) -> None:
+    def __init__(self, folds: Sequence[nn.Module], *, swap: bool, rescaled: bool) -> None:
         super().__init__()
         self.folds = nn.ModuleList(folds)
-        self.turn, self.rescaled = turn, rescaled
+        self.swap, self.rescaled = swap, rescaled
 
     def forward(self, windows: Tensor) -> Tensor:
         """Logits."""
         if self.rescaled:  # -1 to 1 -> 0 to 1
             windows = 0.5 * windows + 0.5
-        flips = tuple(axis for axis in self.turn.flips if axis + windows.ndim >= 2)
-        if flips:
-            windows = windows.flip(flips)
-        if self.turn.swap:
+        if self.swap:
             windows = windows.transpose(-1, -2)
         logits: Tensor = self.folds[0](windows)
         for fold in self.folds[1:]:
             logits = logits + fold(windows)
         if len(self.folds) > 1:
             logits = logits / len(self.folds)
-        if self.turn.swap:
+        if self.swap:
             logits = logits.transpose(-1, -2)
-        return logits.flip(flips) if flips else logits
+        return logits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +123,7 @@ def export_nnunet(
     plans = read_plans(folder, trained.configuration)
     network = AsNnunet(
         [build_network(plans, state, trained.trainer) for state in trained.states],
-        plans.turn,
+        swap=plans.swap,
         rescaled=plans.rescaled,
     ).eval()
     card = _card(plans, trained, out.name, licence, options, tiling)
@@ -232,7 +229,6 @@ def _card(
 ) -> ModelCard:
     blending = "nnunet" if tiling.blending == "gaussian" else tiling.blending
     packages = ("leuda", "torch", "onnx", "dynamic_network_architectures")
-    dimensions = 3 if plans.depth else 2
     try:
         provenance = Provenance(
             method=f"nnU-Net, {trained.trainer}, {plans.name}",
@@ -259,7 +255,7 @@ def _card(
             tiling=tiling.model_copy(
                 update={
                     "blending": blending,
-                    "mirror": plans.turn.names(trained.mirror, dimensions),
+                    "mirror": plans.mirror_axes(trained.mirror),
                 }
             ),
             depth=plans.depth,

@@ -1,0 +1,167 @@
+"""A search scores few slices, and misses nothing that is as long as it steps."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from support.makers import MakeModel, MakeVolume
+
+from leuda_deploy.engines.engine import Float32
+from leuda_deploy.errors import InputError
+from leuda_deploy.inference.find_first import Find, Walk, find_in, scored_by
+from leuda_deploy.inference.segment import segment
+from leuda_deploy.inference.segmenter import Segmenter
+from leuda_deploy.inference.settings import Settings
+from leuda_deploy.inference.slabs import Scoring
+from leuda_deploy.model.search import Search
+from leuda_deploy.scans.likeness import IntensityProfile
+from leuda_deploy.scans.recipe import Recipe
+from leuda_deploy.scans.stack import Stack
+
+RECIPE = Recipe(
+    slice_axis="superior",
+    spacing_mm="native",
+    window=(16, 16),
+    clip_percentiles=(0.0, 100.0),
+    normalisation="minmax",
+)
+SEARCH = Search(
+    step_mm=20, margin_mm=5, scans=3, slices=300, scored=100, dice=1.0, disagreement=0.0
+)
+
+
+def rows_of(holds: NDArray[np.bool_]) -> list[range]:
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], holds.astype(int), [0]])))
+    return [range(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_every_row_as_long_as_a_step_is_scored_with_its_margin(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    depth, find = int(rng.integers(1, 90)), Find(step=int(rng.integers(2, 15)), margin=2)
+    holds = np.repeat(rng.random(depth) < 0.4, rng.integers(1, 12, depth))[:depth]
+    scored = scored_by(holds, find)
+    for row in rows_of(holds):
+        cut_by_an_end = 0 in row or depth - 1 in row
+        if len(row) >= find.step or cut_by_an_end:
+            around = slice(max(0, row.start - find.margin), row.stop + find.margin)
+            assert scored[around].all()
+    # and what is scored is either searched or near something that was found
+    near = np.convolve(holds & scored, np.ones(2 * find.margin + 1), "same") > 0
+    searched = np.isin(np.arange(depth), [*range(0, depth, find.step), depth - 1])
+    between = np.zeros(depth, dtype=bool)
+    places = np.flatnonzero(searched)
+    for one, other in pairwise(places):
+        between[one:other] = holds[one] and holds[other]
+    assert not (scored & ~(near[:depth] | searched | between)).any()
+
+
+def test_a_full_pass_is_one_round_of_all_slices() -> None:
+    walk = Walk(7)
+    assert [list(wanted) for wanted in walk] == [list(range(7))]
+    assert walk.searched is None
+
+
+def test_an_empty_scan_is_searched_alone() -> None:
+    scored = scored_by(np.zeros(100, dtype=bool), Find(step=20, margin=3))
+    assert np.flatnonzero(scored).tolist() == [0, 20, 40, 60, 80, 99]
+
+
+def test_steps_are_never_longer_and_margins_never_shorter_than_proven() -> None:
+    assert find_in(20.0, 5.0, 3.0) == Find(step=6, margin=2)
+    assert find_in(20.0, 5.0, 2.5) == Find(step=8, margin=2)
+    assert find_in(20.0, 0.1, 1.0) == Find(step=20, margin=1)
+    assert find_in(20.0, 5.0, 10.1) is None
+
+
+def bar(depth: int, rows: tuple[range, ...]) -> NDArray[np.int16]:
+    """A scan (X, Y, Z) with noise in air, and something bright in these slices."""
+    raw = np.random.default_rng(0).integers(0, 100, (20, 24, depth)).astype(np.int16)
+    for row in rows:
+        raw[5:12, 6:15, row.start : row.stop] = 900
+    return raw
+
+
+def bright(windows: Float32) -> Float32:
+    return np.stack([np.zeros_like(windows[:, 0]), windows[:, 0]], axis=1)
+
+
+@pytest.mark.parametrize("axis", ["superior", "right"])
+@pytest.mark.parametrize("slab", [1, 5])
+def test_labels_are_those_of_the_full_pass_where_all_is_found(
+    make_volume: MakeVolume, axis: str, slab: int
+) -> None:
+    raw = bar(60, (range(17, 31), range(55, 60)))
+    if axis == "right":
+        raw = np.ascontiguousarray(raw.T)
+    stack = Stack(
+        make_volume(raw), Recipe.model_validate(RECIPE.model_dump() | {"slice_axis": axis})
+    )
+    seen: list[int] = []
+
+    def engine(windows: Float32) -> Float32:
+        seen.append(len(windows))
+        return bright(windows)
+
+    whole = segment(stack, bright, Scoring(slab=slab))
+    found = segment(stack, engine, Scoring(slab=slab), find=Find(step=10, margin=2))
+    np.testing.assert_array_equal(found.labels, whole.labels)
+    assert whole.labels.any()
+    assert (whole.scored, whole.searched) == (60, None)
+    assert found.searched == 7  # 0, 10, ... 50, and the last
+    assert found.scored < 45
+    windows = 4  # of 16 x 16 in a slice of 20 x 24
+    assert sum(seen) == found.scored * windows
+
+
+def test_what_is_not_scored_is_background(make_volume: MakeVolume) -> None:
+    stack = Stack(make_volume(bar(60, (range(11, 15), range(30, 45)))), RECIPE)
+    labels = segment(stack, bright, find=Find(step=10, margin=2)).labels
+    whole = segment(stack, bright).labels
+    assert whole[..., 11:15].any()
+    assert not labels[..., 5:20].any()  # as short as it is, it was stepped over
+    np.testing.assert_array_equal(labels[..., 20:], whole[..., 20:])
+
+
+def test_the_card_decides_and_the_reason_is_told(
+    make_model: MakeModel, make_volume: MakeVolume, tmp_path: Path
+) -> None:
+    model = make_model(tmp_path, RECIPE, search=SEARCH)
+    stack = Stack(make_volume(bar(60, (range(20, 40),))), RECIPE)
+    thick = Stack(make_volume(bar(60, ()), np.diag([1.0, 1.0, 12.0, 1.0])), RECIPE)
+
+    def asked(model: Path = model, **settings: Any) -> Segmenter:
+        return Segmenter(model, Settings(engine="ort-cpu", threads=1, batch=4, **settings))
+
+    assert asked().find_for(stack) == (Find(step=20, margin=5), None)
+    assert asked(search="full").find_for(stack) == (None, "asked")
+    assert asked().find_for(stack, uncertainty=True) == (None, "entropy map")
+    assert asked().find_for(thick) == (None, "thick slices")
+    none = make_model(tmp_path, RECIPE)
+    assert asked(none).find_for(stack) == (None, "not proven")
+    domain = IntensityProfile(scans=3, mean=(-50.0,) * 5, spread=(1.0,) * 5)
+    unlike = make_model(tmp_path, RECIPE, search=SEARCH, domain=domain)
+    assert asked(unlike).find_for(stack) == (None, "unlike")
+    assert "search" not in asked().asked
+    assert asked(search="full").asked["search"] == "full"
+    with pytest.raises(InputError):
+        asked(search="half")
+
+
+def test_a_segmenter_says_what_it_scored(
+    make_model: MakeModel, make_volume: MakeVolume, tmp_path: Path
+) -> None:
+    settings = Settings(engine="ort-cpu", threads=1, batch=4)
+    segmenter = Segmenter(make_model(tmp_path, RECIPE, search=SEARCH), settings)
+    volume = make_volume(bar(90, (range(30, 52),)))
+    found = segmenter(volume)
+    whole = Segmenter(segmenter.model, Settings(engine="ort-cpu", search="full", batch=4))(volume)
+    np.testing.assert_array_equal(found.labels, whole.labels)
+    assert (found.searched, whole.searched) == (6, None)
+    assert found.scored < whole.scored == 90
+    assert (found.full_because, whole.full_because) == (None, "asked")
