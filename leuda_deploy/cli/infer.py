@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from leuda_deploy.jobs.report import Report
     from leuda_deploy.jobs.run_jobs import Outcome
+    from leuda_deploy.machine.outputs import Output
 
 # the panels of `leuda infer --help`
 ENGINE, RESULTS, MANY, DICOM = "Engine and memory", "Results", "Many scans", "DICOM"
@@ -47,17 +48,26 @@ def infer(
         typer.Option(
             "--output",
             "-o",
-            help="Label file, or a folder for many scans. Default: ./SCAN_labels.nii.gz",
+            help="Label file (*.nii.gz, *.nii, *.seg.nrrd), or a folder. "
+            "Default: ./SCAN_labels.nii.gz",
         ),
     ] = None,
+    label_format: Annotated[
+        Literal["nii.gz", "nii", "seg.nrrd"],
+        typer.Option(
+            "--format",
+            help="Of label files in a folder; seg.nrrd has names and colours for 3D Slicer.",
+            rich_help_panel=RESULTS,
+        ),
+    ] = "nii.gz",
     engine: Annotated[
         Literal["auto", "ort-cpu", "ort-cuda", "openvino", "tensorrt", "tensorrt-rtx"],
         typer.Option(
-            help="What runs the model; an error if it cannot. auto: the fastest that agrees with "
-            "ONNX Runtime.",
+            help="What runs the model; an error if it cannot. auto: TensorRT, CUDA, or the fastest "
+            "on the CPU, the first that agrees with ONNX Runtime here.",
             rich_help_panel=ENGINE,
         ),
-    ] = "ort-cpu",
+    ] = "auto",
     precision: Annotated[
         Literal["auto", "fp32", "bf16"],
         typer.Option(
@@ -225,9 +235,10 @@ def infer(
     from leuda_deploy.jobs.jobs_of import Wanted, jobs_of
     from leuda_deploy.jobs.outputs import plan_job_outputs
     from leuda_deploy.jobs.prepare import Wishes
-    from leuda_deploy.jobs.run_jobs import run_job, run_jobs
+    from leuda_deploy.jobs.run_jobs import run_job, run_jobs, volumes_output
     from leuda_deploy.jobs.workers import Orders, run_in_processes
     from leuda_deploy.machine.memory import parse_bytes
+    from leuda_deploy.machine.outputs import plan_outputs
     from leuda_deploy.machine.progress import show_progress
     from leuda_deploy.model.model_file import ModelFile
     from leuda_deploy.scans.dicom.rules import SeriesChoice, read_rules
@@ -254,6 +265,7 @@ def infer(
         output=output,
         uncertainty=uncertainty,
         dicom={what: path for what, path in dicom.items() if path is not None},
+        ending=f".{label_format}",
     )
     todo, alone = jobs_of(scan, wanted, shard=shard, frames=frame, series=choice)
     if model is None:
@@ -264,7 +276,10 @@ def infer(
     opened = ModelFile.open(model) if key is None else ModelFile.open_signed(model, key)
     if wanted.dicom and (line := uncoded_line(opened.card)):
         say(line)
+    table = None if alone else volumes_output(todo[0].output.parent, shard)
     plan_job_outputs(todo, overlay=overlay, force=force, inputs=[opened.path])
+    if table is not None:
+        plan_outputs([table], inputs=[scan], force=force)
     if alone:
         segmenter = Segmenter(opened, settings)
         report = run_job(todo[0], segmenter, overlay=overlay, show=show_progress, wishes=wishes)
@@ -294,7 +309,7 @@ def infer(
             wishes=wishes,
         )
     with closing(outcomes):  # Ctrl-C stops the processes at once, not when Python ends
-        whole = _print_outcomes(outcomes, as_json)
+        whole = _print_outcomes(outcomes, as_json, table)
     if not whole:
         sys.exit(1)
 
@@ -315,13 +330,17 @@ def _print_report(report: Report, as_json: bool) -> None:
     show_report(report, Console())
 
 
-def _print_outcomes(coming: Iterable[Outcome], as_json: bool) -> bool:
-    """Errors at once, a summary at the end; whether every scan is done."""
+def _print_outcomes(coming: Iterable[Outcome], as_json: bool, table: Output | None) -> bool:
+    """Errors at once, a summary and a table at the end; whether every scan is done."""
     outcomes = []
     for outcome in coming:
         outcomes.append(outcome)
         if outcome.error is not None:
             say(f"error: {outcome.error}")
+    if table is not None:
+        from leuda_deploy.jobs.run_jobs import write_volumes
+
+        write_volumes(table.path, outcomes)
     if as_json:
         typer.echo(json.dumps([outcome.as_dict() for outcome in outcomes], indent=1))
     else:

@@ -12,13 +12,17 @@ from leuda_deploy.errors import InputError, ScanError
 from leuda_deploy.scans.dicom.files import DICOMDIR, holds_images, is_dicom, look_through, named
 from leuda_deploy.scans.dicom.rules import NO_CHOICE, SeriesChoice
 from leuda_deploy.scans.dicom.sources import is_dicom_source, zip_holds_images
+from leuda_deploy.scans.formats import ENDINGS as OTHER_ENDINGS
+from leuda_deploy.scans.formats import is_other, read_other
+from leuda_deploy.scans.formats.seg_nrrd import ENDING as SEG_NRRD
 from leuda_deploy.scans.nifti import is_own_output
 from leuda_deploy.scans.volume import count_frames
 
 _log = logging.getLogger(__name__)
 
-EXTENSIONS = (".nii.gz", ".nii", ".mgz", ".mgh", ".hdr")
+EXTENSIONS = (".nii.gz", ".nii", ".mgz", ".mgh", ".hdr", *OTHER_ENDINGS)
 
+LABEL_ENDINGS = (".nii.gz", ".nii", SEG_NRRD)
 LABEL_SUFFIXES = ("_label", "_labels", "_manual", "_seg", "_mask", "_uncertainty")
 # what is written of a DICOM series besides its labels: its name in reports -> the end of its file's
 DICOM_ENDINGS = {"dicom_seg": "_seg.dcm", "dicom_sr": "_sr.dcm", "rtstruct": "_rtstruct.dcm"}
@@ -45,6 +49,7 @@ def find_jobs(
     dicom: Mapping[str, Path] | None = None,
     frames: str | None = None,
     series: SeriesChoice = NO_CHOICE,
+    ending: str = LABEL_ENDINGS[0],
 ) -> list[Job]:
     """The scans in a folder, in the order of their names; of n shards, the i-th takes every n-th.
 
@@ -68,7 +73,7 @@ def find_jobs(
     jobs = [
         Job(
             scan=scan,
-            output=out / f"{stem(scan)}_labels.nii.gz",
+            output=out / f"{stem(scan)}_labels{ending}",
             uncertainty=uncertainty and uncertainty / f"{stem(scan)}_uncertainty.nii.gz",
             dicom={
                 what: folder / f"{stem(scan)}{DICOM_ENDINGS[what]}"
@@ -120,7 +125,7 @@ def _kind(path: Path) -> str | None:
             if name.endswith((".img", ".img.gz"))
             else "files of other kinds"
         )
-    if _is_label_name(stem(path)) or is_own_output(path):
+    if name.endswith(SEG_NRRD) or _is_label_name(stem(path)) or is_own_output(path):
         return "labels or outputs of leuda"
     return None
 
@@ -137,8 +142,10 @@ def with_frames(job: Job, frames: str | None, series: SeriesChoice = NO_CHOICE) 
             raise InputError(f"--frame is a number or all, not {frames!r}")
         return [replace(job, frame=int(frames))]
 
-    def numbered(path: Path | None, frame: int) -> Path | None:
-        return path and path.with_name(f"{label_stem(path)}_frame{frame:03d}.nii.gz")
+    def numbered(path: Path, frame: int) -> Path:
+        name = label_stem(path) if path.name.endswith(LABEL_ENDINGS) else path.stem
+        ending = path.name[len(name) :] if name else ""
+        return path.with_name(f"{name}_frame{frame:03d}{ending}")
 
     try:
         if is_dicom_source(job.scan):
@@ -153,8 +160,9 @@ def with_frames(job: Job, frames: str | None, series: SeriesChoice = NO_CHOICE) 
         replace(
             job,
             frame=frame,
-            output=numbered(job.output, frame) or job.output,
-            uncertainty=numbered(job.uncertainty, frame),
+            output=numbered(job.output, frame),
+            uncertainty=job.uncertainty and numbered(job.uncertainty, frame),
+            dicom={what: numbered(path, frame) for what, path in job.dicom.items()},
         )
         for frame in range(count)
     ]
@@ -206,14 +214,25 @@ def picture_path(output: Path) -> Path:
 
 
 def label_stem(output: Path) -> str:
-    """The name of a label file without .nii or .nii.gz, and nothing else cut off."""
-    return output.name.removesuffix(".gz").removesuffix(".nii")
+    """The name of a label file without .nii, .nii.gz or .seg.nrrd, and nothing else cut off."""
+    return output.name.removesuffix(".gz").removesuffix(".nii").removesuffix(SEG_NRRD)
 
 
 def stem(scan: Path) -> str:
     """The name of a scan without its ending; of ".." or "." that of the folder it stands for."""
     name = scan.name if scan.name not in ("", "..") else scan.resolve().name
-    for extension in (".gz", ".zip", ".dcm", ".nii", ".hdr", ".img", ".mgz", ".mgh"):
+    for extension in (
+        ".gz",
+        ".zip",
+        ".dcm",
+        *OTHER_ENDINGS,
+        ".seg",
+        ".nii",
+        ".hdr",
+        ".img",
+        ".mgz",
+        ".mgh",
+    ):
         if name.lower().endswith(extension):
             name = name[: -len(extension)]
     return name or "scan"
@@ -225,6 +244,12 @@ def scan_files(scan: Path) -> list[Path]:
         found = look_through(scan)
         return sorted([*found.images, *found.unreadable])
     name = scan.name
+    if is_other(scan):
+        try:
+            data = read_other(scan).data_file
+        except Exception:  # noqa: BLE001  (what is wrong with it is said when it is read)
+            return [scan]
+        return [scan] if data is None or not data.is_file() else [scan, data]
     for one, other in ((".hdr", ".img"), (".img", ".hdr")):
         for ending in ("", ".gz"):
             if name.lower().endswith(one + ending):

@@ -19,6 +19,8 @@ from leuda_deploy.jobs.outputs import JobWriter
 from leuda_deploy.jobs.picture.overlay import Shown, draw_overlay
 from leuda_deploy.machine.clock import Clock
 from leuda_deploy.machine.memory import peak_bytes
+from leuda_deploy.scans.formats.seg_nrrd import ENDING as SEG_NRRD
+from leuda_deploy.scans.formats.seg_nrrd import write_seg_nrrd
 from leuda_deploy.scans.intensity import Intensity
 from leuda_deploy.scans.likeness import likeness
 from leuda_deploy.scans.nifti import write_labels, write_map
@@ -139,14 +141,14 @@ def write_results(result: Result, *, overlay: bool, seg_type: SegType = "binary"
         overlay: Whether to draw a picture beside the labels.
         seg_type: How a DICOM SEG holds its segments.
     """
-    scan, found, card = result.scan, result.found, result.engine.card
+    scan, found = result.scan, result.found
     job, volume, clock, series = scan.job, scan.stack.volume, scan.clock, scan.series
     writer, not_written = JobWriter(job), dict[str, str]()
     with clock("write"):
         writer.write(
             "labels",
             job.output,
-            lambda path: write_labels(path, found.labels, volume, card.label_names),
+            lambda path: _write_labels(path, result),
         )
         if job.uncertainty is not None and (doubts := found.uncertainty) is not None:
             writer.write(
@@ -206,6 +208,14 @@ def _write_dicom(
     for what, make in makers.items():
         if what in result.scan.job.dicom:
             write(what, result.scan.job.dicom[what], make)
+
+
+def _write_labels(path: Path, result: Result) -> None:
+    found, volume, card = result.found, result.scan.stack.volume, result.engine.card
+    if result.scan.job.output.name.endswith(SEG_NRRD):
+        write_seg_nrrd(path, found.labels, volume.affine, card.structures)
+    else:
+        write_labels(path, found.labels, volume, card.label_names)
 
 
 def _shown(result: Result) -> Shown:

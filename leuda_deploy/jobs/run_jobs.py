@@ -5,21 +5,30 @@ read and prepare (the next scan)  thread 1   |   label  thread 2   |   write  ca
 
 from __future__ import annotations
 
+import csv
+import hashlib
+import io
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
-from leuda_deploy.errors import LeudaError, keep_traceback
+from leuda_deploy.errors import LeudaError, keep_traceback, printable
 from leuda_deploy.inference.pipelined import prefetch
 from leuda_deploy.inference.segmenter import Segmenter
-from leuda_deploy.jobs.find_jobs import Job
+from leuda_deploy.jobs.find_jobs import Job, report_path
 from leuda_deploy.jobs.prepare import NO_WISHES, Wishes, prepare
 from leuda_deploy.jobs.report import PreparedScan, Report, Result, write_results
+from leuda_deploy.machine.files import atomic_path, file_sha256
+from leuda_deploy.machine.outputs import Output
+from leuda_deploy.machine.outside import read_json
 from leuda_deploy.machine.progress import ShowProgress, show_nothing
 from leuda_deploy.scans.likeness import likeness
 
 _log = logging.getLogger(__name__)
+# of a report, in the table of volumes
+TABLE_FACTS = ("flags", "low_confidence", "total_seconds", "labels", "scan_sha256", "model_sha256")
 Item = TypeVar("Item")
 Before = TypeVar("Before")
 After = TypeVar("After")
@@ -146,3 +155,61 @@ def _label(
     with show(f"{stack.volume.name} on {engine.description}") as progress:
         found = segmenter.segment(stack, plan, uncertainty=uncertainty, progress=progress)
     return Result(scan=scan, engine=engine, plan=plan, found=found)
+
+
+def volumes_output(folder: Path, shard: str = "1/1") -> Output:
+    """The table of volumes of a folder of scans, as it is going to be written."""
+    part, parts = shard.split("/")
+    path = folder / ("volumes.csv" if parts == "1" else f"volumes_{part}of{parts}.csv")
+    return Output(path=path, what="table of volumes", is_ours=_is_own_table)
+
+
+def write_volumes(path: Path, outcomes: Sequence[Outcome]) -> None:
+    """Write a table: a row a scan, a column a structure (mL), also of scans that were done before.
+
+    The same outcomes give the same bytes. Beside it lies its hash, by which it is known as leuda's.
+    """
+    said = [_said(outcome) for outcome in outcomes]
+    names = list(dict.fromkeys(name for each in said for name in each.get("volumes_ml", {})))
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["scan", "state", *(f"{name}_ml" for name in names), *TABLE_FACTS, "error"])
+    for outcome, each in zip(outcomes, said, strict=True):
+        state = "failed" if outcome.error else "was done" if outcome.skipped else "labelled"
+        volumes = [each.get("volumes_ml", {}).get(name, "") for name in names]
+        flags = "; ".join(f"{flag['structure']}: {flag['flag']}" for flag in each.get("flags", ()))
+        facts = [flags, *(each.get(name, "") for name in TABLE_FACTS[1:])]
+        row = [str(outcome.job.scan), state, *volumes, *facts, outcome.error or ""]
+        table.writerow([_cell(value) for value in row])
+    content = text.getvalue().encode()
+    with atomic_path(_mark_path(path)) as temporary:
+        temporary.write_text(hashlib.sha256(content).hexdigest())
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def _said(outcome: Outcome) -> dict[str, Any]:
+    """The report of a scan, also of one that was done before; empty if it failed."""
+    if outcome.report is not None:
+        return outcome.report.as_dict()
+    try:
+        return dict(read_json(report_path(outcome.job.output))) if outcome.skipped else {}
+    except LeudaError:
+        return {}
+
+
+def _cell(value: object) -> str:
+    """A cell that no program for tables takes for a formula."""
+    text = printable(str(value), 1000)
+    return f"'{text}" if text[:1] in ("=", "+", "@") else text
+
+
+def _mark_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.sha256")
+
+
+def _is_own_table(path: Path) -> bool:
+    try:
+        return _mark_path(path).read_text() == file_sha256(path)
+    except (OSError, ValueError):
+        return False

@@ -24,6 +24,7 @@ from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.model.tiling import DEFAULT_TILING, Tiling
 from leuda_deploy.proof.parity import Parity
 from leuda_deploy.proof.probes import Probes, make_probes
+from leuda_deploy.scans.dicom.rules import NO_RULES, SeriesRules
 from leuda_train.export.product_file import ProductFacts, load_product
 from leuda_train.export.prove_search import with_search
 from leuda_train.export.proven import write_proven
@@ -39,6 +40,7 @@ def export_run(
     precision: Precision = "fp32",
     options: GraphOptions | None = None,
     tiling: Tiling = DEFAULT_TILING,
+    series: SeriesRules = NO_RULES,
     search: bool | None = None,
     search_on: Sequence[Path] = (),
     progress: Progress = no_progress,
@@ -56,6 +58,7 @@ def export_run(
         precision: What the graph computes in. Its inputs and scores are always fp32.
         options: Other window sizes; probabilities instead of logits.
         tiling: How windows overlap, and whether they may be mirrored.
+        series: Which DICOM series of a study the model is for.
         search: True: the card has a proven search, or nothing is kept; False: none is looked for;
             None: it has one if it is proven, and parity.json says why if not.
         search_on: Scans to prove it on; by default the run's unlabelled target scans.
@@ -74,6 +77,7 @@ def export_run(
     product, facts, families = load_product(run)
     scans = named_scans(search_on, facts.recipe) or target_scans(run, facts.recipe)
     card = make_card(facts, out.name, licence, _test_dice(run), options or GraphOptions(), tiling)
+    card = card.model_copy(update={"series": series})
 
     def searched(model: ModelFile, report: dict[str, object]) -> ModelFile:
         """The model with a search that is proven, if one is."""

@@ -19,6 +19,7 @@ from leuda_deploy.model.card import GraphOptions, ModelCard, Precision
 from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.model.tiling import DEFAULT_TILING, Tiling
 from leuda_deploy.proof.probes import Probes, probes_of_scans
+from leuda_deploy.scans.dicom.rules import NO_RULES, SeriesRules
 
 Kind = Literal["run", "onnx", "nnunet"]
 
@@ -33,6 +34,7 @@ class ExportRequest:
     card       of an *.onnx file from elsewhere: its model card
     precision, graph, tiling, licence
                of a run or a model of nnU-Net: what its model file is and says
+    series     of a run: which DICOM series the model takes
     folds      of a model of nnU-Net; none: all that are finished
     targets    TensorRT engines to build
     prove      scans to compare an engine on, and to prove a search on; without them a run is
@@ -49,6 +51,7 @@ class ExportRequest:
     precision: Precision = "fp32"
     graph: GraphOptions = field(default_factory=GraphOptions)
     tiling: Tiling = DEFAULT_TILING
+    series: SeriesRules = NO_RULES
     licence: str = "not stated"
     folds: tuple[str, ...] = ()
     targets: tuple[EngineTarget, ...] = ()
@@ -83,8 +86,8 @@ def _check(request: ExportRequest) -> None:
     """Raises InputError if what is asked does not go together."""
     if request.card is not None and (request.kind != "onnx" or request.output is None):
         raise InputError("--card is for an *.onnx file from elsewhere, and needs -o exports/NAME")
-    if request.search and request.kind != "run":
-        raise InputError("--search needs a run")
+    if request.kind != "run" and (request.search or request.series != NO_RULES):
+        raise InputError("--search and --rules need a run")
     if request.folds and request.kind != "nnunet":
         raise InputError("--fold is for --from-nnunet")
     if request.kind == "nnunet" and request.tiling.mirror:
@@ -115,6 +118,7 @@ def _export_run(request: ExportRequest, show: ShowProgress) -> ModelFile:
             precision=request.precision,
             options=request.graph,
             tiling=request.tiling,
+            series=request.series,
             search=request.search,
             search_on=request.prove,
             progress=progress,
