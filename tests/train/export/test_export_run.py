@@ -27,7 +27,7 @@ from leuda_deploy.model.model_file import ModelFile, write_model
 from leuda_deploy.model.tiling import Tiling
 from leuda_deploy.scans.dicom.rules import SeriesRules
 from leuda_train.cli import app
-from leuda_train.export import export_run as export_module
+from leuda_train.export import proven as export_module
 from leuda_train.export.export_run import export_run
 from leuda_train.export.product_file import (
     ProductFacts,
