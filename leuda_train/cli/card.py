@@ -64,7 +64,7 @@ def init(
     from leuda_deploy.machine.files import atomic_path
     from leuda_deploy.machine.outputs import Output, plan_outputs
     from leuda_deploy.scans.recipe import FixedIntensity
-    from leuda_train.export.card_of_graph import Said, card_of, facts_of
+    from leuda_train.export.elsewhere.card_of_graph import Said, card_of, facts_of
 
     plan_outputs(
         [Output(path=output, what="card", endings=(".json",))], inputs=[graph], force=force

@@ -127,7 +127,7 @@ def _export_run(request: ExportRequest, show: ShowProgress) -> ModelFile:
 
 
 def _export_nnunet(request: ExportRequest, show: ShowProgress) -> ModelFile:
-    from leuda_train.export.nnunet.export_nnunet import export_nnunet
+    from leuda_train.export.elsewhere.export_nnunet import export_nnunet
 
     assert request.output is not None  # `_check`
     with show(f"ONNX {request.precision}") as progress:

@@ -28,7 +28,7 @@ from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.model.tiling import DEFAULT_TILING, Tiling
 from leuda_deploy.proof.parity import BY_WINDOW, Parity
 from leuda_deploy.proof.probes import windows_of_scans
-from leuda_train.export.nnunet.plans import Plans, read_plans
+from leuda_train.export.elsewhere.nnunet_plans import Plans, read_plans
 from leuda_train.export.proven import write_proven
 
 CHECKPOINT = "checkpoint_final.pth"

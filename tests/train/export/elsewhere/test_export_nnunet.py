@@ -23,13 +23,13 @@ from leuda_deploy.errors import InputError, LeudaError, ModelError
 from leuda_deploy.scans.recipe import Recipe
 from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import read_volume
-from leuda_train.export.nnunet.export_nnunet import (
+from leuda_train.export.elsewhere.export_nnunet import (
     build_network,
     export_nnunet,
     read_checkpoints,
     untrained,
 )
-from leuda_train.export.nnunet.plans import read_plans
+from leuda_train.export.elsewhere.nnunet_plans import read_plans
 
 pytest.importorskip(
     "dynamic_network_architectures", reason="pip install 'leuda[nnunet]': the networks of nnU-Net"

@@ -14,7 +14,7 @@ from support.makers import random_network
 from leuda_deploy.errors import InputError, ModelError
 from leuda_deploy.model.card import parse_card
 from leuda_deploy.model.model_file import ModelFile
-from leuda_train.export.card_of_graph import facts_of
+from leuda_train.export.elsewhere.card_of_graph import facts_of
 
 SAID = ("--modality", "CT", "--structures", "liver, spleen", "--axis", "superior")
 
