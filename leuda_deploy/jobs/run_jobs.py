@@ -16,7 +16,7 @@ from leuda_deploy.inference.pipelined import prefetch
 from leuda_deploy.inference.segmenter import Segmenter
 from leuda_deploy.jobs.dicom_out.seg import SegType
 from leuda_deploy.jobs.find_jobs import Job
-from leuda_deploy.jobs.implausible import implausible_geometry
+from leuda_deploy.jobs.flags import implausible_geometry
 from leuda_deploy.jobs.outputs import is_done, plan_job_outputs, scan_sha256
 from leuda_deploy.jobs.report import PreparedScan, Report, Result, write_results
 from leuda_deploy.machine.clock import Clock
