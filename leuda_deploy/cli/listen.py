@@ -117,7 +117,7 @@ def listen(
     from leuda_deploy.jobs.node.node import Node, NodeSettings
     from leuda_deploy.jobs.node.peers import Tls, check_title, parse_destination, parse_sender
     from leuda_deploy.jobs.node.receive import Door
-    from leuda_deploy.jobs.run_jobs import Wishes
+    from leuda_deploy.jobs.prepare import Wishes
     from leuda_deploy.machine.memory import parse_bytes
     from leuda_deploy.model.default_model import default_model
     from leuda_deploy.model.model_file import ModelFile

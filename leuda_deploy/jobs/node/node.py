@@ -24,14 +24,14 @@ from leuda_deploy.jobs.node.peers import Destination
 from leuda_deploy.jobs.node.queue import Entry, Queue
 from leuda_deploy.jobs.node.receive import Door, Receiver
 from leuda_deploy.jobs.node.send import NotReachedError, NotTakenError, send
-from leuda_deploy.jobs.run_jobs import NO_WISHES, Wishes, run_job
+from leuda_deploy.jobs.prepare import NO_WISHES, Wishes, scanner_modality
+from leuda_deploy.jobs.run_jobs import run_job
 
 _log = logging.getLogger(__name__)
 
 POLL_S = 0.5
 FIRST_DELAY_S, LONGEST_DELAY_S = 2.0, 600.0
 MOST_REFUSALS = 8  # of an archive that answers, and does not take a result
-SCANNED = {"CT", "MR"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +136,8 @@ class Node:
         for found in find_series(self.queue.images(entry.id)):
             if not (found.images or found.faults):
                 continue
-            known = {found.modality, card.modality} <= SCANNED
-            if known and found.modality != card.modality:
+            meant = scanner_modality(card.modality)
+            if meant is not None and found.modality != meant:
                 return f"modality {found.modality}, and the model is for {card.modality}"
             if (against := card.series.against(found)) is not None:
                 return against

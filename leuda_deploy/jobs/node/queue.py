@@ -8,6 +8,8 @@
 
 A series that is sent again as it was is known by its images' UIDs, and nothing is done. If others
 come after it was labelled, it becomes a new entry with all images that are still there.
+
+Long because whatever changes the database stands in one place, where its states can be checked.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -214,6 +215,7 @@ def test_an_archive_that_is_away_or_full_gets_it_later(
         until(in_state(node.queue, "sent"))
         archive.stop()
     assert [each.Modality for each in archive.got] == ["SEG", "SR"]
+    gc.collect()  # the socket that pynetdicom left open
 
 
 def test_who_is_not_on_the_list_is_refused(
