@@ -3,8 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 FUZZ_INPUTS ?= 200000
+EXTRAS ?= dicom,openvino
+WHEELS ?= wheelhouse
 
-.PHONY: help demo tour test test-browser fuzz check lint format docs structure model clean
+.PHONY: help demo tour test test-browser fuzz check lint format docs structure wheelhouse model clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -48,6 +50,9 @@ tour: demo ## the pictures of docs/how-to/tour.md, with Debian's chromium and ch
 structure: $(READY) ## how many files, folders and imports there are, and how deep they go
 	$(BIN)/python tools/structure.py
 
+wheelhouse: $(READY) ## all wheels of EXTRAS with hashes, for a machine without internet (WHEELS=folder)
+	$(BIN)/python tools/wheelhouse.py $(WHEELS) --extras '$(EXTRAS)'
+
 # It takes the demo's run, so it trains first if there is none.
 model: demo ## the small phantom model that is kept in exports/
 	$(BIN)/leuda export runs/demo/le-uda-plus -o exports/phantom-heart --licence MIT
@@ -56,7 +61,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "leuda needs Python 3.11 or later; $(PYTHON) is `$(PYTHON) --version`. Try: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,rtx,openvino,dicom,dev,docs]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,rtx,openvino,node,dev,docs]'
 	@touch $@
 
 clean: ## remove all that the other targets made
