@@ -96,7 +96,12 @@ def make_sets(size: int, count: int = 32) -> AlignedSets:
             noise = rng.normal(scale=0.1, size=first.shape).astype(np.float32)
             images[stream] = first * (-1) ** (number == 1) + noise
     labels = np.digitize(source, [-0.8, 0.0, 0.8, 1.4]).astype(np.uint8)
-    return AlignedSets(images=images, labels=labels, labelled_rows=np.arange(count // 2))
+    return AlignedSets(
+        images=images,
+        labels=labels,
+        labelled_rows=np.arange(count // 2),
+        target_scans=np.arange(count) // 16,
+    )
 
 
 def make_trainer(kind: str, config: TrainConfig, hardware: Hardware) -> Trainer:
