@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 FUZZ_INPUTS ?= 200000
 
-.PHONY: help demo test test-browser fuzz check lint format docs structure model clean
+.PHONY: help demo tour test test-browser fuzz check lint format docs structure model clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -41,6 +41,9 @@ format: $(READY) ## format the code and mend what can be mended
 docs: $(READY) ## the documentation: reference pages from the code, then site/index.html
 	$(BIN)/python tools/reference.py
 	$(BIN)/zensical build --clean --strict
+
+tour: demo ## the pictures of docs/how-to/tour.md, with Debian's chromium and chromium-driver
+	$(BIN)/python tools/tour.py runs/demo docs/pictures/tour
 
 structure: $(READY) ## how many files, folders and imports there are, and how deep they go
 	$(BIN)/python tools/structure.py

@@ -1,7 +1,8 @@
 """a made CT with four structures -> scans for the benchmarks, and a U-Net trained to label them.
 
 The structures are discs of wavy outline in a body, blurred as a scanner blurs (Gaussian, 0.8
-pixels) before white noise is added; they swell and turn along z.
+pixels) before white noise is added; they swell and turn along z. In a long scan they fill some of
+the slices alone, and taper off towards their ends as organs do.
 """
 
 from __future__ import annotations
@@ -26,49 +27,72 @@ DISCS = (
     (0.60, 0.64, 0.06, 220.0),
     (0.46, 0.76, 0.08, 400.0),  # above a hundredth of every slice: the clip limit lies in it
 )
+# where each structure begins and ends, as shares of the slices that are filled
+ROWS = ((0.0, 1.0), (0.1, 0.75), (0.3, 1.0), (0.0, 1.0))
 BLUR_PIXELS, NOISE_HU = 0.8, 20.0
 # training: slices, crops a step and their side, steps, Adam's largest step
 SLICES, BATCH, CROP, STEPS, RATE = 48, 4, 128, 300, 3e-3
 
 
-def anatomy(z: float, size: int) -> tuple[np.ndarray, np.ndarray]:
+def anatomy(
+    z: float, size: int, scales: tuple[float, ...] = (1.0,) * 4
+) -> tuple[np.ndarray, np.ndarray]:
     """One axial slice (size, size) in Hounsfield units, unblurred, and its labels; z's period is 1.
 
     The same field of view at any size: pixel centres lie at (i + 0.5) / size.
+
+    scales  of each structure's radius; 0: it is not in this slice
     """
     y, x = (np.mgrid[:size, :size] + 0.5) / size
     image, labels = np.full((size, size), -1000.0, np.float32), np.zeros((size, size), np.uint8)
     for k, (cx, cy, radius, value) in enumerate(DISCS):
         swell = 1 + 0.25 * np.sin(2 * np.pi * (z + 0.17 * k)) * (k > 0)
         wave = 1 + 0.12 * np.sin(5 * np.arctan2(y - cy, x - cx) + 6.3 * z + k)
-        inside = np.hypot(x - cx, y - cy) < radius * swell * wave
+        scale = scales[k - 1] if k else 1.0
+        inside = np.hypot(x - cx, y - cy) < radius * swell * wave * scale
         image[inside], labels[inside] = value, k
     return image, labels
 
 
-def ct_slice(z: float, rng: np.random.Generator) -> np.ndarray:
+def ct_slice(
+    z: float, rng: np.random.Generator, scales: tuple[float, ...] = (1.0,) * 4
+) -> np.ndarray:
     """One slice as scanned: (512, 512) Hounsfield units, blurred, with noise."""
-    return gaussian_filter(anatomy(z, SIZE)[0], BLUR_PIXELS) + rng.normal(0, NOISE_HU, (SIZE, SIZE))
+    image = gaussian_filter(anatomy(z, SIZE, scales)[0], BLUR_PIXELS)
+    return image + rng.normal(0, NOISE_HU, (SIZE, SIZE))
 
 
-def write_scan(path: Path, slices: int) -> None:
-    """A CT of 512 x 512 x slices int16, axial, as scanners store it (LPS)."""
-    rng = np.random.default_rng(0)
+def write_scan(
+    path: Path, slices: int, *, filled: range | None = None, spacing_mm: float = 1.0, seed: int = 0
+) -> None:
+    """A CT of 512 x 512 x slices int16, axial, as scanners store it (LPS).
+
+    filled  the slices that hold structures, which taper off; None: all, and none does
+    """
+    rng = np.random.default_rng(seed)
     voxels = np.empty((SIZE, SIZE, slices), np.int16, order="F")
     for k in range(slices):
-        voxels[:, :, k] = ct_slice(place(k), rng).T.round()
-    nib.save(nib.Nifti1Image(voxels, affine(slices)), path)
+        scales = (1.0,) * 4 if filled is None else scales_at(k, filled)
+        voxels[:, :, k] = ct_slice(place(k * spacing_mm), rng, scales).T.round()
+    nib.save(nib.Nifti1Image(voxels, affine(slices, spacing_mm)), path)
 
 
-def affine(slices: int) -> np.ndarray:
+def scales_at(k: int, filled: range) -> tuple[float, ...]:
+    """Of each structure's radius in slice k: an ellipse along its row, 0 outside of it."""
+    share = (k + 0.5 - filled.start) / len(filled)
+    from_centre = ((2 * share - first - last) / (last - first) for first, last in ROWS)
+    return tuple(max(0.0, 1 - x * x) ** 0.5 for x in from_centre)
+
+
+def affine(slices: int, spacing_mm: float = 1.0) -> np.ndarray:
     """Axial, the patient in the middle, as it comes from a scanner."""
-    made = np.diag([-PIXEL_MM, -PIXEL_MM, 1.0, 1.0])
-    made[:3, 3] = PIXEL_MM * SIZE / 2, PIXEL_MM * SIZE / 2, -slices / 2
+    made = np.diag([-PIXEL_MM, -PIXEL_MM, spacing_mm, 1.0])
+    made[:3, 3] = PIXEL_MM * SIZE / 2, PIXEL_MM * SIZE / 2, -slices * spacing_mm / 2
     return made
 
 
-def place(k: int) -> float:
-    """The z of slice k of a scan."""
+def place(k: float) -> float:
+    """The z of slice k of a scan, of slices 1 mm apart."""
     return k / 150
 
 
@@ -85,8 +109,12 @@ def recipe() -> Any:
     )
 
 
-def train_network(classes: int, widths: tuple[int, ...], steps: int) -> Any:
+def train_network(
+    classes: int, widths: tuple[int, ...], steps: int, *, tapered: bool = False
+) -> Any:
     """A U-Net trained on crops of made slices (steps = 0: left as it was born).
+
+    tapered  also on slices where structures are small or missing, as at their ends and beyond
 
     Half of the slices are resampled as leuda does it, half are means of 2 x 2 pixels as MONAI's
     linear interpolation between pixels gives them: the network is made for neither way alone.
@@ -100,7 +128,7 @@ def train_network(classes: int, widths: tuple[int, ...], steps: int) -> Any:
     if steps == 0:
         return network.eval()
     network, rng = network.to(memory_format=torch.channels_last), np.random.default_rng(1)
-    images, labels = training_slices(rng)
+    images, labels = training_slices(rng, tapered=tapered)
     optimiser = torch.optim.Adam(network.parameters(), lr=RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps)
     began = time.perf_counter()
@@ -126,19 +154,28 @@ def train_network(classes: int, widths: tuple[int, ...], steps: int) -> Any:
     return network.to(memory_format=torch.contiguous_format).eval()
 
 
-def training_slices(rng: np.random.Generator, count: int = SLICES) -> tuple[np.ndarray, np.ndarray]:
+def training_slices(
+    rng: np.random.Generator, count: int = SLICES, *, tapered: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Normalised slices (N, 256, 256) float32 at places between those of the scans, and labels."""
     from leuda_deploy.scans.stack import Stack
     from leuda_deploy.scans.volume import volume_of
 
     places = [(2 * k + 1) / count for k in range(count)]
-    voxels = np.stack([ct_slice(z, rng).T for z in places], axis=-1).round().astype(np.int16)
+    scales = [(1.0,) * 4] * count
+    if tapered:  # a third whole, a third empty, a third with each structure of a size of its own
+        sizes = rng.uniform(-0.3, 1.0, (count, 4)).clip(0)
+        sizes[::3], sizes[1::3] = 1.0, 0.0
+        scales = [tuple(row) for row in sizes.tolist()]
+    slices = [ct_slice(z, rng, scale).T for z, scale in zip(places, scales, strict=True)]
+    voxels = np.stack(slices, axis=-1).round().astype(np.int16)
     stack = Stack(volume_of(voxels, affine(count)), recipe())
     images = stack.images(0, count)
     for k in range(0, count, 2):
         whole = stack.intensity(voxels[:, :, k].T.astype(np.float32))
         images[k] = whole.reshape(WINDOW, 2, WINDOW, 2).mean(axis=(1, 3))
-    return images, np.stack([anatomy(z, WINDOW)[1] for z in places])
+    labels = [anatomy(z, WINDOW, scale)[1] for z, scale in zip(places, scales, strict=True)]
+    return images, np.stack(labels)
 
 
 def card_of(name: str, classes: int, steps: int) -> Any:
@@ -172,7 +209,9 @@ def card_of(name: str, classes: int, steps: int) -> Any:
     )
 
 
-def write_model(folder: Path, classes: int, widths: tuple[int, ...], steps: int) -> None:
+def write_model(
+    folder: Path, classes: int, widths: tuple[int, ...], steps: int, *, tapered: bool = False
+) -> None:
     """The same weights as a leuda model file and as torch.save writes them."""
     import torch
 
@@ -180,7 +219,7 @@ def write_model(folder: Path, classes: int, widths: tuple[int, ...], steps: int)
     from leuda_deploy.model.export_folder import MODEL_FILE
     from leuda_train.networks.product import DeployedNetwork
 
-    network = train_network(classes, widths, steps)
+    network = train_network(classes, widths, steps, tapered=tapered)
     card = card_of(folder.name, classes, steps)
     to_onnx(DeployedNetwork(network, None), card, folder / MODEL_FILE)
     torch.save(network.state_dict(), folder / "network.pt")

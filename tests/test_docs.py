@@ -1,8 +1,9 @@
 """README and docs -> every command and every example in them does what is written.
 
-A block of code under `<!-- test: run -->` is run, in one folder, page after page. Of all other
-commands it is checked that they are there and take these arguments. Where a block says
-`--config demo`, a tiny config of `le-uda` is run on a few of the phantoms: this takes a minute.
+A block of code under `<!-- test: run -->` is run, in one folder, page after page; one under
+`<!-- test: study -->` by `tests/deploy/jobs/test_dicom_page.py`. Of all other commands it is
+checked that they are there and take these arguments. Where a block says `--config demo`, a tiny
+config of `le-uda` is run on a few of the phantoms: this takes a minute.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pydantic import BaseModel
 from support import tiny
 from typer.main import get_command
 
+from leuda_deploy.scans.dicom.rules import SeriesRules
 from leuda_train.cli import app
 from leuda_train.data.cohort_file import CohortSpec
 
@@ -169,11 +171,12 @@ def _thin_out(cohort: Path) -> None:
                 file.unlink()
 
 
-def test_cohort_examples_are_cohort_files() -> None:
-    examples = [block.text for block in BLOCKS if block.language == "toml"]
-    assert len(examples) >= 2
-    for text in examples:
-        CohortSpec.model_validate(tomllib.loads(text))
+def test_examples_of_toml_are_cohort_files_or_rules() -> None:
+    examples = [block for block in BLOCKS if block.language == "toml"]
+    assert len(examples) >= 3
+    for block in examples:
+        kind = SeriesRules if block.task == "rules" else CohortSpec
+        kind.model_validate(tomllib.loads(block.text))
 
 
 def test_the_cohort_page_names_every_key() -> None:

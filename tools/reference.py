@@ -70,6 +70,9 @@ def _commands() -> str:
         first = sentence.split("  ")[0]
         whole = f"* [`{name}`](#leuda-{name}): {first}"
         text = re.sub(rf"^\* `{name}`: .*$", whole, text, flags=re.MULTILINE)
+    text = "\n".join(
+        _without_links(line) if line.startswith("* ") else line for line in text.splitlines()
+    )
     return text.replace("# `leuda`", "# Commands", 1).strip() + "\n"
 
 
@@ -165,7 +168,17 @@ def _read_docstring(text: str) -> tuple[str, dict[str, str]]:
 
 def _cell(text: str) -> str:
     """Text that keeps its letters inside a Markdown table."""
-    return text.replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;").replace("\n", " ")
+    text = text.replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;").replace("\n", " ")
+    return _without_links(text)
+
+
+def _without_links(text: str) -> str:
+    """Brackets outside `code` and real links stand for themselves."""
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(
+        part if part.startswith("`") else re.sub(r"(?<!\\)\[([^\]]*)\](?!\()", r"\\[\1\\]", part)
+        for part in parts
+    )
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from rich.table import Table
 
 from leuda_deploy.bench.machine_floor import least_seconds
 from leuda_deploy.engines.engine import EngineChoice, EngineName
+from leuda_deploy.engines.threads import usable_cores
 from leuda_deploy.errors import InputError, describe
 from leuda_deploy.inference.segmenter import Segmenter
 from leuda_deploy.inference.settings import Settings
@@ -138,7 +139,7 @@ def bench(
     return Result(
         shape=list(shape),
         rounds=rounds,
-        machine=f"{platform.machine()}, {os.cpu_count()} cores",
+        machine=f"{platform.machine()}, {usable_cores():g} cores",
         load_average=os.getloadavg()[0],
         engines=rows,
     )

@@ -19,6 +19,7 @@ import numpy as np
 from leuda_deploy.engines.engine import TENSORRT, EngineName, EngineSettings
 from leuda_deploy.engines.engine_fit import fitting_engine
 from leuda_deploy.engines.open_engine import open_engine
+from leuda_deploy.engines.threads import usable_cores
 from leuda_deploy.errors import InputError, LeudaError, one_line, printable
 from leuda_deploy.machine.cache_folder import cache_folder, own_cache
 from leuda_deploy.machine.gpu import driver_version, find_gpu
@@ -196,16 +197,6 @@ def _dicom() -> Finding:
             name="dicom", state="absent", detail=detail, mend="pip install 'leuda[dicom]'"
         )
     return Finding(name="dicom", state="works", detail="series are read, SEG is written")
-
-
-def usable_cores() -> float:
-    """Cores that this process may run on: its affinity, and the quota of its control group."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = float(len(affinity(0)) if affinity else os.cpu_count() or 1)
-    quota = _first_line("/sys/fs/cgroup/cpu.max").split()  # "max 100000", or "150000 100000"
-    if len(quota) == 2 and quota[0].isdigit() and quota[1].isdigit() and int(quota[1]):
-        cores = min(cores, int(quota[0]) / int(quota[1]))
-    return round(cores, 2)
 
 
 def usable_memory() -> int | None:

@@ -17,7 +17,7 @@ import numpy as np
 from isal import igzip
 from numpy.typing import NDArray
 
-from leuda_deploy.scans.gzip_array import LEVEL, PIECE_BYTES
+from leuda_deploy.scans.formats.gzip_array import LEVEL, PIECE_BYTES
 from leuda_deploy.scans.stack import Stack
 
 COPIED_BYTES = 64 << 20

@@ -25,7 +25,9 @@ def bench(
     ] = "all",
     shape: Annotated[str, typer.Option(help="Voxels of the made-up scan.")] = "512x512x100",
     rounds: Annotated[int, typer.Option(help="Timed rounds, after a first one.", min=1)] = 5,
-    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: all.", min=1)] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads. Default: the cores that it may use.", min=1)
+    ] = None,
     save: Annotated[
         Path | None,
         typer.Option(help="Write the results to this JSON file, and a chart (PNG) beside it."),

@@ -1,4 +1,7 @@
-"""`leuda infer`: command line -> label files. Heavy imports are inside the command."""
+"""`leuda infer`: command line -> label files. Heavy imports are inside the command.
+
+Long because each option stands here with its help.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +21,17 @@ if TYPE_CHECKING:
 
     from leuda_deploy.jobs.report import Report
     from leuda_deploy.jobs.run_jobs import Outcome
+    from leuda_deploy.machine.outputs import Output
 
 # the panels of `leuda infer --help`
-ENGINE, RESULTS, MANY = "Engine and memory", "Results", "Many scans"
+ENGINE, RESULTS, MANY, DICOM = "Engine and memory", "Results", "Many scans", "DICOM"
 
 
 @app.command()
 def infer(
     scan: Annotated[
         Path,
-        typer.Argument(help="A scan, a folder with one DICOM series, or a folder of scans."),
+        typer.Argument(help="A scan, a folder or zip with a DICOM study, or a folder of scans."),
     ],
     model: Annotated[
         Path | None,
@@ -44,9 +48,18 @@ def infer(
         typer.Option(
             "--output",
             "-o",
-            help="Label file, or a folder for many scans. Default: ./SCAN_labels.nii.gz",
+            help="Label file (*.nii.gz, *.nii, *.seg.nrrd), or a folder. "
+            "Default: ./SCAN_labels.nii.gz",
         ),
     ] = None,
+    label_format: Annotated[
+        Literal["nii.gz", "nii", "seg.nrrd"],
+        typer.Option(
+            "--format",
+            help="Of label files in a folder; seg.nrrd has names and colours for 3D Slicer.",
+            rich_help_panel=RESULTS,
+        ),
+    ] = "nii.gz",
     engine: Annotated[
         Literal["auto", "ort-cpu", "ort-cuda", "openvino", "tensorrt", "tensorrt-rtx"],
         typer.Option(
@@ -62,7 +75,10 @@ def infer(
         ),
     ] = "auto",
     threads: Annotated[
-        int | None, typer.Option(help="CPU threads. Default: all.", min=1, rich_help_panel=ENGINE)
+        int | None,
+        typer.Option(
+            help="CPU threads. Default: the cores that it may use.", min=1, rich_help_panel=ENGINE
+        ),
     ] = None,
     batch: Annotated[
         int | None,
@@ -153,7 +169,9 @@ def infer(
     as_json: JsonOption = False,
     frame: Annotated[
         str | None,
-        typer.Option(help="Frame of a 4D scan, counted from 0, or all.", rich_help_panel=MANY),
+        typer.Option(
+            help="Frame of a 4D scan or phase of a series, from 0; or all.", rich_help_panel=MANY
+        ),
     ] = None,
     jobs: Annotated[
         int,
@@ -171,12 +189,34 @@ def infer(
         bool,
         typer.Option("--again", help="Also label scans that are done.", rich_help_panel=MANY),
     ] = False,
+    series: Annotated[
+        str | None,
+        typer.Option(
+            help="UID or number of a DICOM series: the folder is one study, and this is meant.",
+            rich_help_panel=DICOM,
+        ),
+    ] = None,
+    rules: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML file of rules for the series of a study, in place of those of the model.",
+            rich_help_panel=DICOM,
+        ),
+    ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Refuse a DICOM series that must be resampled to an orthogonal grid.",
+            rich_help_panel=DICOM,
+        ),
+    ] = False,
     allow_partial: Annotated[
         bool,
         typer.Option(
             "--allow-partial",
             help="Label what is there of a DICOM series that is not whole.",
-            rich_help_panel=RESULTS,
+            rich_help_panel=DICOM,
         ),
     ] = False,
     force: Annotated[
@@ -194,11 +234,14 @@ def infer(
     from leuda_deploy.jobs.dicom_out.findings import uncoded_line
     from leuda_deploy.jobs.jobs_of import Wanted, jobs_of
     from leuda_deploy.jobs.outputs import plan_job_outputs
-    from leuda_deploy.jobs.run_jobs import Wishes, run_job, run_jobs
+    from leuda_deploy.jobs.prepare import Wishes
+    from leuda_deploy.jobs.run_jobs import run_job, run_jobs, volumes_output
     from leuda_deploy.jobs.workers import Orders, run_in_processes
     from leuda_deploy.machine.memory import parse_bytes
+    from leuda_deploy.machine.outputs import plan_outputs
     from leuda_deploy.machine.progress import show_progress
     from leuda_deploy.model.model_file import ModelFile
+    from leuda_deploy.scans.dicom.rules import SeriesChoice, read_rules
 
     settings = Settings(
         engine=engine,
@@ -211,14 +254,20 @@ def infer(
         search=search,
         clean_up=clean_up,
     )
-    wishes = Wishes(force=force, allow_partial=allow_partial, seg_type=seg_type)
+    choice = SeriesChoice(
+        wanted=series,
+        rules=None if rules is None else read_rules(rules),
+        allow_partial=allow_partial,
+    )
+    wishes = Wishes(force=force, series=choice, strict=strict, seg_type=seg_type)
     dicom = {"dicom_seg": dicom_seg, "dicom_sr": dicom_sr, "rtstruct": rtstruct}
     wanted = Wanted(
         output=output,
         uncertainty=uncertainty,
         dicom={what: path for what, path in dicom.items() if path is not None},
+        ending=f".{label_format}",
     )
-    todo, alone = jobs_of(scan, wanted, shard=shard, frames=frame)
+    todo, alone = jobs_of(scan, wanted, shard=shard, frames=frame, series=choice)
     if model is None:
         from leuda_deploy.model.default_model import default_model
 
@@ -227,7 +276,10 @@ def infer(
     opened = ModelFile.open(model) if key is None else ModelFile.open_signed(model, key)
     if wanted.dicom and (line := uncoded_line(opened.card)):
         say(line)
+    table = None if alone else volumes_output(todo[0].output.parent, shard)
     plan_job_outputs(todo, overlay=overlay, force=force, inputs=[opened.path])
+    if table is not None:
+        plan_outputs([table], inputs=[scan], force=force)
     if alone:
         segmenter = Segmenter(opened, settings)
         report = run_job(todo[0], segmenter, overlay=overlay, show=show_progress, wishes=wishes)
@@ -257,7 +309,7 @@ def infer(
             wishes=wishes,
         )
     with closing(outcomes):  # Ctrl-C stops the processes at once, not when Python ends
-        whole = _print_outcomes(outcomes, as_json)
+        whole = _print_outcomes(outcomes, as_json, table)
     if not whole:
         sys.exit(1)
 
@@ -278,13 +330,17 @@ def _print_report(report: Report, as_json: bool) -> None:
     show_report(report, Console())
 
 
-def _print_outcomes(coming: Iterable[Outcome], as_json: bool) -> bool:
-    """Errors at once, a summary at the end; whether every scan is done."""
+def _print_outcomes(coming: Iterable[Outcome], as_json: bool, table: Output | None) -> bool:
+    """Errors at once, a summary and a table at the end; whether every scan is done."""
     outcomes = []
     for outcome in coming:
         outcomes.append(outcome)
         if outcome.error is not None:
             say(f"error: {outcome.error}")
+    if table is not None:
+        from leuda_deploy.jobs.run_jobs import write_volumes
+
+        write_volumes(table.path, outcomes)
     if as_json:
         typer.echo(json.dumps([outcome.as_dict() for outcome in outcomes], indent=1))
     else:

@@ -68,7 +68,7 @@ def view(
     classes: Annotated[
         Path | None,
         typer.Option(
-            help="TOML file with a table [classes] that names label values, e.g. cohort.toml."
+            help="TOML file with a table \\[classes] that names label values, e.g. cohort.toml."
         ),
     ] = None,
     frame: Annotated[

@@ -40,7 +40,7 @@ def show_report(report: Report, console: Console) -> None:
     stages = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in report.seconds.items())
     lines = [
         f"labels   {report.labels}",
-        f"engine   {report.engine}",
+        f"engine   {report.engine}{_threads(report)}",
         f"model    {report.model} (sha256 {report.model_sha256[:12]}, feed {report.feed})",
         f"time     {report.total_seconds:.2f} s; by stage, overlapping: {stages}",
     ]
@@ -49,6 +49,7 @@ def show_report(report: Report, console: Console) -> None:
             f"memory   {report.peak_memory_mb:.0f} MB at its peak, "
             f"{report.predicted_peak_mb:.0f} MB predicted"
         )
+    lines += _series_lines(report)
     lines.append(f"doubts   {report.low_confidence:.1%} of the structures' voxels")
     lines.append(f"slices   {_slices_line(report)}")
     if report.domain is not None:
@@ -61,6 +62,10 @@ def show_report(report: Report, console: Console) -> None:
         lines.append(f"look at  {report.overlay}")
     # markup off: rich would read "[x]" in a path or a name as its own
     console.print("\n".join(map(_shown, lines)), soft_wrap=True, highlight=False, markup=False)
+
+
+def _threads(report: Report) -> str:
+    return "" if report.threads is None else f" on {report.threads} threads"
 
 
 def _slices_line(report: Report) -> str:
@@ -78,6 +83,30 @@ def _slices_line(report: Report) -> str:
 def _shown(line: str) -> str:
     """Paths, licences and messages hold what others wrote: a line of them that obeys nothing."""
     return printable(line, MAX_LINE)
+
+
+def _series_lines(report: Report) -> list[str]:
+    """Which DICOM series it was, and what had to be mended."""
+    if report.series is None:
+        return []
+    said = report.series
+    number = "" if said["number"] is None else f"{said['number']} "
+    lines = [
+        f"series   {number}'{said['description']}', {said['modality']}, {said['images']} images"
+    ]
+    mended: Any = said["mended"]
+    if mended is not None:
+        what = []
+        if mended["tilt_degrees"]:
+            what.append(f"tilted by {mended['tilt_degrees']:.1f} degrees")
+        if mended["uneven"]:
+            first, last = mended["slice_distances_mm"]
+            what.append(f"slices {first:g} to {last:g} mm apart")
+        if mended["missing_slices"]:
+            what.append(f"{mended['missing_slices']} slices filled in")
+        grid = " x ".join(map(str, mended["resampled_to"]))
+        lines.append(f"mended   {', '.join(what)}; resampled to {grid}, as the labels are")
+    return lines
 
 
 def show_outcomes(outcomes: Sequence[Outcome], console: Console) -> None:

@@ -39,7 +39,7 @@ class EngineSettings:
 
     Attributes:
         precision: "fp32", "bf16" (OpenVINO), or "auto": the fastest that the engine has.
-        threads: CPU threads; None for all.
+        threads: CPU threads; None: one for each core that this process may use.
         max_gpu_bytes: GPU memory that is never passed: ONNX Runtime's allocator is held to it, a
             TensorRT engine that takes more is refused.
     """
@@ -58,6 +58,7 @@ class Engine(Protocol):
         sha256: Of the model file.
         precision: The coarsest that any of its layers computes in.
         streams: How many windows it works on side by side, each with cores of its own.
+        threads: CPU threads that it computes on; None: it computes on a GPU.
     """
 
     path: Path
@@ -65,6 +66,7 @@ class Engine(Protocol):
     sha256: str
     precision: Precision
     streams: int
+    threads: int | None
 
     @property
     def description(self) -> str:

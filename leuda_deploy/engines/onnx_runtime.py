@@ -11,6 +11,7 @@ import numpy as np
 
 from leuda_deploy.engines.engine import Float32, check_shapes
 from leuda_deploy.engines.runtimes import import_onnx_runtime
+from leuda_deploy.engines.threads import threads_for
 from leuda_deploy.errors import LeudaError, one_line
 from leuda_deploy.model.card import Precision
 from leuda_deploy.model.model_file import ModelFile
@@ -54,8 +55,9 @@ class OnnxEngine:
         options.log_severity_level = 4
         # int8 sums that do not saturate on x86 without VNNI, as they do not elsewhere (to_int8)
         options.add_session_config_entry("session.x64quantprecision", "1")
-        if threads is not None:
-            options.intra_op_num_threads = threads
+        self.threads: int | None = threads_for(threads) if provider == "cpu" else None
+        if self.threads is not None:
+            options.intra_op_num_threads = self.threads
         settings: dict[str, str] = {}
         if provider == "cuda":
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")

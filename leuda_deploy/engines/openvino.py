@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import Counter
 from importlib.util import find_spec
@@ -18,6 +17,7 @@ from leuda_deploy.engines.engine import (
     score_bytes,
 )
 from leuda_deploy.engines.runtimes import import_openvino
+from leuda_deploy.engines.threads import threads_for
 from leuda_deploy.errors import LeudaError, MissingExtraError, one_line
 from leuda_deploy.model.card import Precision
 from leuda_deploy.model.model_file import ModelFile
@@ -48,7 +48,8 @@ class OpenVinoEngine:
         if precision == "bf16" and not has_bf16:
             raise LeudaError("this processor has no bf16; use --precision fp32 or auto")
         hint = "bf16" if precision == "bf16" or (precision == "auto" and has_bf16) else "f32"
-        threads = threads or os.cpu_count() or 1
+        threads = threads_for(threads)
+        self.threads: int | None = threads
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": hint,
             "INFERENCE_NUM_THREADS": threads,

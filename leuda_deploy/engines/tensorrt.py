@@ -107,6 +107,7 @@ class TensorRTEngine:
         self._trt = trt
         self.path, self.card, self.sha256 = model.path, model.card, model.sha256
         self.precision, self.streams = self.card.precision, 1
+        self.threads: int | None = None
         self._loaded = LoadedEngine(
             trt,
             engine,

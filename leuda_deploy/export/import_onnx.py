@@ -34,7 +34,12 @@ from leuda_deploy.model.export_folder import (
     check_replaceable,
     write_manifest,
 )
-from leuda_deploy.model.model_file import ModelFile, keeps_weights_elsewhere, write_model
+from leuda_deploy.model.model_file import (
+    ModelFile,
+    check_ends,
+    keeps_weights_elsewhere,
+    write_model,
+)
 
 STEADY_WITHIN = 1e-3  # of the range of its scores, by which rounding may move them
 PROBED = 2  # windows of noise that a graph from elsewhere is run on
@@ -167,6 +172,7 @@ def _read_graph(source: Path) -> onnx.ModelProto:
         ) from error
     if keeps_weights_elsewhere(model):
         raise ModelError(f"{source} keeps values of a branch or function in other files")
+    check_ends(model, source)
     for value in (*model.graph.input, *model.graph.output):
         kind = value.type.tensor_type.elem_type
         if kind != TensorProto.FLOAT:

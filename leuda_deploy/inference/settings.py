@@ -19,7 +19,7 @@ class Settings(EngineSettings):
         engine: A name is that engine or an error; "auto" takes the fastest that is installed and
             agrees with ONNX Runtime on this model.
         precision: "fp32", "bf16" (OpenVINO), or "auto": the fastest that the engine has.
-        threads: CPU threads of the engine; None for all.
+        threads: CPU threads of the engine; None: one for each core that this process may use.
         batch: Windows at a time; None for what a short trial on this machine found.
         max_bytes: Peak memory that is never passed: a scan that needs more is refused first.
         max_gpu_bytes: The same for the GPU's memory.

@@ -9,14 +9,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from leuda_deploy.errors import InputError, ScanError
-from leuda_deploy.scans.dicom.files import holds_images, is_dicom, look_through, named
+from leuda_deploy.scans.dicom.files import DICOMDIR, holds_images, is_dicom, look_through, named
+from leuda_deploy.scans.dicom.rules import NO_CHOICE, SeriesChoice
+from leuda_deploy.scans.dicom.sources import is_dicom_source, zip_holds_images
+from leuda_deploy.scans.formats import ENDINGS as OTHER_ENDINGS
+from leuda_deploy.scans.formats import is_other, read_other
+from leuda_deploy.scans.formats.seg_nrrd import ENDING as SEG_NRRD
 from leuda_deploy.scans.nifti import is_own_output
 from leuda_deploy.scans.volume import count_frames
 
 _log = logging.getLogger(__name__)
 
-EXTENSIONS = (".nii.gz", ".nii", ".mgz", ".mgh", ".hdr")
+EXTENSIONS = (".nii.gz", ".nii", ".mgz", ".mgh", ".hdr", *OTHER_ENDINGS)
 
+LABEL_ENDINGS = (".nii.gz", ".nii", SEG_NRRD)
 LABEL_SUFFIXES = ("_label", "_labels", "_manual", "_seg", "_mask", "_uncertainty")
 # what is written of a DICOM series besides its labels: its name in reports -> the end of its file's
 DICOM_ENDINGS = {"dicom_seg": "_seg.dcm", "dicom_sr": "_sr.dcm", "rtstruct": "_rtstruct.dcm"}
@@ -27,7 +33,7 @@ FRAME_NUMBER = re.compile(r"_frame\d+$")  # that --frame all adds to an output's
 class Job:
     """One scan and where its results go; its report and picture lie beside `output`."""
 
-    scan: Path  # a file, or a folder with one DICOM series
+    scan: Path  # a file, or a folder or zip with a DICOM series
     output: Path
     uncertainty: Path | None = None
     dicom: Mapping[str, Path] = field(default_factory=dict)  # of a DICOM series: see DICOM_ENDINGS
@@ -42,12 +48,14 @@ def find_jobs(
     uncertainty: Path | None = None,
     dicom: Mapping[str, Path] | None = None,
     frames: str | None = None,
+    series: SeriesChoice = NO_CHOICE,
+    ending: str = LABEL_ENDINGS[0],
 ) -> list[Job]:
     """The scans in a folder, in the order of their names; of n shards, the i-th takes every n-th.
 
-    A scan is a file or, in a folder of its own, a DICOM series. Files whose names end in _label,
-    _labels, _manual, _seg or _mask, and what leuda wrote, are no scans. What is passed over is
-    logged, by kind and name.
+    A scan is a file or, in a folder or zip of its own, a DICOM study of which one series is meant.
+    Files whose names end in _label, _labels, _manual, _seg or _mask, and what leuda wrote, are no
+    scans. What is passed over is logged, by kind and name.
 
     Raises InputError for a folder without scans, a shard that is none, or two scans that would
     have the same output.
@@ -65,12 +73,12 @@ def find_jobs(
     jobs = [
         Job(
             scan=scan,
-            output=out / f"{stem(scan)}_labels.nii.gz",
+            output=out / f"{stem(scan)}_labels{ending}",
             uncertainty=uncertainty and uncertainty / f"{stem(scan)}_uncertainty.nii.gz",
             dicom={
                 what: folder / f"{stem(scan)}{DICOM_ENDINGS[what]}"
                 for what, folder in (dicom or {}).items()
-                if scan.is_dir()
+                if is_dicom_source(scan)
             },
         )
         for scan in scans
@@ -79,7 +87,7 @@ def find_jobs(
     for job in jobs:
         if (other := taken.setdefault(job.output, job.scan)) != job.scan:
             raise InputError(f"{other} and {job.scan} would both become {job.output}; rename one")
-    return [each for job in jobs[part - 1 :: parts] for each in with_frames(job, frames)]
+    return [each for job in jobs[part - 1 :: parts] for each in with_frames(job, frames, series)]
 
 
 def _sort_out(folder: Path) -> tuple[list[Path], str]:
@@ -104,38 +112,46 @@ def _kind(path: Path) -> str | None:
     if not path.exists():
         return "links to nothing"
     if path.is_dir():
-        return None if holds_images(path) else "folders without DICOM images directly in them"
+        return None if holds_images(path) else "folders without DICOM images"
     if not path.is_file():
         return "things that are no files"
     if is_dicom(path):
         return "DICOM files beside other scans, not in a folder of their own"
+    if name.endswith(".zip"):
+        return None if zip_holds_images(path) else "zips without DICOM images"
     if not name.endswith(EXTENSIONS):
         return (
             "halves of .hdr/.img pairs"
             if name.endswith((".img", ".img.gz"))
             else "files of other kinds"
         )
-    if _is_label_name(stem(path)) or is_own_output(path):
+    if name.endswith(SEG_NRRD) or _is_label_name(stem(path)) or is_own_output(path):
         return "labels or outputs of leuda"
     return None
 
 
-def with_frames(job: Job, frames: str | None) -> list[Job]:
-    """The job for one frame of a 4D scan, given as a number, or a job each for "all" of them."""
+def with_frames(job: Job, frames: str | None, series: SeriesChoice = NO_CHOICE) -> list[Job]:
+    """The job for one frame of a 4D scan, given as a number, or a job each for "all" of them.
+
+    The phases of a DICOM series are its frames.
+    """
     if frames is None:
         return [job]
     if frames != "all":
         if not frames.isdecimal():
             raise InputError(f"--frame is a number or all, not {frames!r}")
         return [replace(job, frame=int(frames))]
-    if job.scan.is_dir():
-        return [job]
 
-    def numbered(path: Path | None, frame: int) -> Path | None:
-        return path and path.with_name(f"{label_stem(path)}_frame{frame:03d}.nii.gz")
+    def numbered(path: Path, frame: int) -> Path:
+        name = label_stem(path) if path.name.endswith(LABEL_ENDINGS) else path.stem
+        ending = path.name[len(name) :] if name else ""
+        return path.with_name(f"{name}_frame{frame:03d}{ending}")
 
     try:
-        count = count_frames(job.scan)
+        if is_dicom_source(job.scan):
+            count = len(series.of(job.scan).phases().stacks)
+        else:
+            count = count_frames(job.scan)
     except ScanError:
         return [job]  # what is wrong with it is said when it is read; the others go on
     if count == 1:
@@ -144,8 +160,9 @@ def with_frames(job: Job, frames: str | None) -> list[Job]:
         replace(
             job,
             frame=frame,
-            output=numbered(job.output, frame) or job.output,
-            uncertainty=numbered(job.uncertainty, frame),
+            output=numbered(job.output, frame),
+            uncertainty=job.uncertainty and numbered(job.uncertainty, frame),
+            dicom={what: numbered(path, frame) for what, path in job.dicom.items()},
         )
         for frame in range(count)
     ]
@@ -159,10 +176,13 @@ def is_scan_file(path: Path) -> bool:
 def is_series(folder: Path) -> bool:
     """Whether a folder is one DICOM series, and not a folder of scans.
 
-    Where both lie in it, what there is more of decides; what is passed over is named later.
+    Where both lie in it, what there is more of decides; what is passed over is named later. With a
+    DICOMDIR in it, it is one study.
     """
     if not folder.is_dir():
         return False
+    if any(path.name.upper() == DICOMDIR for path in folder.iterdir()):
+        return True
     images = len(look_through(folder).images)
     return images > 0 and images > sum(map(is_scan_file, folder.iterdir()))
 
@@ -194,14 +214,25 @@ def picture_path(output: Path) -> Path:
 
 
 def label_stem(output: Path) -> str:
-    """The name of a label file without .nii or .nii.gz, and nothing else cut off."""
-    return output.name.removesuffix(".gz").removesuffix(".nii")
+    """The name of a label file without .nii, .nii.gz or .seg.nrrd, and nothing else cut off."""
+    return output.name.removesuffix(".gz").removesuffix(".nii").removesuffix(SEG_NRRD)
 
 
 def stem(scan: Path) -> str:
     """The name of a scan without its ending; of ".." or "." that of the folder it stands for."""
     name = scan.name if scan.name not in ("", "..") else scan.resolve().name
-    for extension in (".gz", ".nii", ".hdr", ".img", ".mgz", ".mgh"):
+    for extension in (
+        ".gz",
+        ".zip",
+        ".dcm",
+        *OTHER_ENDINGS,
+        ".seg",
+        ".nii",
+        ".hdr",
+        ".img",
+        ".mgz",
+        ".mgh",
+    ):
         if name.lower().endswith(extension):
             name = name[: -len(extension)]
     return name or "scan"
@@ -213,6 +244,12 @@ def scan_files(scan: Path) -> list[Path]:
         found = look_through(scan)
         return sorted([*found.images, *found.unreadable])
     name = scan.name
+    if is_other(scan):
+        try:
+            data = read_other(scan).data_file
+        except Exception:  # noqa: BLE001  (what is wrong with it is said when it is read)
+            return [scan]
+        return [scan] if data is None or not data.is_file() else [scan, data]
     for one, other in ((".hdr", ".img"), (".img", ".hdr")):
         for ending in ("", ".gz"):
             if name.lower().endswith(one + ending):

@@ -9,30 +9,41 @@ from pathlib import Path
 from leuda_deploy.errors import InputError, ScanError
 from leuda_deploy.jobs.find_jobs import (
     DICOM_ENDINGS,
+    LABEL_ENDINGS,
     Job,
     find_jobs,
     is_series,
     stem,
     with_frames,
 )
+from leuda_deploy.scans.dicom.rules import NO_CHOICE, SeriesChoice
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
     """Where results go, as the user gave it: files, or folders for many scans; None: not given.
 
-    dicom  what is written of a DICOM series: see DICOM_ENDINGS
+    dicom   what is written of a DICOM series: see DICOM_ENDINGS
+    ending  of label files that leuda names
     """
 
     output: Path | None = None
     uncertainty: Path | None = None
     dicom: Mapping[str, Path] = field(default_factory=dict)
+    ending: str = LABEL_ENDINGS[0]
 
 
 def jobs_of(
-    scan: Path, wanted: Wanted, *, shard: str = "1/1", frames: str | None = None
+    scan: Path,
+    wanted: Wanted,
+    *,
+    shard: str = "1/1",
+    frames: str | None = None,
+    series: SeriesChoice = NO_CHOICE,
 ) -> tuple[list[Job], bool]:
     """What is to be done, and whether it is one scan alone. See `find_jobs`.
+
+    A folder of which a series is named is one study.
 
     Raises:
         InputError: There is no such scan, or it is none.
@@ -43,7 +54,7 @@ def jobs_of(
         raise InputError(f"{scan} is a model, not a scan: leuda infer SCAN --model {scan}")
     if "dicom_sr" in wanted.dicom and "dicom_seg" not in wanted.dicom:
         raise InputError("--dicom-sr refers to the segments of a DICOM SEG: add --dicom-seg")
-    if scan.is_dir() and not is_series(scan):
+    if scan.is_dir() and series.wanted is None and not is_series(scan):
         jobs = find_jobs(
             scan,
             wanted.output or Path(),
@@ -51,23 +62,27 @@ def jobs_of(
             uncertainty=wanted.uncertainty,
             dicom=wanted.dicom,
             frames=frames,
+            series=series,
+            ending=wanted.ending,
         )
         return jobs, False
     name = stem(scan)
     output = wanted.output or Path()
     job = Job(
         scan=scan,
-        output=output / f"{name}_labels.nii.gz" if output.is_dir() else output,
-        uncertainty=_in_folder(wanted.uncertainty, f"{name}_uncertainty.nii.gz"),
+        output=_in_folder(output, f"{name}_labels{wanted.ending}"),
+        uncertainty=wanted.uncertainty
+        and _in_folder(wanted.uncertainty, f"{name}_uncertainty.nii.gz"),
         dicom={
-            what: path / f"{name}{DICOM_ENDINGS[what]}" if path.is_dir() else path
+            what: _in_folder(path, f"{name}{DICOM_ENDINGS[what]}")
             for what, path in wanted.dicom.items()
         },
     )
-    jobs = with_frames(job, frames)
+    jobs = with_frames(job, frames, series)
     return jobs, len(jobs) == 1
 
 
-def _in_folder(given: Path | None, name: str) -> Path | None:
-    """A file of this name, if a folder is given; else what is given."""
-    return given / name if given is not None and given.is_dir() else given
+def _in_folder(given: Path, name: str) -> Path:
+    """A file of this name, if a folder is given, there or to be made; else what is given."""
+    to_be_made = not given.suffix and not given.exists()
+    return given / name if given.is_dir() or to_be_made else given

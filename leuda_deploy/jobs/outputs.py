@@ -28,6 +28,7 @@ from leuda_deploy.machine.outputs import Output, plan_outputs
 _log = logging.getLogger(__name__)
 
 NIFTI = (".nii", ".nii.gz")
+LABELS = (*NIFTI, ".seg.nrrd")
 NOT_DICOM = (".nii", ".gz", ".json", ".png", ".txt", ".hdr", ".img", ".mgz", ".onnx")
 # what each report has, of whatever version
 REPORT_KEYS = {"scan", "labels", "model_sha256", "scan_sha256", "volumes_ml"}
@@ -69,7 +70,7 @@ def plan_job_outputs(
 
 def _planned(job: Job, overlay: bool) -> Iterator[Output]:
     kinds = {
-        "labels": ("labels", "--output", NIFTI, ()),
+        "labels": ("labels", "--output", LABELS, ()),
         "uncertainty": ("entropy map", "--uncertainty", NIFTI, ()),
         "dicom_seg": ("DICOM SEG", "--dicom-seg", (), NOT_DICOM),
         "dicom_sr": ("DICOM SR", "--dicom-sr", (), NOT_DICOM),

@@ -19,6 +19,8 @@ from leuda_deploy.jobs.outputs import JobWriter
 from leuda_deploy.jobs.picture.overlay import Shown, draw_overlay
 from leuda_deploy.machine.clock import Clock
 from leuda_deploy.machine.memory import peak_bytes
+from leuda_deploy.scans.formats.seg_nrrd import ENDING as SEG_NRRD
+from leuda_deploy.scans.formats.seg_nrrd import write_seg_nrrd
 from leuda_deploy.scans.intensity import Intensity
 from leuda_deploy.scans.likeness import likeness
 from leuda_deploy.scans.nifti import write_labels, write_map
@@ -47,8 +49,11 @@ class Report:
     cleaned_ml      millilitres of islands that were taken away, by structure; None: none was looked
                     for, as it was not asked for or the card has no rules
     flags           what is odd about a structure's labels, e.g. that the scan's border cuts it
+    threads         CPU threads that the engine computed on; None: a GPU did
     slices          how many the scan has on the model grid, how many were scored, and searched;
                     why all were scored (full_because), else null: the others are background
+    series          of DICOM: which series it is, its phase, and what was done to mend its slices;
+                    then the labels lie on the mended grid, those of a DICOM SEG on the slices
     domain          whether it looks like the target scans of training; None if the card does not
                     describe them
     """
@@ -80,6 +85,8 @@ class Report:
     flags: tuple[Flag, ...]
     domain: dict[str, bool | float | str] | None
     slices: Mapping[str, int | str | None]
+    series: Mapping[str, object] | None
+    threads: int | None
     total_seconds: float
     predicted_peak_mb: float
     slab: int
@@ -134,14 +141,14 @@ def write_results(result: Result, *, overlay: bool, seg_type: SegType = "binary"
         overlay: Whether to draw a picture beside the labels.
         seg_type: How a DICOM SEG holds its segments.
     """
-    scan, found, card = result.scan, result.found, result.engine.card
+    scan, found = result.scan, result.found
     job, volume, clock, series = scan.job, scan.stack.volume, scan.clock, scan.series
     writer, not_written = JobWriter(job), dict[str, str]()
     with clock("write"):
         writer.write(
             "labels",
             job.output,
-            lambda path: write_labels(path, found.labels, volume, card.label_names),
+            lambda path: _write_labels(path, result),
         )
         if job.uncertainty is not None and (doubts := found.uncertainty) is not None:
             writer.write(
@@ -203,6 +210,14 @@ def _write_dicom(
             write(what, result.scan.job.dicom[what], make)
 
 
+def _write_labels(path: Path, result: Result) -> None:
+    found, volume, card = result.found, result.scan.stack.volume, result.engine.card
+    if result.scan.job.output.name.endswith(SEG_NRRD):
+        write_seg_nrrd(path, found.labels, volume.affine, card.structures)
+    else:
+        write_labels(path, found.labels, volume, card.label_names)
+
+
 def _shown(result: Result) -> Shown:
     found, card = result.found, result.engine.card
     return Shown(
@@ -235,6 +250,7 @@ def _report(result: Result, written: Mapping[str, str], not_written: Mapping[str
         implausible=list(scan.implausible),
         asked=scan.asked,
         engine=result.engine.description,
+        threads=result.engine.threads,
         feed=card.feed,
         shape=volume.shape,
         spacing_mm=tuple(round(size, 4) for size in volume.spacing_mm),
@@ -246,6 +262,7 @@ def _report(result: Result, written: Mapping[str, str], not_written: Mapping[str
         else {card.label_names[value]: round(ml, 3) for value, ml in cleaned.items()},
         flags=tuple(flags_of(found.labels, card.structures, volume.voxel_ml)),
         domain=None if card.domain is None else asdict(likeness(found.intensity, card.domain)),
+        series=None if scan.series is None else scan.series.about(job.frame),
         seconds={name: round(s, 4) for name, s in {**found.seconds, **scan.clock.seconds}.items()},
         slices={
             "all": scan.stack.depth,

@@ -5,26 +5,30 @@ read and prepare (the next scan)  thread 1   |   label  thread 2   |   write  ca
 
 from __future__ import annotations
 
+import csv
+import hashlib
+import io
 import logging
-import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
-from leuda_deploy.errors import InputError, LeudaError, keep_traceback
+from leuda_deploy.errors import LeudaError, keep_traceback, printable
 from leuda_deploy.inference.pipelined import prefetch
 from leuda_deploy.inference.segmenter import Segmenter
-from leuda_deploy.jobs.dicom_out.seg import SegType
-from leuda_deploy.jobs.find_jobs import Job
-from leuda_deploy.jobs.implausible import implausible_geometry
-from leuda_deploy.jobs.outputs import is_done, plan_job_outputs, scan_sha256
+from leuda_deploy.jobs.find_jobs import Job, report_path
+from leuda_deploy.jobs.prepare import NO_WISHES, Wishes, prepare
 from leuda_deploy.jobs.report import PreparedScan, Report, Result, write_results
-from leuda_deploy.machine.clock import Clock
+from leuda_deploy.machine.files import atomic_path, file_sha256
+from leuda_deploy.machine.outputs import Output
+from leuda_deploy.machine.outside import read_json
 from leuda_deploy.machine.progress import ShowProgress, show_nothing
 from leuda_deploy.scans.likeness import likeness
-from leuda_deploy.scans.volume import read_volume
 
 _log = logging.getLogger(__name__)
+# of a report, in the table of volumes
+TABLE_FACTS = ("flags", "low_confidence", "total_seconds", "labels", "scan_sha256", "model_sha256")
 Item = TypeVar("Item")
 Before = TypeVar("Before")
 After = TypeVar("After")
@@ -50,23 +54,6 @@ class Outcome:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Wishes:
-    """What the user asked for besides the settings of the model.
-
-    force          replace files that leuda did not write; scans never are
-    allow_partial  label what is there of a DICOM series that is not whole
-    seg_type       how a DICOM SEG holds its segments
-    """
-
-    force: bool = False
-    allow_partial: bool = False
-    seg_type: SegType = "binary"
-
-
-NO_WISHES = Wishes()
-
-
 def run_job(
     job: Job,
     segmenter: Segmenter,
@@ -82,7 +69,7 @@ def run_job(
             written.
         ModelError: The model gives scores that are not finite.
     """
-    scan = _prepare(job, segmenter, overlay=overlay, skip_done=False, wishes=wishes)
+    scan = prepare(job, segmenter, overlay=overlay, skip_done=False, wishes=wishes)
     assert scan is not None
     result = _label(scan, segmenter, show)
     return write_results(result, overlay=overlay, seg_type=wishes.seg_type)
@@ -115,8 +102,8 @@ def run_jobs(
     def together(items: Iterable[Item]) -> Iterator[Item]:
         return prefetch(items) if overlapped else iter(items)
 
-    def prepare(job: Job) -> PreparedScan | Outcome:
-        scan = _prepare(job, segmenter, overlay=overlay, skip_done=skip_done, wishes=wishes)
+    def read(job: Job) -> PreparedScan | Outcome:
+        scan = prepare(job, segmenter, overlay=overlay, skip_done=skip_done, wishes=wishes)
         return scan or Outcome(job=job, skipped=True)
 
     def label(scan: PreparedScan) -> Result:
@@ -127,7 +114,7 @@ def run_jobs(
         return Outcome(job=result.scan.job, report=report)
 
     # `map`, unlike a loop, keeps no hold of a scan that it has handed on: memory is free at once
-    prepared = map(_step(prepare), ((job, job) for job in jobs))
+    prepared = map(_step(read), ((job, job) for job in jobs))
     labelled = map(_step(label), together(prepared))
     for _, outcome in map(_step(write), together(labelled)):
         yield outcome
@@ -153,66 +140,6 @@ def _step(
     return step
 
 
-def _prepare(
-    job: Job, segmenter: Segmenter, *, overlay: bool, skip_done: bool, wishes: Wishes
-) -> PreparedScan | None:
-    """Read a scan and fit its intensities; None if it was done before and may be skipped."""
-    began, clock = time.perf_counter(), Clock()
-    inputs = [segmenter.model.path]
-    plan_job_outputs([job], overlay=overlay, force=wishes.force, inputs=inputs)
-    asked = segmenter.asked | {"frame": job.frame}
-    if wishes.allow_partial:
-        asked["allow_partial"] = True
-    if "dicom_seg" in job.dicom and wishes.seg_type != "binary":
-        asked["seg_type"] = wishes.seg_type
-    series = None
-    with clock("read"):
-        if job.dicom and not job.scan.is_dir() and job.scan.exists():
-            option = next(iter(job.dicom)).replace("_", "-")
-            raise InputError(f"--{option} is for a DICOM series; {job.scan} is not one")
-        sha256 = scan_sha256(job)
-        done = skip_done and is_done(job, sha256, segmenter.sha256, asked, overlay=overlay)
-        if done:
-            return None
-        _check_memory(job, segmenter, wishes)
-        if job.scan.is_dir():
-            from leuda_deploy.scans.dicom import read_series
-
-            series = read_series(job.scan, allow_partial=wishes.allow_partial)
-            volume = series.volume
-        else:
-            volume = read_volume(job.scan, frame=job.frame)
-    implausible = implausible_geometry(volume)
-    for doubt in implausible:
-        _log.warning("%s: %s", job.scan, doubt)
-    with clock("normalise"):
-        stack = segmenter.stack(volume)
-        _ = stack.intensity  # refused here if it cannot be normalised, before anything is logged
-    return PreparedScan(
-        job=job,
-        stack=stack,
-        series=series,
-        scan_sha256=sha256,
-        implausible=implausible,
-        asked=asked,
-        clock=clock,
-        began=began,
-    )
-
-
-def _check_memory(job: Job, segmenter: Segmenter, wishes: Wishes) -> None:
-    """Refuse a scan that needs more memory than it may take, where its header alone shows that."""
-    if segmenter.settings.max_bytes is None or not segmenter.settled:
-        return
-    if job.scan.is_dir():
-        from leuda_deploy.scans.dicom import read_series
-
-        header = read_series(job.scan, allow_partial=wishes.allow_partial, voxels=False).volume
-    else:
-        header = read_volume(job.scan, frame=job.frame, voxels=False)
-    segmenter.plan(segmenter.stack(header), uncertainty=job.uncertainty is not None)
-
-
 def _label(
     scan: PreparedScan, segmenter: Segmenter, show: ShowProgress, *, overlapped: bool = False
 ) -> Result:
@@ -228,3 +155,61 @@ def _label(
     with show(f"{stack.volume.name} on {engine.description}") as progress:
         found = segmenter.segment(stack, plan, uncertainty=uncertainty, progress=progress)
     return Result(scan=scan, engine=engine, plan=plan, found=found)
+
+
+def volumes_output(folder: Path, shard: str = "1/1") -> Output:
+    """The table of volumes of a folder of scans, as it is going to be written."""
+    part, parts = shard.split("/")
+    path = folder / ("volumes.csv" if parts == "1" else f"volumes_{part}of{parts}.csv")
+    return Output(path=path, what="table of volumes", is_ours=_is_own_table)
+
+
+def write_volumes(path: Path, outcomes: Sequence[Outcome]) -> None:
+    """Write a table: a row a scan, a column a structure (mL), also of scans that were done before.
+
+    The same outcomes give the same bytes. Beside it lies its hash, by which it is known as leuda's.
+    """
+    said = [_said(outcome) for outcome in outcomes]
+    names = list(dict.fromkeys(name for each in said for name in each.get("volumes_ml", {})))
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["scan", "state", *(f"{name}_ml" for name in names), *TABLE_FACTS, "error"])
+    for outcome, each in zip(outcomes, said, strict=True):
+        state = "failed" if outcome.error else "was done" if outcome.skipped else "labelled"
+        volumes = [each.get("volumes_ml", {}).get(name, "") for name in names]
+        flags = "; ".join(f"{flag['structure']}: {flag['flag']}" for flag in each.get("flags", ()))
+        facts = [flags, *(each.get(name, "") for name in TABLE_FACTS[1:])]
+        row = [str(outcome.job.scan), state, *volumes, *facts, outcome.error or ""]
+        table.writerow([_cell(value) for value in row])
+    content = text.getvalue().encode()
+    with atomic_path(_mark_path(path)) as temporary:
+        temporary.write_text(hashlib.sha256(content).hexdigest())
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def _said(outcome: Outcome) -> dict[str, Any]:
+    """The report of a scan, also of one that was done before; empty if it failed."""
+    if outcome.report is not None:
+        return outcome.report.as_dict()
+    try:
+        return dict(read_json(report_path(outcome.job.output))) if outcome.skipped else {}
+    except LeudaError:
+        return {}
+
+
+def _cell(value: object) -> str:
+    """A cell that no program for tables takes for a formula."""
+    text = printable(str(value), 1000)
+    return f"'{text}" if text[:1] in ("=", "+", "@") else text
+
+
+def _mark_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.sha256")
+
+
+def _is_own_table(path: Path) -> bool:
+    try:
+        return _mark_path(path).read_text() == file_sha256(path)
+    except (OSError, ValueError):
+        return False

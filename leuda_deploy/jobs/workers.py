@@ -26,11 +26,13 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 
 from leuda_deploy.engines.engine import ON_THE_CPU
+from leuda_deploy.engines.threads import threads_for
 from leuda_deploy.errors import InputError
 from leuda_deploy.inference.segmenter import Segmenter
 from leuda_deploy.inference.settings import Settings
 from leuda_deploy.jobs.find_jobs import Job
-from leuda_deploy.jobs.run_jobs import NO_WISHES, Outcome, Wishes, run_jobs
+from leuda_deploy.jobs.prepare import NO_WISHES, Wishes
+from leuda_deploy.jobs.run_jobs import Outcome, run_jobs
 from leuda_deploy.machine.isolated import keep_children_safe
 from leuda_deploy.machine.memory import in_megabytes, resident_bytes
 from leuda_deploy.machine.progress import ShowProgress, show_nothing
@@ -120,7 +122,7 @@ def share_of(settings: Settings, processes: int) -> Settings:
     Raises:
         InputError: This process alone takes all of the memory budget.
     """
-    cores = settings.threads or os.cpu_count() or 1
+    cores = threads_for(settings.threads)
     budget = settings.max_bytes
     if budget is not None:
         held = resident_bytes() or 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ MAX_MODEL_BYTES = (1 << 31) - 1  # protobuf's own limit
 FIXED = {1: 8, 5: 4}  # kinds of protobuf fields with a fixed number of bytes
 METADATA_FIELD = 14  # of onnx.ModelProto: metadata_props
 MAX_OTHER_METADATA = 1 << 20
+REPEATING = {"Loop", "Scan", "SequenceMap"}  # operators
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +147,7 @@ def _check(content: bytes, path: Path) -> ModelCard:
     card = parse_card(cards[0], str(path))
     if keeps_weights_elsewhere(graph):
         raise ModelError(f"{path} keeps weights in other files; a leuda model is one file")
+    check_ends(graph, path)
     # the text as it stands: a field that an earlier version did not write has its default
     found = content_sha256(graph, cards[0].replace(f'"sha256":"{card.sha256}"', '"sha256":""'))
     if found != card.sha256:
@@ -205,17 +207,34 @@ def keeps_weights_elsewhere(message: Message) -> bool:
 
     In initializers, sparse ones, attributes, branches of If, bodies of Loop, and functions.
     """
+    return any(
+        each.external_data or each.data_location == onnx.TensorProto.EXTERNAL
+        for each in _parts(message)
+        if isinstance(each, onnx.TensorProto)
+    )
+
+
+def check_ends(graph: onnx.ModelProto, path: Path) -> None:
+    """Raises ModelError if an operator, however deep, repeats others as often as its input says."""
+    for part in _parts(graph):
+        if isinstance(part, onnx.NodeProto) and part.op_type in REPEATING:
+            raise ModelError(
+                f"{path} holds a {part.op_type}, which can run for ever; export the network with "
+                "its loops unrolled"
+            )
+
+
+def _parts(message: Message) -> Iterator[Message]:
+    """A message of a graph and all that it holds, tensors unopened."""
     waiting: list[Message] = [message]
     while waiting:
         each = waiting.pop()
+        yield each
         if isinstance(each, onnx.TensorProto):
-            if each.external_data or each.data_location == onnx.TensorProto.EXTERNAL:
-                return True
             continue
         for field_of, value in each.ListFields():
             if field_of.message_type is not None:
                 waiting += value if isinstance(value, Sequence) else [value]
-    return False
 
 
 def content_sha256(graph: onnx.ModelProto, card: str) -> str:

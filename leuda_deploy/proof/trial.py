@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -35,6 +34,7 @@ from leuda_deploy.engines.engine import (
 from leuda_deploy.engines.engine_fit import fitting_engine
 from leuda_deploy.engines.onnx_runtime import runs_on_the_cpu
 from leuda_deploy.engines.open_engine import open_engine, reference_engine
+from leuda_deploy.engines.threads import threads_for
 from leuda_deploy.errors import InputError, LeudaError, ParityError
 from leuda_deploy.machine.cache_folder import own_cache
 from leuda_deploy.machine.files import atomic_path
@@ -175,14 +175,15 @@ def trial_key(model: ModelFile, name: EngineName, settings: EngineSettings) -> s
             versions.append(f"{package} {metadata.version(package)}")
         except metadata.PackageNotFoundError:
             continue
-    machine = (platform.node(), platform.machine(), platform.processor(), os.cpu_count())
+    machine = (platform.node(), platform.machine(), platform.processor())
     on_gpu = name == "ort-cuda" or name in TENSORRT
     gpu = find_gpu() if on_gpu else None
     device = (gpu.name, driver_version()) if gpu else None
     # the other engines compute in what the model file holds
     precision = settings.precision if name == "openvino" else "auto"
     code = _code_sha256(model, name)
-    facts = json.dumps([name, code, precision, settings.threads, versions, machine, device])
+    threads = threads_for(settings.threads)
+    facts = json.dumps([name, code, precision, threads, versions, machine, device])
     return f"{name}-{hashlib.sha256(facts.encode()).hexdigest()}"
 
 

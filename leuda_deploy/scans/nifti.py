@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from leuda_deploy.errors import InputError, printable
 from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.machine.outside import parse_json
-from leuda_deploy.scans import gzip_array
+from leuda_deploy.scans.formats import gzip_array
 from leuda_deploy.scans.volume import Volume, load_image
 
 # All that is taken from a scan's header: numbers that say where its voxels lie.

@@ -13,7 +13,8 @@ from nibabel import orientations, spatialimages
 from numpy.typing import NDArray
 
 from leuda_deploy.errors import ScanError, reading
-from leuda_deploy.scans import gzip_array
+from leuda_deploy.scans.formats import gzip_array, is_other, read_other
+from leuda_deploy.scans.formats.stored import OtherImage
 
 MAX_SHEAR_DEGREES = 1.0
 MAX_VOXELS = 1 << 58  # what an array can be at all
@@ -70,7 +71,7 @@ class Volume:
 
 
 def read_volume(path: Path | str, *, frame: int | None = None, voxels: bool = True) -> Volume:
-    """Read a scan: NIfTI, Analyze, MGH or any other format that nibabel reads.
+    """Read a scan: NIfTI, NRRD, MetaImage, Analyze, MGH or another format that nibabel reads.
 
     Args:
         path: The file.
@@ -87,7 +88,7 @@ def read_volume(path: Path | str, *, frame: int | None = None, voxels: bool = Tr
     """
     path = Path(path)
     image = load_image(path)
-    if not isinstance(image, spatialimages.SpatialImage):
+    if not isinstance(image, spatialimages.SpatialImage | OtherImage):
         raise ScanError("no volume", f"{path} is a {type(image).__name__}, not a volume")
     return _volume(path.name, path, image, frame, voxels=voxels)
 
@@ -140,10 +141,15 @@ class _ArrayImage:
 
 
 def load_image(path: Path) -> Any:
-    """The nibabel image of a file, its header read and its voxels not. Raises ScanError."""
+    """The image of a file, its header read and its voxels not: nibabel's, or one like it.
+
+    Raises ScanError.
+    """
     if not path.is_file():
         raise ScanError("missing", f"no such scan: {path}")
     with reading(lambda what: ScanError("damaged", f"cannot read {path} as a scan: {what}")):
+        if is_other(path):
+            return read_other(path)
         gzip_array.check_header(path)
         return nib.load(path)
 

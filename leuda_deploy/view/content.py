@@ -15,6 +15,8 @@ from isal import igzip
 from numpy.typing import NDArray
 
 from leuda_deploy.errors import InputError, LeudaError
+from leuda_deploy.scans.dicom.rules import SeriesChoice
+from leuda_deploy.scans.dicom.sources import is_dicom_source
 from leuda_deploy.scans.label_map import check_same_grid
 from leuda_deploy.scans.volume import Volume, read_volume
 from leuda_deploy.view.label_files import LabelFiles, read_label_files
@@ -143,11 +145,21 @@ def read_header(scene: Scene) -> Volume:
 
 
 def _read(scene: Scene, *, voxels: bool) -> Volume:
-    if scene.scan.is_dir():
+    if is_dicom_source(scene.scan):
         from leuda_deploy.scans.dicom import read_series
 
-        return read_series(scene.scan, voxels=voxels).volume
+        choice = _choice(scene)
+        found, partial = choice.of(scene.scan), choice.allow_partial
+        return read_series(found, phase=scene.frame, allow_partial=partial, voxels=voxels).volume
     return read_volume(scene.scan, frame=scene.frame, voxels=voxels)
+
+
+def _choice(scene: Scene) -> SeriesChoice:
+    """The series that was labelled, as the report says; without one, the only one there is."""
+    series, asked = scene.report.get("series"), scene.report.get("asked")
+    uid = series.get("uid") if isinstance(series, dict) else None
+    partial = isinstance(asked, dict) and asked.get("allow_partial") is True
+    return SeriesChoice(wanted=uid if isinstance(uid, str) else None, allow_partial=partial)
 
 
 def served_as_it_lies(scene: Scene) -> bool:
@@ -156,7 +168,7 @@ def served_as_it_lies(scene: Scene) -> bool:
     That is a single file of one frame whose voxels are no 64-bit integers, and whose place in
     space has one meaning: nibabel prefers the sform, others the qform if its code is higher.
     """
-    if scene.scan.is_dir() or not scene.scan.name.endswith((".nii", ".nii.gz")):
+    if is_dicom_source(scene.scan) or not scene.scan.name.endswith((".nii", ".nii.gz")):
         return False
     header = read_header(scene).header
     if header is None or max(header["dim"][4:]) > 1 or header.get_data_dtype().kind == "b":

@@ -155,7 +155,7 @@ def _named_in(report: Mapping[str, Any], key: str, folder: Path) -> Path | None:
         return None
     # the report's folder first: results that were moved or copied keep together
     for path in (folder / Path(said).name, Path(said)):
-        if path.is_file() or (key == "scan" and is_series(path)):
+        if path.is_file() or (key == "scan" and path.is_dir()):
             return path
     return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -38,3 +39,5 @@ def evaluate(
         from rich.console import Console
 
         Console().print(table(report))
+    if report["failed"]:
+        sys.exit(1)

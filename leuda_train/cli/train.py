@@ -167,10 +167,12 @@ def compare(
     comparison = compare_runs(scans, out, asked, cache=cache, show=show_progress)
     if as_json:
         typer.echo(json.dumps(comparison, indent=1))
-        return
-    console = Console()
-    console.print(table(comparison))
-    console.print(f"look at  {out / 'comparison.png'}", soft_wrap=True)
+    else:
+        console = Console()
+        console.print(table(comparison))
+        console.print(f"look at  {out / 'comparison.png'}", soft_wrap=True)
+    if comparison["failed"]:
+        raise typer.Exit(1)
 
 
 def _count(text: str) -> int | None:

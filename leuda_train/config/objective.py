@@ -58,6 +58,7 @@ class ObjectiveConfig(Part):
                        pseudo_every_epochs, by the inter-domain teacher, without islands
     pseudo_volumes_from_epoch  with "volume": by slice before it, as a poor teacher's labels had
                        better follow it step by step than stand for epochs
+    pseudo_refine      with "volume": the teacher's probabilities first follow the slices' edges
     pseudo_from_epoch  no self-training before it; from then on with the ramp of the other λ
     copy_paste         how often a labelled source region is pasted into the image that the student
                        self-trains on, with its label; not in the paper
@@ -91,6 +92,7 @@ class ObjectiveConfig(Part):
     pseudo_by: Literal["slice", "volume"] = "slice"
     pseudo_every_epochs: Positive = 2
     pseudo_volumes_from_epoch: Count = 0
+    pseudo_refine: bool = False
     pseudo_from_epoch: Count = 0
     copy_paste: Share = 0.0
     batchnorm_over: Literal["batch", "stream"] = "batch"

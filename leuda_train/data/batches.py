@@ -18,7 +18,7 @@ from torch import Tensor
 
 from leuda_train.config.appearance import AppearanceConfig, StyleConfig
 from leuda_train.config.schema import AugmentConfig
-from leuda_train.config.streams import SOURCE_STREAMS, TARGET_STREAMS, Stream
+from leuda_train.config.streams import SOURCE_STREAMS, TARGET_LIKE, TARGET_STREAMS, Stream
 from leuda_train.data.aligned_sets import AlignedSets, take_rows
 from leuda_train.data.augment.affine import random_affine, warp, warp_labelled
 from leuda_train.data.augment.class_style import randomise_appearance
@@ -174,12 +174,12 @@ def make_batch(
     restyle = step_generator(draw.seed, "style", step)
     reference = unlabelled.get("target")
     labelled = [
-        _restyled(images, label, sets, draw, restyle, ranks, reference)
-        for images, label in zip(labelled, labels, strict=True)
+        _restyled(stream, images, label, sets, draw, restyle, ranks, reference)
+        for stream, images, label in zip(draw.supervised, labelled, labels, strict=True)
     ]
     strong = None
     if draw.restyle_target:
-        strong = _restyled(unlabelled["target"], None, sets, draw, restyle, ranks)
+        strong = _restyled("target", unlabelled["target"], None, sets, draw, restyle, ranks)
         if draw.copy_paste > 0:
             generator = step_generator(draw.seed, "copy-paste", step)
             strong, pasted = paste(
@@ -214,6 +214,7 @@ def _draw_affine(draw: Draw, images: Tensor, count: int, step: int, purpose: str
 
 
 def _restyled(
+    stream: Stream,
     images: Tensor,
     labels: Tensor | None,
     sets: AlignedSets,
@@ -224,7 +225,7 @@ def _restyled(
 ) -> Tensor:
     """Images in random styles; by structure where there are labels and the draw asks for it."""
     if draw.appearance is not None:
-        look = draw.appearance[0] if labels is not None else draw.appearance[1]
+        look = draw.appearance[stream in TARGET_LIKE]
         return randomise_appearance(
             images, labels, sets.classes, look, generator, ranks, references
         )

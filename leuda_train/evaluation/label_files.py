@@ -5,13 +5,14 @@ Each file is read once. Files without declared structures are scored by the labe
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from leuda_deploy.errors import InputError
+from leuda_deploy.errors import InputError, LeudaError, one_line
 from leuda_deploy.inference.clean_up import clean_up as keep_pieces
 from leuda_deploy.model.card import Pieces
 from leuda_deploy.scans.label_map import label_map_of, label_values
@@ -26,6 +27,7 @@ from leuda_train.evaluation.scores import (
     summarise,
 )
 
+_log = logging.getLogger(__name__)
 Classes = Mapping[int, int]  # value in a file -> class number, 0 for background
 MAX_CLASSES = 255
 CLEANED_UP = "cleaned_up"  # the variant by rules learnt from training labels
@@ -52,12 +54,12 @@ def evaluate_paths(
 
     Returns:
         The report, ready for JSON: `structures`, `volumes` (subject -> variant -> a score for each
-        structure) and `summary` (variant -> `summarise`). The variants are `as_predicted` and
-        `largest_component`.
+        structure), `summary` (variant -> `summarise`) and `failed` (subject -> why it has no
+        scores: a file cannot be read, grids differ, a value is declared nowhere). The variants are
+        `as_predicted` and `largest_component`.
 
     Raises:
-        InputError: Files that cannot be read or paired, grids that differ, values that are declared
-            nowhere.
+        InputError: Files that cannot be paired, or not one pair can be scored.
     """
     return evaluate_pairs(match_subjects(predicted, true), structures=structures, map_true=map_true)
 
@@ -79,14 +81,24 @@ def evaluate_pairs(
     names = dict(declared)
     variants = [*VARIANTS, *([CLEANED_UP] if clean_up is not None else [])]
     scores: dict[str, dict[str, list[StructureScore]]] = {variant: {} for variant in variants}
+    failed: dict[str, str] = {}
     for subject, (predicted_path, true_path) in pairs.items():
-        predicted, true = read_volume(predicted_path), read_volume(true_path)
-        own_names = declared or _found(predicted, true, map_true)
+        try:
+            predicted, true = read_volume(predicted_path), read_volume(true_path)
+            own_names = declared or _found(predicted, true, map_true)
+            spacing = true.spacing_mm if spacing_mm is None else spacing_mm[subject]
+            found = _score_pair(predicted, true, own_names, map_true, spacing, clean_up)
+        except (LeudaError, OSError, MemoryError) as error:  # one bad file stops no other
+            if len(pairs) == 1:
+                raise
+            failed[subject] = one_line(error)
+            _log.warning("%s has no scores: %s", subject, failed[subject])
+            continue
         names |= own_names
-        spacing = true.spacing_mm if spacing_mm is None else spacing_mm[subject]
-        found = _score_pair(predicted, true, own_names, map_true, spacing, clean_up)
         for variant, scored in found.items():
             scores[variant][subject] = scored
+    if failed and len(failed) == len(pairs):
+        raise InputError(f"not one of {len(pairs)} scans has scores: {next(iter(failed.values()))}")
     if not names:
         raise InputError("no structure to score: no label above 0 is named or found")
     names = dict(sorted(names.items(), key=lambda item: item[1]))
@@ -96,7 +108,14 @@ def evaluate_pairs(
     }
     return {
         "structures": names,
-        "volumes": {s: {v: [asdict(x) for x in volumes[v][s]] for v in variants} for s in pairs},
+        "failed": failed,
+        "volumes": {
+            subject: {
+                variant: [asdict(x) for x in volumes[variant][subject]] for variant in variants
+            }
+            for subject in pairs
+            if subject not in failed
+        },
         "summary": {variant: summarise(by_subject) for variant, by_subject in volumes.items()},
     }
 
@@ -141,7 +160,10 @@ def _score_pair(
 def _declared(pairs: Mapping[str, tuple[Path, Path]], given: Names | None) -> Names:
     """Structures by class number, as given or named in the predictions' headers; else none."""
     for path, _ in pairs.values():
-        names = read_label_names(path)
+        try:
+            names = read_label_names(path)
+        except LeudaError:  # said where the file is scored
+            continue
         named = {name: label for label, name in names.items() if label > 0}
         if named and given is not None and named != dict(given):
             raise InputError(

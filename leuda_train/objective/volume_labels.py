@@ -21,6 +21,7 @@ from leuda_train.data.slices import UNLABELLED
 from leuda_train.loop.hardware import Hardware
 from leuda_train.networks.batchnorm import reestimate
 from leuda_train.objective.class_prior import class_weights
+from leuda_train.objective.refine import follow_edges
 
 AT_ONCE = 32  # slices read by the teacher at a time
 RIVAL = 0.5  # share of the largest piece from which on a piece may be the organ itself
@@ -35,6 +36,7 @@ def label_volumes(
     *,
     strength: float,
     floor: float,
+    refine: bool = False,
     hardware: Hardware,
 ) -> Tensor:
     """Pseudo-labels of every target slice.
@@ -46,6 +48,7 @@ def label_volumes(
         scans: (N,) which scan each slice is of.
         wanted: (K,) the share of pixels that each class has in the source's labels.
         strength: 0 to 1, how far classes are weighted to have it; see `class_weights`.
+        refine: Whether the probabilities first follow the slices' edges; see `refine.py`.
         floor: Pixels of a lower confidence stay unlabelled.
         hardware: Where the teacher runs.
 
@@ -64,6 +67,14 @@ def label_volumes(
         reestimate(teacher, teacher, batches(np.random.default_rng(0).permutation(rows)))
         q = torch.cat([teacher(part)[0].float().softmax(1).cpu() for part in batches(rows)])
     teacher.train(training)
+    if refine:
+        whole = torch.as_tensor(images)
+        q = torch.cat(
+            [
+                follow_edges(part, of.float().cpu())
+                for part, of in zip(q.split(AT_ONCE), whole.split(AT_ONCE), strict=True)
+            ]
+        )
     q *= (class_weights(wanted.cpu(), q.mean((0, 2, 3))) ** strength)[:, None, None]
     confidence, best = (q / q.sum(dim=1, keepdim=True)).max(dim=1)
     found = best.numpy().astype(np.uint8)

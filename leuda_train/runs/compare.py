@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -21,7 +22,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.table import Table
 
-from leuda_deploy.errors import InputError
+from leuda_deploy.errors import InputError, LeudaError, TrainingError, keep_traceback, one_line
 from leuda_deploy.machine.files import atomic_path, write_json
 from leuda_deploy.machine.progress import ShowProgress, show_nothing, titled
 from leuda_train.config.load import load_config
@@ -36,6 +37,7 @@ from leuda_train.runs.networks_table import (
 from leuda_train.runs.run import check_upper_bound
 from leuda_train.runs.train import train
 
+_log = logging.getLogger(__name__)
 NAME_WIDTH = 16  # of a method, so that the table has 80 columns
 VARIANTS = ("as_predicted", "largest_component")
 
@@ -66,7 +68,10 @@ def compare(
     cache: Path | None = None,
     show: ShowProgress = show_nothing,
 ) -> dict[str, Any]:
-    """Train whatever is missing, in a fixed order, and write the table."""
+    """Train whatever is missing, in a fixed order, and write the table.
+
+    A run that fails stops no other: `failed` says which and why, and asking again tries it again.
+    """
     # all that can be wrong is looked at first, so that it does not show up hours later
     configs = {
         method: [
@@ -83,6 +88,7 @@ def compare(
         "cohort": cohort.spec.name,
         "config": Path(asked.config).stem,
         "leuda": metadata.version("leuda"),
+        "failed": {},  # run -> why
     }
     rows: list[dict[str, Any]] = []
     every: list[dict[str, Any]] = []
@@ -92,19 +98,28 @@ def compare(
             for config in by_seed:
                 name = config.method  # of a TOML file, its stem
                 run = out / f"{name}-labelled{count or 'all'}-seed{config.seed}"
-                found.append(
-                    train(
+                try:
+                    evaluation = train(
                         labelled,
                         config,
                         run,
                         cache=cache or out / "cache",
                         show=titled(show, run.name),
                     )
-                )
-                every.append(found[-1])
+                except Exception as error:  # noqa: BLE001  (one bad run stops no other)
+                    kept = isinstance(error, LeudaError | OSError | MemoryError)
+                    why = one_line(error) if kept else keep_traceback(error)
+                    head["failed"][run.name] = why
+                    _log.warning("%s failed: %s", run, why)
+                    continue
+                found.append(evaluation)
+                every.append(evaluation)
                 head["ranking"] = pooled_ranking(every)
                 _write(out, head, [*rows, summarise_seeds(name, count, found)])
-            rows.append(summarise_seeds(by_seed[0].method, count, found))
+            if found:
+                rows.append(summarise_seeds(by_seed[0].method, count, found))
+    if not rows:
+        raise TrainingError(f"every run failed; {next(iter(head['failed'].items()))}")
     return _write(out, head, rows)
 
 

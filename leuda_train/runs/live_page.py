@@ -7,8 +7,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from leuda_deploy.errors import LeudaError
+from leuda_deploy.errors import LeudaError, keep_traceback, one_line
 from leuda_deploy.machine.progress import Progress, ShowProgress
 from leuda_train.loop.metrics_log import read_metrics
 from leuda_train.loop.run_folder import RunFolder
@@ -35,22 +36,31 @@ class LivePage:
         """Draw what there is, in passing."""
         began = time.monotonic()
         if self.translated is not None:
-            own = [
-                {name: value for name, value in row.items() if name not in BESIDES}
-                for row in read_metrics(self.folder.metrics)
-                if row["stage"] == self.method
-            ]
-            draw_run(self.folder.run_picture, self.translated, own)
+            with self._in_passing(self.folder.run_picture):
+                own = [
+                    {name: value for name, value in row.items() if name not in BESIDES}
+                    for row in read_metrics(self.folder.metrics)
+                    if row["stage"] == self.method
+                ]
+                draw_run(self.folder.run_picture, self.translated, own)
         self.finish()
         took = time.monotonic() - began
         self.next_at = time.monotonic() + max(EVERY_SECONDS, took / MOST_SHARE)
 
     def finish(self) -> None:
-        """Write the page alone. One that cannot be written is said, and stops no training."""
-        try:
+        """Write the page alone."""
+        with self._in_passing(self.folder.page):
             write_run_page(self.folder.path, self.folder.page)
-        except (LeudaError, OSError) as error:
-            _log.warning("cannot write %s: %s", self.folder.page, error)
+
+    @contextmanager
+    def _in_passing(self, path: Path) -> Iterator[None]:
+        """A picture or page that cannot be made is said, and stops no training."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  (whatever it is, hours of training are worth more)
+            kept = isinstance(error, LeudaError | OSError)
+            why = one_line(error) if kept else keep_traceback(error)
+            _log.warning("cannot write %s: %s", path, why)
 
     def watching(self, show: ShowProgress) -> ShowProgress:
         """The same progress; now and then the page is written in passing."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -36,6 +36,9 @@ TITLES = {
 
 SHOWN_SLICES = 5
 RUN_ROWS, RUN_COLUMNS = 4, 6  # of slices in run.png
+EMPTY = 0.1  # of the contrast of most slices; below, one shows next to nothing
+# slices are [x, y] or [x, z]: drawn transposed and from below, what is anterior or superior is up
+ORIGIN: Literal["lower"] = "lower"
 SHARE = "share/"  # what the terms' shares of the gradient are called, see `gradient_shares`
 
 
@@ -52,24 +55,35 @@ def draw_run(path: Path, translated: TranslatedSets, history: list[Row]) -> None
     blocks = _parts(above, 1, len(streams))
     for stream, block in zip(streams, blocks, strict=True):
         block.suptitle(TITLES[stream])
-        places = np.arange(RUN_ROWS * width) + 0.5
-        chosen = (places / len(places) * (len(images[stream]) - 1)).round().astype(int)
+        # the same slices for every set of a domain
+        domain = images["source" if stream in SOURCE_STREAMS else "target"]
+        chosen = _spread_slices(domain, RUN_ROWS * width)
         for axis, index in zip(block.subplots(RUN_ROWS, width).flat, chosen, strict=True):
             axis.set_axis_off()
-            axis.imshow(images[stream][index], cmap="gray")
+            axis.imshow(images[stream][index].T, cmap="gray", origin=ORIGIN)
     histories = {
         "stage 1: translation": translated.history,
         "stage 2: adaptation": history,
     }
     trained = {title: rows for title, rows in histories.items() if rows}
     shares = [row for row in history if any(term.startswith(SHARE) for term in row)]
-    panels = below.subplots(1, len(trained) + bool(shares), squeeze=False)[0]
+    count = len(trained) + bool(shares)  # none before the first steps are logged
+    panels = [*below.subplots(1, count, squeeze=False)[0]] if count else []
     for axis, (title, rows) in zip(panels, trained.items(), strict=False):
         draw_curves(axis, title, rows)
     if shares:
         draw_curves(panels[-1], "gradient as a share of $L_{seg}$'s", shares, SHARE)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=80, format="png")
+
+
+def _spread_slices(images: NDArray[np.float32], count: int) -> NDArray[np.intp]:
+    """Evenly spread (N, h, w) slices that show something: scans are padded with empty ones."""
+    contrast = images.std(axis=(1, 2))
+    shown = np.flatnonzero(contrast >= EMPTY * np.quantile(contrast, 0.9))
+    places = (np.arange(count) + 0.5) / count * (len(shown) - 1)
+    found: NDArray[np.intp] = shown[places.round().astype(int)]
+    return found
 
 
 def _parts(figure: FigureBase, rows: int, columns: int, **layout: Any) -> list[SubFigure]:
@@ -130,10 +144,10 @@ def draw_predictions(
                               transform=axes[row, 0].transAxes)  # fmt: skip
             for axis, image, label in zip(axes[row], images, labels, strict=True):
                 axis.set_axis_off()
-                axis.imshow(image, cmap="gray", interpolation="nearest")
+                axis.imshow(image.T, cmap="gray", interpolation="nearest", origin=ORIGIN)
                 axis.imshow(
-                    np.ma.masked_equal(label, 0), cmap=ListedColormap(colours), vmin=1, vmax=256,
-                    alpha=0.55, interpolation="nearest",
+                    np.ma.masked_equal(label.T, 0), cmap=ListedColormap(colours), vmin=1, vmax=256,
+                    alpha=0.55, interpolation="nearest", origin=ORIGIN,
                 )  # fmt: skip
     figure.legend(
         handles=[

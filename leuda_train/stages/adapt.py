@@ -234,6 +234,7 @@ class Adaptation:
                 self.sets.class_shares,
                 strength=objective.pseudo_prior,
                 floor=objective.pseudo_confidence,
+                refine=objective.pseudo_refine,
                 hardware=self.hardware,
             )
 

@@ -10,7 +10,7 @@ from cases.odd_scans import tissue, write_nifti
 from support.makers import make_volume
 
 from leuda_deploy.errors import ScanError
-from leuda_deploy.jobs.implausible import implausible_geometry
+from leuda_deploy.jobs.prepare import implausible_geometry
 from leuda_deploy.scans.recipe import Recipe
 from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import read_volume

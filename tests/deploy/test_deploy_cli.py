@@ -69,6 +69,7 @@ def test_infer_prints_json_and_nothing_else_on_stdout(
         "asked", "flags", "low_confidence", "intensity", "domain", "total_seconds",
         "predicted_peak_mb", "slab", "batch", "dicom_seg", "dicom_sr", "rtstruct",
         "written", "not_written", "implausible", "slices", "cleaned_ml",
+        "threads", "series",
     }  # fmt: skip
     assert report["labels"] == str(output)
     assert set(report["volumes_ml"]) == {"grey", "bright"}
@@ -163,7 +164,7 @@ def test_memory_that_runs_out_is_one_line(
     def read(*given: Any, **more: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("leuda_deploy.jobs.run_jobs.read_volume", read)
+    monkeypatch.setattr("leuda_deploy.jobs.prepare.read_volume", read)
     output = tmp_path / "labels.nii.gz"
     done = leuda_here("infer", scan_file, "--model", model, "-o", output)
     assert refused(done)
@@ -198,6 +199,7 @@ def test_brackets_in_names_are_shown_as_they_are() -> None:
         peak_memory_mb=1.0,
         scan_sha256="1" * 64,
         dicom_seg=None,
+        series=None,
         dicom_sr=None,
         rtstruct=None,
         written={},
@@ -211,6 +213,7 @@ def test_brackets_in_names_are_shown_as_they_are() -> None:
         total_seconds=1.0,
         predicted_peak_mb=2.0,
         cleaned_ml=None,
+        threads=2,
         slices={"all": 9, "scored": 4, "searched": 2, "full_because": None},
         slab=1,
         batch=1,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -63,6 +64,24 @@ def _nifti(kind: type, *, labels: bool = False) -> bytes:
     if labels:
         image.header.extensions.append(nib.nifti1.Nifti1Extension(6, comment))
     return bytes(image.to_bytes())
+
+
+def _nrrd() -> bytes:
+    head = (
+        "NRRD0004\ntype: short\ndimension: 3\nspace: left-posterior-superior\n"
+        "sizes: 5 4 3\nspace directions: (0.8,0,0) (0,0.9,0) (0,0,2.5)\nendian: little\n"
+        "encoding: gzip\nspace origin: (1,2,3)\n\n"
+    )
+    return head.encode() + gzip.compress(bytes(range(120)), mtime=0)
+
+
+def _mha() -> bytes:
+    head = (
+        "ObjectType = Image\nNDims = 3\nBinaryDataByteOrderMSB = False\nCompressedData = True\n"
+        "TransformMatrix = 1 0 0 0 1 0 0 0 1\nOffset = 1 2 3\nElementSpacing = 0.8 0.9 2.5\n"
+        "DimSize = 5 4 3\nElementType = MET_SHORT\nElementDataFile = LOCAL\n"
+    )
+    return head.encode() + zlib.compress(bytes(range(120)))
 
 
 def _scan(name: str) -> Callable[[bytes, Path], object]:
@@ -265,6 +284,8 @@ TARGETS: dict[str, Target] = {
     "nifti1-gz": Target(lambda: _nifti(nib.Nifti1Image, labels=True), _scan("a.nii.gz")),
     "nifti2": Target(lambda: _nifti(nib.Nifti2Image), _scan("a.nii")),
     "mgz": Target(lambda: bytes(_image(nib.MGHImage).to_bytes()), _scan("a.mgz")),
+    "nrrd": Target(_nrrd, _scan("a.nrrd")),
+    "mha": Target(_mha, _scan("a.mha")),
     "label-names": Target(lambda: _nifti(nib.Nifti1Image, labels=True), _names),
     "card": Target(lambda: makers.make_card().to_json().encode(), _card),
     "onnx": Target(lambda: _export()[0], _file(MODEL_FILE, _model)),

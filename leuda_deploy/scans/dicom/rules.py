@@ -5,7 +5,9 @@ Rules stand in a model's card, under `series`, or in a small TOML file with the 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,7 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from leuda_deploy.errors import InputError, ScanError, describe
 from leuda_deploy.machine.outside import read_toml
+from leuda_deploy.scans.dicom.find import find_series
 from leuda_deploy.scans.dicom.found import FoundSeries
+
+_log = logging.getLogger(__name__)
 
 MAX_SHOWN = 6  # series in a line
 Pattern = Annotated[str, Field(min_length=1, max_length=100)]
@@ -144,6 +149,37 @@ def choose_series(
     raise ScanError(
         "missing", f"no series in {source} that can be labelled by the rules: {reasons}"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesChoice:
+    """Which series of a study is meant.
+
+    wanted         the one chosen by hand: its SeriesInstanceUID, or its SeriesNumber
+    rules          which it may be; None: those of the model
+    allow_partial  whether it may be one that is not whole
+    """
+
+    wanted: str | None = None
+    rules: SeriesRules | None = None
+    allow_partial: bool = False
+
+    def of(self, source: Path) -> FoundSeries:
+        """The series of a source. Raises ScanError as `find_series` and `choose_series` do."""
+        found = find_series(source)
+        chosen = choose_series(
+            found,
+            self.rules or NO_RULES,
+            wanted=self.wanted,
+            source=source,
+            allow_partial=self.allow_partial,
+        )
+        if others := [each for each in found if each is not chosen and each.images]:
+            _log.info("%s is taken, not %s", chosen.name, _listed(others))
+        return chosen
+
+
+NO_CHOICE = SeriesChoice()
 
 
 def thickness_mm(found: FoundSeries) -> float | None:

@@ -66,6 +66,13 @@ class Series:
             frames[first[image.file] + (image.frame or 0)] = slices[..., k].T
         return frames
 
+    def about(self, phase: int | None) -> dict[str, Any]:
+        """What a report says of it, JSON-able; phase: which one was read, of several."""
+        names = ("uid", "number", "modality", "description", "image_type")
+        said = self.found.as_dict()
+        said = {name: said[name] for name in names}
+        return said | {"phase": phase, "images": len(self.grid.images), "mended": self.mended}
+
     @property
     def mended(self) -> dict[str, Any] | None:
         """What was done to make a grid of the slices, JSON-able; None: nothing had to be."""

@@ -103,9 +103,22 @@ def read_entry(opened: zipfile.ZipFile, file: DicomFile) -> bytes:
         return opened.read(about)
 
 
-def is_source(path: Path) -> bool:
-    """Whether a file is one that series are found in: a zip, a DICOMDIR or a DICOM file."""
-    return path.is_file() and (zipfile.is_zipfile(path) or is_dicom(path))
+def is_dicom_source(path: Path) -> bool:
+    """Whether a scan of this path is read as DICOM: a folder, a zip, a DICOMDIR, a DICOM file."""
+    return path.is_dir() or (path.is_file() and (is_dicom(path) or is_zip(path)))
+
+
+def is_zip(path: Path) -> bool:
+    """Whether a file is named as a zip and is one."""
+    return path.suffix.lower() == ".zip" and zipfile.is_zipfile(path)
+
+
+def zip_holds_images(path: Path) -> bool:
+    """Whether a zip can be read and holds a DICOM file that may be an image."""
+    try:
+        return any(place.images for place in places_of(path))
+    except ScanError:
+        return False
 
 
 def places_of(source: Path) -> list[Place]:

@@ -2,8 +2,8 @@
 
 A network that has seen one modality takes an organ by its grey value. Here no grey value means
 anything: the grey scale is bent at random, in one part of the picture otherwise than in another,
-and each labelled structure gets a brightness and a contrast of its own. What is left to learn is
-shape, place and texture, which the other modality shares.
+and each labelled structure gets a brightness and a contrast of its own, uneven within it. What is
+left to learn is shape, place and texture, which the other modality shares.
 
 The idea is SLAug's (Su et al., AAAI 2023: location-scale augmentation by class, fused with a
 globally restyled image). Ours differs: a structure's brightness is drawn over the whole range,
@@ -30,6 +30,8 @@ DARK_AIR = 0.75  # how often the darkest value stays the darkest: scanners see a
 INVERTED = 0.35  # share of the monotone curves that fall
 OWN_STYLE = 0.75  # share of an image's structures that get a style of their own
 CONTRAST = (-1.2, 1.3)  # logarithm of the factor by which its texture fades or stands out
+OWN_FIELD = 0.5  # strength of the unevenness within it: coils light up one lobe more than another
+OWN_CELLS = 4  # of that field
 SOFT_EDGE = 0.6  # pixels by which a structure's style fades into its surroundings
 REACH = (0.02, 0.1)  # of the borrowed low frequencies, as a share of the spectrum's smaller side
 STAYS_SWAPPED = 0.6  # share of the images with borrowed frequencies that are not restyled further
@@ -59,10 +61,10 @@ class Draws:
         drawn = torch.randn(self.count * self.ranks.size, *shape, generator=self.generator)
         return self.ranks.share(drawn).to(self.device)
 
-    def smooth(self, cells: int, height: int, width: int) -> Tensor:
-        """(B, 1, H, W): a random value at each of cells x cells places, interpolated between."""
+    def smooth(self, cells: int, height: int, width: int, maps: int = 1) -> Tensor:
+        """(B, maps, H, W): random values at cells x cells places, interpolated between."""
         return F.interpolate(
-            self.normal(1, cells, cells), (height, width), mode="bicubic", align_corners=True
+            self.normal(maps, cells, cells), (height, width), mode="bicubic", align_corners=True
         )
 
     def happens(self, probability: float) -> Tensor:
@@ -166,6 +168,9 @@ def _by_structure(
     chosen = draws.uniform(0.0, 1.0, *shape) < OWN_STYLE
     chosen = (chosen & draws.happens(probability)).to(grey)
     share = blurred(masks, SOFT_EDGE) * chosen
+    height, width = grey.shape[2:]
+    field = draws.smooth(OWN_CELLS, height, width, maps=classes - 1)
+    brightness = brightness * (field * draws.uniform(0.0, OWN_FIELD, *shape)).exp()
     own = (grey - mean) * contrast + brightness
     return styled * (1.0 - share.sum(1, keepdim=True)) + (own * share).sum(1, keepdim=True)
 

@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from support.file_looks import FileLooks
 from typer.testing import CliRunner
 
 from leuda_deploy.cli import app
 from leuda_deploy.errors import ModelError
+from leuda_deploy.export.import_onnx import package_graph
 from leuda_deploy.model.default_model import default_model
 from leuda_deploy.model.export_folder import MANIFEST_FILE, write_manifest
 from leuda_deploy.model.model_file import ModelFile, write_model
@@ -76,3 +78,47 @@ def test_an_export_before_this_version_is_opened() -> None:
         onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).type
         for value in (*model.graph().graph.input, *model.graph().graph.output)
     }
+
+
+def endless() -> onnx.GraphProto:
+    """A branch whose loop never ends."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["goes"]),
+            helper.make_node("Identity", ["x"], ["y"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info("goes", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, None),
+        ],
+    )
+    loop = helper.make_node("Loop", ["", "true", "logits"], ["looped"], body=body)
+    return helper.make_graph(
+        [loop], "branch", [], [helper.make_tensor_value_info("looped", TensorProto.FLOAT, None)]
+    )
+
+
+def test_a_graph_that_may_never_end_is_not_opened(make_model: MakeModel, tmp_path: Path) -> None:
+    model = ModelFile.open(make_model(tmp_path))
+    graph = model.graph()
+    graph.graph.initializer.append(numpy_helper.from_array(np.array(True), "true"))
+    branch = endless()
+    graph.graph.node.append(
+        helper.make_node("If", ["true"], ["scores"], then_branch=branch, else_branch=branch)
+    )
+    graph.graph.output[0].name = "scores"
+    written = write_model(graph, model.card, tmp_path / "endless.onnx")
+    with pytest.raises(ModelError, match="Loop") as caught:
+        ModelFile.open(written.path)
+    assert "\n" not in str(caught.value)
+    card = tmp_path / "card.json"
+    card.write_text(model.card.to_json())
+    with pytest.raises(ModelError, match="Loop"):
+        package_graph(written.path, card, tmp_path / "export")
+    assert not (tmp_path / "export").exists()

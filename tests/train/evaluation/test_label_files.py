@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from leuda_deploy.errors import GridMismatchError, InputError, UndeclaredLabelError
-from leuda_deploy.inference.clean_up import Pieces
+from leuda_deploy.model.card import Pieces
 from leuda_deploy.scans.volume import read_volume
 from leuda_train.evaluation import label_files
 from leuda_train.evaluation.label_files import evaluate_pairs, evaluate_paths, match_subjects
@@ -252,3 +252,21 @@ def test_cleaned_up_predictions_are_a_variant_of_their_own(tmp_path):
         pairs, **asked, clean_up={7: Pieces(largest_only=False, smallest_ml=0.001)}
     )
     assert kept["volumes"]["ct_1"]["cleaned_up"][0]["dice"] == pytest.approx(128 / 130)
+
+
+def test_one_bad_file_stops_no_other_and_is_named(tmp_path):
+    labels = box((6, 6, 6), (1, 4), (1, 4), (1, 4))
+    for subject in ("s1", "s2", "s3"):
+        save(tmp_path / "p" / f"{subject}.nii.gz", labels, names={"1": "A"})
+        save(tmp_path / "t" / f"{subject}.nii.gz", labels)
+    (tmp_path / "p" / "s2.nii.gz").write_bytes(b"no scan")
+    save(tmp_path / "t" / "s3.nii.gz", labels[:5])
+    report = evaluate_paths(tmp_path / "p", tmp_path / "t", structures=ONE)
+    assert list(report["volumes"]) == ["s1"]
+    assert set(report["failed"]) == {"s2", "s3"}
+    assert "s2.nii.gz" in report["failed"]["s2"]
+    assert report["summary"]["as_predicted"]["mean"]["dice"] == 1.0
+    for path in (tmp_path / "p" / "s1.nii.gz", tmp_path / "p" / "s3.nii.gz"):
+        path.write_bytes(b"no scan")
+    with pytest.raises(InputError, match="not one of 3"):
+        evaluate_paths(tmp_path / "p", tmp_path / "t", structures=ONE)

@@ -121,3 +121,31 @@ def test_a_resumed_run_keeps_its_labels():
         straight.nets.student.parameters(), resumed.nets.student.parameters(), strict=True
     ):
         assert torch.equal(a, b)
+
+
+class Timid(Reader):
+    """Finds the left half of what is bright."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        scores, features = super().forward(x)
+        scores[..., scores.shape[-1] // 2 :] = torch.tensor([0.0, -4.0])[:, None, None]
+        return scores, features
+
+
+def test_labels_may_follow_the_edges_of_the_slices_first():
+    images = np.zeros((4, 24, 24), dtype=np.float32)
+    images[:, 6:18, 6:16] = 1.0
+    images += 0.02 * np.random.default_rng(0).normal(size=images.shape).astype(np.float32)
+
+    def found(refine: bool) -> Tensor:
+        shares = torch.tensor([0.8, 0.2])
+        labels = label_volumes(
+            Timid().train(), images, np.zeros(4, int), shares,
+            strength=0.0, floor=0.5, refine=refine, hardware=tiny.CPU,
+        )  # fmt: skip
+        return labels == 1
+
+    beyond = np.s_[:, 8:16, 12:15]
+    assert found(False)[beyond].sum() == 0
+    assert found(True)[beyond].float().mean() > 0.9
+    assert found(True)[:, :, 18:].sum() == 0

@@ -23,6 +23,7 @@ from leuda_train.loop.run_folder import RunFolder
 from leuda_train.pages.charts import points
 from leuda_train.pages.comparison_page import _paired, _Run
 from leuda_train.pages.run_page import steps_by_stage
+from leuda_train.runs import live_page
 from leuda_train.runs.live_page import LivePage
 from leuda_train.runs.run import write_config, write_scans
 from leuda_train.stages.translated_sets import untranslated
@@ -179,6 +180,29 @@ def test_a_run_under_way_has_a_page_and_a_picture(cohort: Cohort, tmp_path: Path
     read = check_page(folder.page)
     assert "12 of 12" in read.text
     assert any(meta.get("http-equiv") == "refresh" for meta in read.all("meta"))
+
+
+def test_a_picture_before_the_first_losses_or_one_that_fails_stops_no_training(
+    cohort: Cohort,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    folder = RunFolder(tmp_path / "first")
+    begin(folder, cohort)
+    folder.metrics.write_text("")
+    page = LivePage(folder=folder, method="le-uda", translated=untranslated(tiny.make_slices(8)))
+    page.write()
+    assert folder.run_picture.is_file()
+    assert not caplog.messages
+
+    def fails(*_: object) -> None:
+        raise ValueError("no font")
+
+    monkeypatch.setattr(live_page, "draw_run", fails)
+    page.write()
+    assert folder.page.is_file()
+    assert any("no font" in line and "run.png" in line for line in caplog.messages)
 
 
 def evaluation_of(dice: dict[str, float]) -> dict:

@@ -115,6 +115,26 @@ def test_compare_runs_everything_once_and_writes_one_table(cohort, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in times} == times
 
 
+def test_a_run_that_fails_stops_no_other_and_is_tried_again(cohort, tmp_path):
+    config = tmp_path / "tiny.toml"
+    content = tiny.content()
+    del content["method"], content["device"], content["precision"]
+    config.write_text(tomli_w.dumps(content))
+    asked = Comparison(
+        methods=["source-only"], seeds=2, config=str(config), overrides={"precision": "fp32"}
+    )
+    blocked = tmp_path / "out" / "source-only-labelledall-seed0"
+    blocked.parent.mkdir()
+    blocked.write_text("a file where the run's folder goes")
+    found = compare(read_cohort(cohort), tmp_path / "out", asked)
+    assert set(found["failed"]) == {blocked.name}
+    assert [row["seeds"] for row in found["rows"]] == [1]
+    blocked.unlink()
+    found = compare(read_cohort(cohort), tmp_path / "out", asked)
+    assert found["failed"] == {}
+    assert [row["seeds"] for row in found["rows"]] == [2]
+
+
 @pytest.mark.parametrize(
     ("methods", "labelled", "missing", "wrong"),
     [

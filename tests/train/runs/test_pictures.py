@@ -17,7 +17,13 @@ from leuda_train.config.streams import SOURCE_STREAMS, TARGET_STREAMS
 from leuda_train.data.cohort import read_cohort
 from leuda_train.data.slices import Slices
 from leuda_train.evaluation.label_files import evaluate_pairs
-from leuda_train.runs.pictures import draw_curves, draw_predictions, draw_run, rank_scans
+from leuda_train.runs.pictures import (
+    _spread_slices,
+    draw_curves,
+    draw_predictions,
+    draw_run,
+    rank_scans,
+)
 from leuda_train.stages.translated_sets import TranslatedSets, untranslated
 
 RECIPE = Recipe(slice_axis="superior", spacing_mm="native", window=(16, 16))
@@ -128,3 +134,12 @@ def test_terms_that_are_zero_throughout_have_no_curve():
     axis = Figure().subplots()
     draw_curves(axis, "curves", [row | {"L_D": 0.0} for row in history_of("L")])
     assert [line.get_label() for line in axis.lines] == ["L"]
+
+
+def test_empty_slices_are_not_shown():
+    images = np.zeros((30, 8, 8), np.float32)
+    images[10:22] = np.random.default_rng(0).normal(size=(12, 8, 8))
+    images[:10] += 1e-7 * np.random.default_rng(1).normal(size=(10, 8, 8)).astype(np.float32)
+    images[22:] = 1.0
+    assert set(_spread_slices(images, 6).tolist()) <= set(range(10, 22))
+    assert len(_spread_slices(images[:10] * 0, 6)) == 6  # whatever there is

@@ -21,7 +21,7 @@ RAS_OF_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SAME_WITHIN = 1e-3
 MAX_TILT_DEGREES = 45.0  # a gantry tilts by 30 at most
 # by which a slice may be off its place and is still taken to be there:
-ROUNDED_MM = 0.06  # positions are often rounded to 0.1 mm
+ROUNDED_MM = 0.075  # positions are often rounded to 0.1 mm
 SHIFT_SHARE = 0.25  # of a pixel, within the slice
 GAP_SHARE = 0.05  # of the slice distance, across it
 MISSING_SHARE = 0.05  # by which a gap may miss a whole number of slice distances
@@ -63,10 +63,23 @@ class Grid:
         down, along = self.images[0].spacing_mm
         return along, down
 
-    @cached_property
+    @property
     def distance_mm(self) -> float:
-        """The mean distance from slice to slice."""
-        return float(self.offsets_mm[-1, 2]) / (len(self.images) - 1)
+        """From slice to slice, on the whole."""
+        return self._even[1]
+
+    @cached_property
+    def _even(self) -> tuple[float, float]:
+        """Where the first slice of the even grid next to the slices is, and their distance."""
+        across = self.offsets_mm[:, 2]
+        places = np.arange(len(across))
+        distance = float(across[-1]) / (len(across) - 1)
+        if np.abs(across - places * distance).max() <= SAME_WITHIN:
+            return 0.0, distance
+        slope, start = np.polyfit(
+            places, across, 1
+        )  # rounded positions: none is better than others
+        return float(start), float(slope)
 
     @cached_property
     def tilt_degrees(self) -> float:
@@ -88,8 +101,8 @@ class Grid:
     def is_uneven(self) -> bool:
         """Whether a slice is off its place on an even grid by more than rounding."""
         across = self.offsets_mm[:, 2]
-        even = np.arange(len(across)) * self.distance_mm
-        off = np.abs(across - even).max()
+        start, distance = self._even
+        off = np.abs(across - start - np.arange(len(across)) * distance).max()
         return bool(off > max(GAP_SHARE * self.distance_mm, ROUNDED_MM))
 
     @property
@@ -104,12 +117,13 @@ class Grid:
 
         Args:
             start_mm: Where its first voxel is from that of the first slice: along row and column.
-            distance_mm: From slice to slice; None: the mean of the slices.
+            distance_mm: From slice to slice; None: that of the slices.
         """
         directions, (along, down) = self.directions, self.pixel_mm
         matrix = np.eye(4)
         matrix[:3, :3] = directions * [along, down, distance_mm or self.distance_mm]
-        matrix[:3, 3] = self.images[0].position_mm + directions[:, :2] @ np.array(start_mm)
+        start = (*start_mm, 0.0 if self.is_uneven else self._even[0])
+        matrix[:3, 3] = self.images[0].position_mm + directions @ np.array(start)
         affine: NDArray[np.float64] = RAS_OF_LPS @ matrix
         return affine
 

@@ -155,3 +155,13 @@ def test_low_frequencies_are_borrowed_only_where_there_are_references():
     found = randomise_appearance(images, labels, 3, look, seeded(6), references=references)
     ramp = lambda image: (image[:, 0, :, 24:].mean((1, 2)) - image[:, 0, :, :8].mean((1, 2))).abs()
     assert ramp(found).mean() > 2 * ramp(without).mean()
+
+
+def test_a_structure_is_not_as_bright_everywhere():
+    images, labels = scene(64)
+    own = OFF.model_copy(update={"structures": 1.0})
+    made = randomise_appearance(images, labels, 3, own, seeded())
+    inside = made[:, 0, 4:12, 4:12].flatten(1)  # one grey value before
+    # more than the noise and the field over the whole image leave
+    plain = randomise_appearance(images, labels, 3, OFF, seeded())[:, 0, 4:12, 4:12].flatten(1)
+    assert inside.std(dim=1).median() > 1.5 * plain.std(dim=1).median()
