@@ -12,9 +12,16 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from support.command import leuda
 
+from leuda_deploy.engines.engine import EngineSettings
+from leuda_deploy.engines.open_engine import open_engine
+from leuda_deploy.inference.segment import segment
 from leuda_deploy.inference.segmenter import Segmenter
 from leuda_deploy.inference.settings import Settings
+from leuda_deploy.inference.slabs import Scoring
 from leuda_deploy.model.default_model import default_model
+from leuda_deploy.model.model_file import ModelFile
+from leuda_deploy.scans.stack import Stack
+from leuda_deploy.scans.volume import read_volume
 
 ENGINES = [
     pytest.param("ort-cpu", "auto", id="ort-cpu"),
@@ -28,7 +35,7 @@ ENGINES = [
         for precision in ("fp32", "auto")
     ),
 ]
-# how the same work is cut: threads, windows at a time, the memory that it may take
+# how the same work is cut: threads, windows at a time
 WAYS: tuple[dict[str, Any], ...] = (
     {"threads": 1, "batch": 1},
     {"threads": 1, "batch": 1},  # opened a second time
@@ -63,6 +70,15 @@ def test_threads_batches_and_a_second_opening_do_not_matter(
     for other in found[1:]:
         assert other.labels.tobytes() == first.labels.tobytes()
         assert other.low_confidence == first.low_confidence
+
+
+def test_slabs_do_not_matter(scans: Path) -> None:
+    model = ModelFile.open(default_model())
+    engine = open_engine(model, "ort-cpu", EngineSettings(threads=1))
+    stack = Stack(read_volume(scans / "s0.nii.gz"), model.card.recipe)
+    cuts = (Scoring(slab=1, batch=4), Scoring(slab=3, batch=4), Scoring(slab=100, batch=4))
+    first, *others = [segment(stack, engine, cut).labels.tobytes() for cut in cuts]
+    assert others == [first, first]
 
 
 def test_processes_do_not_matter(scans: Path, tmp_path: Path) -> None:

@@ -38,7 +38,8 @@ def results_of(path: Path) -> Any:
 
 @pytest.mark.slow
 def test_a_dry_run_does_every_part_and_goes_on_after_a_kill(tmp_path: Path) -> None:
-    options = ("--dry-run", "--out", tmp_path / "day")
+    # minutes that also a busy machine does not need
+    options = ("--dry-run", "--minutes", 120, "--out", tmp_path / "day")
     results, page = tmp_path / "day" / "gpu_day.json", tmp_path / "day" / "gpu_day.html"
     killed = start(*options)
     while "tests" not in results_of(results)["parts"]:
