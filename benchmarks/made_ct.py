@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def place(k: float) -> float:
     return k / 150
 
 
-def recipe() -> Any:
+def recipe(clip_percentiles: tuple[float, float] = (0.5, 99.5)) -> Any:
     """In-plane resampling to 1.5 mm, windows of 256."""
     from leuda_deploy.scans.recipe import Recipe
 
@@ -104,17 +105,13 @@ def recipe() -> Any:
         slice_axis="superior",
         spacing_mm=(SPACING_MM, SPACING_MM),
         window=(WINDOW, WINDOW),
-        clip_percentiles=(0.5, 99.5),
+        clip_percentiles=clip_percentiles,
         normalisation="minmax",
     )
 
 
-def train_network(
-    classes: int, widths: tuple[int, ...], steps: int, *, tapered: bool = False
-) -> Any:
+def train_network(classes: int, widths: tuple[int, ...], steps: int) -> Any:
     """A U-Net trained on crops of made slices (steps = 0: left as it was born).
-
-    tapered  also on slices where structures are small or missing, as at their ends and beyond
 
     Half of the slices are resampled as leuda does it, half are means of 2 x 2 pixels as MONAI's
     linear interpolation between pixels gives them: the network is made for neither way alone.
@@ -128,7 +125,7 @@ def train_network(
     if steps == 0:
         return network.eval()
     network, rng = network.to(memory_format=torch.channels_last), np.random.default_rng(1)
-    images, labels = training_slices(rng, tapered=tapered)
+    images, labels = training_slices(rng)
     optimiser = torch.optim.Adam(network.parameters(), lr=RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps)
     began = time.perf_counter()
@@ -154,31 +151,47 @@ def train_network(
     return network.to(memory_format=torch.contiguous_format).eval()
 
 
-def training_slices(
-    rng: np.random.Generator, count: int = SLICES, *, tapered: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
+def set_by_hand(network: Any) -> None:
+    """Weights of a U-Net that labels by intensity, the rest left as it was born: all is computed.
+
+    Channel 0 of the first level is the mean of 3 x 3 pixels, plus 1. It goes through the uppermost
+    skip, and the scores are lines of it whose maximum changes where one structure gives way to the
+    next. For scans whose least and largest values become -1 and 1.
+    """
+    import torch
+
+    low, high = -1000 - 5.5 * NOISE_HU, DISCS[-1][3] + 5.5 * NOISE_HU
+    between = [(one[3] + other[3]) / 2 for one, other in pairwise(DISCS)]
+    limits = [2 * (hu - low) / (high - low) for hu in between]  # of x + 1
+    skip_level = network.decoder[-1]
+    with torch.no_grad():
+        for layer in (network.encoder[0][0], network.encoder[0][4], skip_level[0], skip_level[4]):
+            layer.weight[0], layer.bias[0] = 0.0, 0.0
+            layer.weight[0, 0, 1, 1] = 1.0
+        network.encoder[0][0].weight[0, 0] = 1 / 9
+        network.encoder[0][0].bias[0] = 1.0
+        network.output.weight.zero_()
+        for k in range(len(DISCS)):
+            network.output.weight[k, 0, 1, 1] = float(k)
+            network.output.bias[k] = -sum(limits[:k])
+
+
+def training_slices(rng: np.random.Generator, count: int = SLICES) -> tuple[np.ndarray, np.ndarray]:
     """Normalised slices (N, 256, 256) float32 at places between those of the scans, and labels."""
     from leuda_deploy.scans.stack import Stack
     from leuda_deploy.scans.volume import volume_of
 
     places = [(2 * k + 1) / count for k in range(count)]
-    scales = [(1.0,) * 4] * count
-    if tapered:  # a third whole, a third empty, a third with each structure of a size of its own
-        sizes = rng.uniform(-0.3, 1.0, (count, 4)).clip(0)
-        sizes[::3], sizes[1::3] = 1.0, 0.0
-        scales = [tuple(row) for row in sizes.tolist()]
-    slices = [ct_slice(z, rng, scale).T for z, scale in zip(places, scales, strict=True)]
-    voxels = np.stack(slices, axis=-1).round().astype(np.int16)
+    voxels = np.stack([ct_slice(z, rng).T for z in places], axis=-1).round().astype(np.int16)
     stack = Stack(volume_of(voxels, affine(count)), recipe())
     images = stack.images(0, count)
     for k in range(0, count, 2):
         whole = stack.intensity(voxels[:, :, k].T.astype(np.float32))
         images[k] = whole.reshape(WINDOW, 2, WINDOW, 2).mean(axis=(1, 3))
-    labels = [anatomy(z, WINDOW, scale)[1] for z, scale in zip(places, scales, strict=True)]
-    return images, np.stack(labels)
+    return images, np.stack([anatomy(z, WINDOW)[1] for z in places])
 
 
-def card_of(name: str, classes: int, steps: int) -> Any:
+def card_of(name: str, classes: int, steps: int, *, by_hand: bool = False) -> Any:
     """The card of a model of the made CT; the exporter fills in the checksum."""
     from leuda_deploy.model.card import PALETTE, ModelCard, Provenance, Structure
 
@@ -186,7 +199,7 @@ def card_of(name: str, classes: int, steps: int) -> Any:
     return ModelCard(
         name=name,
         modality="CT",
-        recipe=recipe(),
+        recipe=recipe((0.0, 100.0)) if by_hand else recipe(),
         structures=tuple(
             Structure(name=structure, value=k, colour=PALETTE[k % len(PALETTE)])
             for k, structure in enumerate(names, start=1)
@@ -210,17 +223,22 @@ def card_of(name: str, classes: int, steps: int) -> Any:
 
 
 def write_model(
-    folder: Path, classes: int, widths: tuple[int, ...], steps: int, *, tapered: bool = False
+    folder: Path, classes: int, widths: tuple[int, ...], steps: int, *, by_hand: bool = False
 ) -> None:
-    """The same weights as a leuda model file and as torch.save writes them."""
+    """The same weights as a leuda model file and as torch.save writes them.
+
+    by_hand  not trained, but set so that it labels (`set_by_hand`)
+    """
     import torch
 
     from leuda_deploy.export.to_onnx import to_onnx
     from leuda_deploy.model.export_folder import MODEL_FILE
     from leuda_train.networks.product import DeployedNetwork
 
-    network = train_network(classes, widths, steps, tapered=tapered)
-    card = card_of(folder.name, classes, steps)
+    network = train_network(classes, widths, steps)
+    if by_hand:
+        set_by_hand(network)
+    card = card_of(folder.name, classes, steps, by_hand=by_hand)
     to_onnx(DeployedNetwork(network, None), card, folder / MODEL_FILE)
     torch.save(network.state_dict(), folder / "network.pt")
 

@@ -7,7 +7,7 @@ One U-Net (32 to 512 channels) is trained on slices of a made CT (made_ct.py, tw
 saved for both: as a leuda model file and as torch weights. On the same .nii.gz, each in a process
 of its own, in turn:
 
-speed      leuda in int8 and in bf16 (OpenVINO), MONAI (monai_way.py), leuda with ONNX Runtime, all
+speed      leuda in int8 and in bf16 (OpenVINO), MONAI (other_ways.py), leuda with ONNX Runtime, all
            twice; and how many times what memory or gzip alone would take each stage takes
 memory     peak memory of leuda by length of the scan and number of classes, a narrow network
 agreement  24 slices; one thing is changed at a time, so that each cause has its share
@@ -83,8 +83,8 @@ def run_leuda(scan: Path, model: Path, out: Path, *options: str) -> dict[str, An
 
 def run_monai(scan: Path, model: Path, out: Path, *options: Any) -> dict[str, Any]:
     """MONAI's pipeline, in a process of its own."""
-    script = Path(__file__).with_name("monai_way.py")
-    return measured([sys.executable, "-W", "ignore", script, scan, model, out, *options])
+    script = Path(__file__).with_name("other_ways.py")
+    return measured([sys.executable, "-W", "ignore", script, "monai", scan, model, out, *options])
 
 
 def measured(command: list[Any]) -> dict[str, Any]:

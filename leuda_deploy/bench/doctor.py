@@ -32,7 +32,6 @@ PACKAGES = (
     *("leuda", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt_rtx"),
     *("cuda-python", "nibabel", "numpy", "highdicom", "pydicom", "torch"),
 )
-DEFAULT_ENGINE: EngineName = "ort-cpu"
 EXTRA_OF: dict[str, str] = {
     "ort-cuda": "gpu", "openvino": "openvino", "tensorrt": "trt", "tensorrt-rtx": "rtx",
 }  # fmt: skip
@@ -74,7 +73,7 @@ class Machine:
 class Diagnosis:
     """What `leuda doctor` found.
 
-    runs_on  engines that work here, the default first; empty: `leuda infer` would not run
+    runs_on  engines that work here; empty: `leuda infer` would not run
     """
 
     machine: Machine
@@ -86,7 +85,7 @@ class Diagnosis:
     @property
     def fit(self) -> bool:
         """Whether `leuda infer` would run as it is called without options."""
-        return DEFAULT_ENGINE in self.runs_on
+        return bool(self.runs_on)
 
     def as_dict(self) -> dict[str, object]:
         """JSON-able."""

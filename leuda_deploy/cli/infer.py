@@ -63,11 +63,11 @@ def infer(
     engine: Annotated[
         Literal["auto", "ort-cpu", "ort-cuda", "openvino", "tensorrt", "tensorrt-rtx"],
         typer.Option(
-            help="What runs the model; an error if it cannot. auto: the fastest that agrees with "
-            "ONNX Runtime.",
+            help="What runs the model; an error if it cannot. auto: TensorRT, CUDA, or the fastest "
+            "on the CPU, the first that agrees with ONNX Runtime here.",
             rich_help_panel=ENGINE,
         ),
-    ] = "ort-cpu",
+    ] = "auto",
     precision: Annotated[
         Literal["auto", "fp32", "bf16"],
         typer.Option(

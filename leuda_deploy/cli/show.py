@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,13 @@ from leuda_deploy.bench.doctor import Diagnosis
 from leuda_deploy.engines.onnx_runtime import runs_on_the_cpu
 from leuda_deploy.errors import printable
 from leuda_deploy.export.verify import Verified
+from leuda_deploy.jobs.prepare import mended_words
 from leuda_deploy.jobs.report import Report
 from leuda_deploy.jobs.run_jobs import Outcome
 from leuda_deploy.model.export_folder import read_manifest, read_proof
 from leuda_deploy.model.model_file import ModelFile
+from leuda_deploy.proof.choose_engine import explain
+from leuda_deploy.proof.trial import Trial
 
 MAX_LINE = 2000  # characters
 WHY_FULL = {
@@ -94,18 +97,8 @@ def _series_lines(report: Report) -> list[str]:
     lines = [
         f"series   {number}'{said['description']}', {said['modality']}, {said['images']} images"
     ]
-    mended: Any = said["mended"]
-    if mended is not None:
-        what = []
-        if mended["tilt_degrees"]:
-            what.append(f"tilted by {mended['tilt_degrees']:.1f} degrees")
-        if mended["uneven"]:
-            first, last = mended["slice_distances_mm"]
-            what.append(f"slices {first:g} to {last:g} mm apart")
-        if mended["missing_slices"]:
-            what.append(f"{mended['missing_slices']} slices filled in")
-        grid = " x ".join(map(str, mended["resampled_to"]))
-        lines.append(f"mended   {', '.join(what)}; resampled to {grid}, as the labels are")
+    if isinstance(said["mended"], Mapping):
+        lines.append(f"mended   {mended_words(said['mended'])}")
     return lines
 
 
@@ -157,6 +150,15 @@ def verified_lines(found: Verified, export: Path) -> list[str]:
         else:
             state = "proven" if engine.proven else f"to prove: leuda verify {export} --prove SCAN"
             lines.append(f"         fits; {state}")
+    return [_shown(line) for line in lines]
+
+
+def trial_lines(trials: Sequence[Trial]) -> list[str]:
+    """What was found of each engine that was tried on this machine."""
+    lines = []
+    for trial in trials:
+        speed = f"{trial.best_ms:.2f} ms a window; " if trial.window_ms else ""
+        lines.append(f"tried    {trial.engine}: {speed}{explain(trial)}")
     return [_shown(line) for line in lines]
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from leuda_deploy.cli.app import JsonOption, app
+
+if TYPE_CHECKING:
+    from leuda_deploy.proof.trial import Trial
 
 
 @app.command()
@@ -17,8 +20,8 @@ def verify(
     prove: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Scan on which to compare each engine that fits this GPU with ONNX Runtime; those "
-            "that agree may run from then on."
+            help="Scan on which to compare each engine here with ONNX Runtime: what infer would "
+            "try at its first scan. TensorRT engines that agree may run from then on."
         ),
     ] = None,
     key: Annotated[
@@ -27,15 +30,17 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Check an export: whole, what it is, does it fit here.  [dim]Needs: nothing more.[/dim]"""
-    from leuda_deploy.cli.show import verified_lines
-    from leuda_deploy.export.add_engines import prove_fitting_engines
+    from leuda_deploy.cli.show import trial_lines, verified_lines
+    from leuda_deploy.export.add_engines import prove_here
     from leuda_deploy.export.verify import verify as verify_export
 
     found = verify_export(export, key=key)
+    trials: tuple[Trial, ...] = ()
     if prove:
-        prove_fitting_engines(found, prove)
+        trials = prove_here(found, prove)
         found = verify_export(export)  # a proof is written down: it is to be signed anew
     if as_json:
-        typer.echo(json.dumps(found.as_dict(), indent=1))
+        content = found.as_dict() | {"trials": [trial.model_dump() for trial in trials]}
+        typer.echo(json.dumps(content, indent=1))
     else:
-        typer.echo("\n".join(verified_lines(found, export)))
+        typer.echo("\n".join([*verified_lines(found, export), *trial_lines(trials)]))

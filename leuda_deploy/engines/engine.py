@@ -42,11 +42,14 @@ class EngineSettings:
         threads: CPU threads; None: one for each core that this process may use.
         max_gpu_bytes: GPU memory that is never passed: ONNX Runtime's allocator is held to it, a
             TensorRT engine that takes more is refused.
+        on_the_cpu: Where the engine is left to trials, only those for the CPU: processes side by
+            side would get in each other's way on a GPU.
     """
 
     precision: PrecisionChoice = "auto"
     threads: int | None = None
     max_gpu_bytes: int | None = None
+    on_the_cpu: bool = False
 
 
 class Engine(Protocol):

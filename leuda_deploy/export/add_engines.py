@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
+from leuda_deploy.engines.engine import EngineSettings
 from leuda_deploy.engines.open_engine import reference_engine
 from leuda_deploy.engines.tensorrt import TensorRTEngine
-from leuda_deploy.errors import LeudaError, ModelError, ParityError
+from leuda_deploy.errors import ModelError, ParityError
 from leuda_deploy.export.to_tensorrt import EngineTarget, to_tensorrt
 from leuda_deploy.export.verify import Verified
 from leuda_deploy.machine.files import atomic_path, file_sha256
@@ -22,6 +25,7 @@ from leuda_deploy.model.export_folder import (
 )
 from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.model.passport import Passport
+from leuda_deploy.proof.choose_engine import try_all
 from leuda_deploy.proof.parity import (
     TOLERANCES,
     Parity,
@@ -30,6 +34,9 @@ from leuda_deploy.proof.parity import (
     run_windows,
 )
 from leuda_deploy.proof.probes import Probes, probes_of_scans
+from leuda_deploy.proof.trial import Trial
+
+TRIED_WINDOWS = 8  # as at a first scan
 
 
 def add_engines(
@@ -111,20 +118,23 @@ def prove_engine(model: ModelFile, name: str, probes: Probes) -> Parity:
     return parity
 
 
-def prove_fitting_engines(found: Verified, scans: list[Path]) -> None:
-    """Prove every engine of an export that fits this machine, on windows of scans.
+def prove_here(found: Verified, scans: list[Path]) -> tuple[Trial, ...]:
+    """Prove TensorRT engines of an export that fit this machine; try every engine that is here.
+
+    Both on windows of scans. What is found is kept, so `infer` need not try them at its first scan.
 
     Raises:
-        LeudaError: No engine of it fits.
-        ParityError: An engine disagrees with ONNX Runtime; its passport stays as it was.
+        InputError: A scan cannot be used.
+        ParityError: A TensorRT engine disagrees with ONNX Runtime; its passport stays as it was.
     """
-    fitting = [engine.name for engine in found.engines if not engine.misfits]
-    if not fitting:
-        raise LeudaError(f"{found.model} has no engine that fits this machine: nothing to prove")
     model = ModelFile.open(found.model)
     probes = probes_of_scans(model.card, scans)
-    for name in fitting:
-        prove_engine(model, name, probes)
+    for engine in found.engines:
+        if not engine.misfits:
+            prove_engine(model, engine.name, probes)
+    chosen = np.linspace(0, probes.real - 1, min(TRIED_WINDOWS, probes.real)).astype(int)
+    windows = probes.windows[chosen]
+    return try_all(ModelFile.open(found.model), EngineSettings(), lambda: windows)
 
 
 def _record(model: ModelFile, engines: Mapping[str, Passport]) -> Manifest:

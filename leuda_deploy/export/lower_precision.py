@@ -21,16 +21,17 @@ from leuda_deploy.export.to_int8 import (
     split_concatenations,
 )
 from leuda_deploy.machine.progress import Progress
-from leuda_deploy.model.card import ModelCard, Precision
+from leuda_deploy.model.card import Int8, ModelCard, Precision
 from leuda_deploy.model.model_file import ModelFile, write_model
 from leuda_deploy.proof.layers import layers_of, values_of
 from leuda_deploy.proof.parity import Parity
 from leuda_deploy.proof.probes import Probes
+from leuda_deploy.proof.processor import int8_kind
 from leuda_deploy.proof.prove import Reference, prove
 
 SENSITIVITY_WINDOWS = 8
 # Writes a candidate graph and proves it. Raises ParityError.
-Gate = Callable[[onnx.ModelProto], tuple[ModelFile, tuple[Parity, ...]]]
+Gate = Callable[[onnx.ModelProto, Int8 | None], tuple[ModelFile, tuple[Parity, ...]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,14 +76,14 @@ def lower_precision(
     assert graph is not None
     card = card.model_copy(update={"precision": precision})
 
-    def gate(candidate: onnx.ModelProto) -> tuple[ModelFile, tuple[Parity, ...]]:
-        opset = candidate.opset_import[0].version
-        written = write_model(candidate, card.model_copy(update={"opset": opset}), path)
+    def gate(candidate: onnx.ModelProto, int8: Int8 | None) -> tuple[ModelFile, tuple[Parity, ...]]:
+        facts = {"opset": candidate.opset_import[0].version, "int8": int8}
+        written = write_model(candidate, card.model_copy(update=facts), path)
         return written, prove(written, reference)
 
     if precision == "int8":
         return _lower_to_int8(graph, reference.probes, calibration[:, None], gate, progress)
-    written, parities = gate(to_bf16(graph) if precision == "bf16" else to_fp16(graph))
+    written, parities = gate(to_bf16(graph) if precision == "bf16" else to_fp16(graph), None)
     return Lowered(model=written, parities=parities)
 
 
@@ -106,9 +107,10 @@ def _lower_to_int8(
     worst_first: list[str] = []
     while True:
         progress(len(lifted), len(titles), "layers lifted")
-        for levels in (PORTABLE_LEVELS, LEVELS):
+        for levels, bits in ((PORTABLE_LEVELS, 7), (LEVELS, 8)):
+            int8 = Int8.model_validate({"weight_bits": bits, "proven_on": (int8_kind(),)})
             try:
-                written, parities = gate(quantise(model, ranges, kept, weight_levels=levels))
+                written, parities = gate(quantise(model, ranges, kept, weight_levels=levels), int8)
             except ParityError as error:
                 refused = error
                 continue

@@ -18,7 +18,7 @@ from leuda_deploy.inference.find_first import Find, FullBecause, find_in
 from leuda_deploy.inference.memory_plan import MemoryPlan, Workload, make_plan
 from leuda_deploy.inference.segment import Segmentation, segment
 from leuda_deploy.inference.settings import DEFAULT_SETTINGS, Settings
-from leuda_deploy.inference.slabs import Scoring
+from leuda_deploy.inference.slabs import Scoring, sample_windows, windows_of
 from leuda_deploy.machine.clock import Clock
 from leuda_deploy.machine.memory import resident_bytes
 from leuda_deploy.machine.progress import Progress, no_progress
@@ -34,8 +34,6 @@ from leuda_deploy.proof.choose_engine import (
 from leuda_deploy.scans.likeness import likeness
 from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import Volume, read_volume, volume_of
-
-TRIED_WINDOWS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,15 +265,17 @@ class Segmenter:
         def windows() -> Float32:
             return sample_windows(stack)
 
+        work = windows_of(stack, self.card.tiling)
         if self._named is not None:
             assert self.settings.engine != "auto"
-            choice = check_named(self.model, self.settings.engine, self.settings, windows)
+            choice = check_named(self.model, self.settings.engine, self.settings, windows, work)
             return self._named, choice
         before = resident_bytes() or 0
-        candidates = installed_engines(self.model, self.settings.precision)
+        settings = self.settings
+        candidates = installed_engines(self.model, settings.precision, settings.on_the_cpu)
         # it may have loaded TensorRT, to ask its version
         self._resident_bytes += (resident_bytes() or 0) - before
-        choice = choose_engine(self.model, candidates, self.settings, windows)
+        choice = choose_engine(self.model, candidates, self.settings, windows, work)
         return self._load(choice.engine), choice
 
     def _load(self, name: EngineName) -> Loaded:
@@ -284,11 +284,3 @@ class Segmenter:
         # the growth alone: a scan that was read before is none of the program's own
         growth = (resident_bytes() or 0) - before
         return Loaded(engine=engine, resident_bytes=self._resident_bytes + growth)
-
-
-def sample_windows(stack: Stack, count: int = TRIED_WINDOWS) -> Float32:
-    """Windows from the middle of evenly spread slices of a scan: (count, 1, *window) float32."""
-    starts = ((np.arange(count) + 0.5) / count * (stack.depth - stack.window_slices + 1)).astype(
-        int
-    )
-    return np.stack([stack.window_at(start)[None] for start in starts.tolist()])

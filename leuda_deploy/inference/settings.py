@@ -16,7 +16,8 @@ class Settings(EngineSettings):
     """How a `Segmenter` works. Plain values, so it can be sent to another process.
 
     Attributes:
-        engine: A name is that engine or an error; "auto" takes the fastest that is installed and
+        engine: A name is that engine or an error; "auto" takes a TensorRT engine of the model if
+            one fits and is proven, else CUDA, else the fastest engine for the CPU; each only if it
             agrees with ONNX Runtime on this model.
         precision: "fp32", "bf16" (OpenVINO), or "auto": the fastest that the engine has.
         threads: CPU threads of the engine; None: one for each core that this process may use.
@@ -32,7 +33,7 @@ class Settings(EngineSettings):
         InputError: An engine that does not exist, or a limit on a GPU that the engine does not use.
     """
 
-    engine: EngineChoice = "ort-cpu"
+    engine: EngineChoice = "auto"
     batch: int | None = None
     max_bytes: int | None = None
     mirror: bool = False

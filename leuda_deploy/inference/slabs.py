@@ -25,6 +25,7 @@ from leuda_deploy.scans.resample import taps
 from leuda_deploy.scans.stack import Stack
 
 Slices = Sequence[int]  # rising indices
+TRIED_WINDOWS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +133,21 @@ class BlockScorer(SlabScorer):
         (scores,) = self._score(padded[None])
         found = np.moveaxis(scores, 0, 1)[before : before + len(block)]
         return np.ascontiguousarray(found * self._weights[: len(block), None, None, None])
+
+
+def windows_of(stack: Stack, tiling: Tiling) -> int:
+    """How many windows a full pass over a scan scores."""
+    rows = len(window_starts(stack.depth, stack.window_slices, tiling.overlap))
+    slices = stack.depth if stack.window_slices == 1 else rows
+    return slices * windows_per_slice(stack.grid_shape, stack.window, tiling.overlap)
+
+
+def sample_windows(stack: Stack, count: int = TRIED_WINDOWS) -> Float32:
+    """Windows from the middle of evenly spread slices of a scan: (count, 1, *window) float32."""
+    starts = ((np.arange(count) + 0.5) / count * (stack.depth - stack.window_slices + 1)).astype(
+        int
+    )
+    return np.stack([stack.window_at(start)[None] for start in starts.tolist()])
 
 
 class ScanSlices:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
@@ -82,7 +83,7 @@ def prepare(
             segmenter.plan(segmenter.stack(header), uncertainty=job.uncertainty is not None)
         volume, series = _read(job, found, wishes)
     if series is not None and series.mended is not None:
-        _log.warning("%s was mended: %s", series.found.name, series.mended)
+        _log.warning("%s was mended: %s", series.found.name, mended_words(series.mended))
     implausible = implausible_geometry(volume)
     for doubt in implausible:
         _log.warning("%s: %s", job.scan, doubt)
@@ -119,6 +120,20 @@ def _found(job: Job, card: ModelCard, wishes: Wishes) -> FoundSeries | None:
             raise ScanError("modality", line)
         _log.warning("%s", line)
     return found
+
+
+def mended_words(mended: Mapping[str, Any]) -> str:
+    """What was wrong with the slices of a series, and their new grid; see `Report.series`."""
+    what = []
+    if mended["tilt_degrees"]:
+        what.append(f"tilted by {mended['tilt_degrees']:.1f} degrees")
+    if mended["uneven"]:
+        first, last = mended["slice_distances_mm"]
+        what.append(f"slices {first:g} to {last:g} mm apart")
+    if mended["missing_slices"]:
+        what.append(f"{mended['missing_slices']} slices filled in")
+    grid = " x ".join(map(str, mended["resampled_to"]))
+    return f"{', '.join(what)}; resampled to {grid}, as the labels are"
 
 
 def scanner_modality(modality: str) -> str | None:

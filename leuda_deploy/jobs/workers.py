@@ -132,7 +132,7 @@ def share_of(settings: Settings, processes: int) -> Settings:
                 "of the process that hands out the scans; give more, or leave out --jobs"
             )
         budget = (budget - held) // processes
-    return replace(settings, threads=max(1, cores // processes), max_bytes=budget)
+    return replace(settings, threads=max(1, cores // processes), max_bytes=budget, on_the_cpu=True)
 
 
 class _Worker:

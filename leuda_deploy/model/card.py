@@ -148,6 +148,18 @@ class GraphOptions(_Part):
     output: Literal["logits", "probabilities"] = "logits"
 
 
+class Int8(_Part):
+    """On what an int8 graph was proven.
+
+    weight_bits  7: it is the same network on every processor; 8: x86 without VNNI may compute
+                 another one
+    proven_on    kinds of processor on which every engine agreed with fp32
+    """
+
+    weight_bits: Literal[7, 8]
+    proven_on: tuple[Text, ...]
+
+
 class ModelCard(_Part):
     """What a model is, how scans are prepared for it, and what its outputs mean.
 
@@ -164,6 +176,7 @@ class ModelCard(_Part):
     tiling  how windows are laid, blended, mirrored and left out
     depth   of a 3D graph's windows; None: the graph is 2D
     series  which DICOM series of a study the model is for
+    int8    of a graph in int8: on what it was proven; None: another precision, or not known
     search  how few slices find all there is, where the export proved it; None: score every slice
     sha256  over graph, weights and card; see `model_file`
     """
@@ -180,6 +193,7 @@ class ModelCard(_Part):
     tiling: Tiling = Tiling()
     depth: Depth | None = None
     series: SeriesRules = SeriesRules()
+    int8: Int8 | None = None
     search: Search | None = None
     opset: Annotated[int, Field(ge=1)]
     licence: Lines

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from leuda_deploy.engines.engine import (
+    ON_THE_CPU,
     TENSORRT,
     EngineChoice,
     EngineName,
@@ -22,7 +23,11 @@ from leuda_deploy.engines.engine_fit import fitting_engine
 from leuda_deploy.errors import LeudaError
 from leuda_deploy.machine.cache_folder import cache_folder
 from leuda_deploy.model.model_file import ModelFile
+from leuda_deploy.proof.processor import int8_kind, proven_on_this_kind
 from leuda_deploy.proof.trial import Trial, kept_trial, try_engine
+
+# what is taken on a machine that has it, the best first; only within a rank does time decide
+RANKS: tuple[tuple[EngineName, ...], ...] = (tuple(TENSORRT), ("ort-cuda",), ON_THE_CPU)
 
 _log = logging.getLogger(__name__)
 
@@ -50,9 +55,12 @@ class Choice:
 
 
 def installed_engines(
-    model: ModelFile, precision: PrecisionChoice = "auto"
+    model: ModelFile, precision: PrecisionChoice = "auto", on_the_cpu: bool = False
 ) -> tuple[EngineName, ...]:
-    """Engines that can be tried on this machine with this model file at this precision."""
+    """Engines that can be tried on this machine with this model file at this precision.
+
+    on_the_cpu  those for the CPU alone
+    """
     names: list[EngineName] = []
     if find_spec("openvino") is not None and sys.platform != "darwin":
         names.append("openvino")
@@ -61,7 +69,7 @@ def installed_engines(
         if shutil.which("nvidia-smi") or Path("/proc/driver/nvidia").exists():
             names.append("ort-cuda")
         names += [name for name, family in TENSORRT.items() if fitting_engine(model, family)]
-    return tuple(names)
+    return tuple(name for name in names if name in ON_THE_CPU or not on_the_cpu)
 
 
 def choose_engine(
@@ -69,24 +77,36 @@ def choose_engine(
     candidates: Sequence[EngineName],
     settings: EngineSettings,
     windows: Callable[[], Float32],
+    work: int | None = None,
 ) -> Choice:
-    """Try each candidate, unless it was tried here before, and take the fastest that agrees.
+    """The fastest that agrees, of the first rank that has one: TensorRT, CUDA, the CPU's engines.
+
+    Each is tried, unless it was tried here before, or a rank before its own had one that agrees.
 
     Args:
         model: The model file.
         candidates: Names of engines, as of `installed_engines`.
         settings: How they are opened.
         windows: Gives windows (N, 1, h, w) of a scan; asked only if something is tried.
+        work: How many windows that scan has; see `try_engine`.
 
     Raises:
         NoEngineError: None of them runs and agrees.
     """
-    trials = [try_engine(model, name, settings, windows) for name in candidates]
-    for trial in trials:
-        if trial.failure is not None:
-            _log.info("passed over %s: %s", trial.engine, explain(trial))
-    passed = [trial for trial in trials if trial.failure is None]
-    if not passed:
+    _say_if_proven_elsewhere(model)
+    trials: list[Trial] = []
+    for rank in RANKS:
+        tried = [
+            try_engine(model, name, settings, windows, work) for name in candidates if name in rank
+        ]
+        trials += tried
+        for trial in tried:
+            if trial.failure is not None:
+                _log.info("passed over %s: %s", trial.engine, explain(trial))
+        passed = [trial for trial in tried if trial.failure is None]
+        if passed:
+            break
+    else:
         raise NoEngineError(model, trials)
     best = min(passed, key=lambda trial: trial.best_ms)
     times = ", ".join(f"{trial.engine} {trial.best_ms:.2f} ms" for trial in passed)
@@ -94,25 +114,63 @@ def choose_engine(
     return Choice(trial=best, others=tuple(trial for trial in trials if trial is not best))
 
 
+def _say_if_proven_elsewhere(model: ModelFile) -> None:
+    """An int8 graph on a kind of processor that its card does not name: what agrees here counts."""
+    if not proven_on_this_kind(model.card):
+        where = ", ".join(model.card.int8.proven_on) if model.card.int8 else "an unknown processor"
+        _log.info(
+            "%s is int8 with weights of 8 bits, proven on %s; here (%s) an engine runs only if it "
+            "agrees with exact sums",
+            model.path,
+            where,
+            int8_kind(),
+        )
+
+
 def check_named(
-    model: ModelFile, name: EngineName, settings: EngineSettings, windows: Callable[[], Float32]
+    model: ModelFile,
+    name: EngineName,
+    settings: EngineSettings,
+    windows: Callable[[], Float32],
+    work: int | None = None,
 ) -> Choice:
     """Try the engine that was asked for by name. It is taken if it runs at all.
 
-    Raises NoEngineError if it does not run.
+    Raises NoEngineError if it does not run, or if the graph is int8 and computes something else on
+    this processor than ONNX Runtime, which sums exactly.
     """
-    trial = try_engine(model, name, settings, windows)
-    if not trial.window_ms:
+    _say_if_proven_elsewhere(model)
+    trial = try_engine(model, name, settings, windows, work)
+    other_network = trial.failure == "disagrees" and model.card.precision == "int8"
+    if other_network or not trial.window_ms:
         raise NoEngineError(model, [trial])
     if trial.failure is not None:  # asked for, so it runs; but not in silence
         _log.warning("%s would not be chosen: %s", name, explain(trial))
     return Choice(trial=trial)
 
 
+def try_all(
+    model: ModelFile, settings: EngineSettings, windows: Callable[[], Float32]
+) -> tuple[Trial, ...]:
+    """Try every engine that is installed, for as long as it needs, whatever is kept of it."""
+    return tuple(
+        try_engine(model, name, settings, windows, again=True)
+        for name in installed_engines(model, settings.precision, settings.on_the_cpu)
+    )
+
+
 def is_settled(model: ModelFile, engine: EngineChoice, settings: EngineSettings) -> bool:
     """Whether all trials that are needed have been made on this machine before."""
-    names = installed_engines(model, settings.precision) if engine == "auto" else (engine,)
-    return all(kept_trial(model, name, settings) is not None for name in names)
+    if engine != "auto":
+        return kept_trial(model, engine, settings) is not None
+    candidates = installed_engines(model, settings.precision, settings.on_the_cpu)
+    for rank in RANKS:
+        kept = [kept_trial(model, name, settings) for name in candidates if name in rank]
+        if None in kept:
+            return False
+        if any(trial is not None and trial.failure is None for trial in kept):
+            return True
+    return True
 
 
 def explain(trial: Trial) -> str:

@@ -12,10 +12,10 @@ import hashlib
 import json
 import logging
 import platform
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import metadata
+from math import inf
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -23,13 +23,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from leuda_deploy.engines.engine import (
-    MAX_SCORE_BYTES,
     TENSORRT,
     Engine,
     EngineName,
     EngineSettings,
     Float32,
-    score_bytes,
 )
 from leuda_deploy.engines.engine_fit import fitting_engine
 from leuda_deploy.engines.onnx_runtime import runs_on_the_cpu
@@ -40,16 +38,18 @@ from leuda_deploy.machine.cache_folder import own_cache
 from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.machine.gpu import driver_version, find_gpu
 from leuda_deploy.machine.isolated import IsolatedProcessError, run_isolated
-from leuda_deploy.machine.memory import resident_bytes
 from leuda_deploy.machine.outside import read_json
 from leuda_deploy.model.card import Precision
 from leuda_deploy.model.model_file import ModelFile
+from leuda_deploy.proof.measure import one_window, sweep
 from leuda_deploy.proof.parity import TOLERANCES, Tolerances, check_parity, class_names, run_windows
 from leuda_deploy.proof.probes import FLAT, Probes
+from leuda_deploy.proof.processor import int8_kind
 
-BATCHES = (1, 2, 4, 8, 16)
 WORTH_IT = 0.95  # a larger batch has to bring at least this ratio in time
-LONG_SECONDS = 0.5  # a batch that takes this long gains nothing from being larger
+TRIED_SHARE = 0.1  # of the time that the scan will take, which a trial of one engine may
+LEAST_SECONDS = 0.5  # that a trial may take in any case, besides the start of its process
+LEAST_COMPARED = 4  # windows: Dice of a few pixels says little
 TRIAL_SECONDS = 900.0
 RUNTIME_PACKAGES = (
     "leuda", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt_rtx",
@@ -79,6 +79,7 @@ class Trial(BaseModel):
             the two were not compared.
         window_ms: Batch -> milliseconds a window, the better of two runs. Empty if it did not run.
         growth_bytes: Batch -> memory held after running it, beyond the loaded engine.
+        compared: How many windows it was compared with the reference on.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -90,6 +91,7 @@ class Trial(BaseModel):
     disagreement: float | None = None
     window_ms: dict[Annotated[int, Field(ge=1)], Annotated[float, Field(ge=0, lt=1e9)]] = {}
     growth_bytes: dict[int, Annotated[int, Field(ge=0, lt=1 << 60)]] = {}
+    compared: int = 0
 
     @model_validator(mode="after")
     def _ran_unless_it_failed(self) -> Self:
@@ -113,18 +115,31 @@ class Trial(BaseModel):
 
 
 def try_engine(
-    model: ModelFile, name: EngineName, settings: EngineSettings, windows: Callable[[], Float32]
+    model: ModelFile,
+    name: EngineName,
+    settings: EngineSettings,
+    windows: Callable[[], Float32],
+    work: int | None = None,
+    *,
+    again: bool = False,
 ) -> Trial:
     """The kept result for this machine, or a new trial, in a process of its own.
 
-    windows  gives the (N, 1, h, w) of a scan to try it on; only asked where nothing is kept
+    Args:
+        model: The model file.
+        name: Of the engine.
+        settings: How it is opened.
+        windows: Gives the (N, 1, h, w) of a scan to try it on; only asked where nothing is kept.
+        work: How many windows that scan has: the trial takes a share of the time that they will.
+            None: as long as it needs.
+        again: Whatever an earlier trial found.
     """
     key = trial_key(model, name, settings)
-    if (found := _found_before(key)) is not None:
+    if not again and (found := _found_before(key)) is not None:
         return found
     _log.info("trying %s on this machine, once", name)
     try:
-        trial = run_isolated(TRIAL_SECONDS, run_trial, model, name, settings, windows())
+        trial = run_isolated(TRIAL_SECONDS, run_trial, model, name, settings, windows(), work)
     except IsolatedProcessError as error:
         failure: Failure = "too long" if error.exit_code is None else "crashed"
         trial = Trial(engine=name, description=name, failure=failure, detail=str(error))
@@ -175,7 +190,7 @@ def trial_key(model: ModelFile, name: EngineName, settings: EngineSettings) -> s
             versions.append(f"{package} {metadata.version(package)}")
         except metadata.PackageNotFoundError:
             continue
-    machine = (platform.node(), platform.machine(), platform.processor())
+    machine = (platform.node(), platform.machine(), platform.processor(), int8_kind())
     on_gpu = name == "ort-cuda" or name in TENSORRT
     gpu = find_gpu() if on_gpu else None
     device = (gpu.name, driver_version()) if gpu else None
@@ -196,14 +211,20 @@ def _code_sha256(model: ModelFile, name: EngineName) -> str:
 
 
 def run_trial(
-    model: ModelFile, name: EngineName, settings: EngineSettings, windows: Float32
+    model: ModelFile,
+    name: EngineName,
+    settings: EngineSettings,
+    windows: Float32,
+    work: int | None = None,
 ) -> Trial:
     """In this process: load, time and weigh by batch, then compare with the reference engine."""
     if name != "openvino":
         settings = replace(settings, precision="auto")
     try:
         engine = open_engine(model, name, settings)
-        window_ms, growth_bytes = _sweep(engine, windows)
+        seconds = one_window(engine, windows)
+        allowed = inf if work is None else max(LEAST_SECONDS, TRIED_SHARE * work * seconds)
+        window_ms, growth_bytes = sweep(engine, windows, allowed)
         trial = Trial(
             engine=name,
             description=engine.description,
@@ -213,6 +234,8 @@ def run_trial(
         # ONNX Runtime on the CPU is the reference; where it does not run, the export was the proof
         if name == "ort-cpu" or not runs_on_the_cpu(model.card.precision):
             return trial
+        if work is not None:  # the reference takes about as long again
+            windows = windows[: max(LEAST_COMPARED, int(allowed / (2 * seconds)))]
         reference = reference_engine(model, threads=settings.threads)
         return trial.model_copy(update=_compared(reference, engine, windows))
     except MemoryError:
@@ -247,32 +270,9 @@ def _compared(reference: Engine, candidate: Engine, windows: Float32) -> dict[st
         )
     except ParityError as error:
         return {"failure": "disagrees", "detail": str(error)}
-    return {"disagreement": parity.disagreement}
+    return {"disagreement": parity.disagreement, "compared": len(order)}
 
 
 def tolerances_of(precision: Precision) -> Tolerances:
     """What an engine is held to. bf16 keeps 8 bits, as int8 does, and is held to the labels."""
     return TOLERANCES["int8" if precision == "bf16" else precision]
-
-
-def _sweep(engine: Engine, windows: Float32) -> tuple[dict[int, float], dict[int, int]]:
-    """Milliseconds a window and memory growth by batch, doubling until a batch takes long."""
-    loaded = resident_bytes() or 0
-    window_ms: dict[int, float] = {}
-    growth: dict[int, int] = {}
-    for batch in BATCHES:
-        # scores of many classes outgrow everything else
-        if batch > 1 and batch * score_bytes(engine.card) > MAX_SCORE_BYTES:
-            break
-        group = np.ascontiguousarray(np.resize(windows, (batch, *windows.shape[1:])))
-        seconds = []
-        for _ in range(3):  # the first warms up
-            began = time.perf_counter()
-            engine(group)
-            seconds.append(time.perf_counter() - began)
-        window_ms[batch] = round(1e3 * min(seconds[1:]) / batch, 4)
-        growth[batch] = max(0, (resident_bytes() or 0) - loaded)
-        # large windows fill the processor one by one
-        if min(seconds) > LONG_SECONDS and batch >= engine.streams:
-            break
-    return window_ms, growth

@@ -82,6 +82,12 @@ def export(
         Path | None,
         typer.Option(help="Private key (PEM, Ed25519): sign the export, for leuda verify --key."),
     ] = None,
+    rules: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML file: which DICOM series of a study the model is for, kept in its card."
+        ),
+    ] = None,
     licence: Annotated[str, typer.Option(help="Licence of the weights.")] = "not stated",
     as_json: JsonOption = False,
 ) -> None:
@@ -94,6 +100,7 @@ def export(
     from leuda_deploy.model.card import GraphOptions
     from leuda_deploy.model.signature import private_key, sign_export
     from leuda_deploy.model.tiling import Tiling
+    from leuda_deploy.scans.dicom.rules import NO_RULES, read_rules
     from leuda_train.export.request import ExportRequest, export_as_asked
 
     if sign is not None:
@@ -114,6 +121,7 @@ def export(
         tiling=Tiling(
             overlap=overlap, blending=blending, mirror=tuple(axis.value for axis in mirror or ())
         ),
+        series=NO_RULES if rules is None else read_rules(rules),
         licence=licence,
         targets=tuple(targets),
         prove=tuple(prove or ()),

@@ -39,6 +39,7 @@ from leuda_deploy.model.tiling import DEFAULT_TILING, Tiling
 from leuda_deploy.proof.parity import Parity, run_windows
 from leuda_deploy.proof.probes import Probes, make_probes
 from leuda_deploy.proof.prove import LAYER_LIMITS, Reference, prove
+from leuda_deploy.scans.dicom.rules import NO_RULES, SeriesRules
 from leuda_train.export.first_wrong_layer import first_layer_that_differs
 from leuda_train.export.product_file import ProductFacts, load_product
 from leuda_train.export.prove_search import with_search
@@ -56,6 +57,7 @@ def export_run(
     precision: Precision = "fp32",
     options: GraphOptions | None = None,
     tiling: Tiling = DEFAULT_TILING,
+    series: SeriesRules = NO_RULES,
     search: bool | None = None,
     search_on: Sequence[Path] = (),
     progress: Progress = no_progress,
@@ -73,6 +75,7 @@ def export_run(
         precision: What the graph computes in. Its inputs and scores are always fp32.
         options: Other window sizes; probabilities instead of logits.
         tiling: How windows overlap, and whether they may be mirrored.
+        series: Which DICOM series of a study the model is for.
         search: True: the card has a proven search, or nothing is kept; False: none is looked for;
             None: it has one if it is proven, and parity.json says why if not.
         search_on: Scans to prove it on; by default the run's unlabelled target scans.
@@ -91,6 +94,7 @@ def export_run(
     product, facts, families = load_product(run)
     scans = named_scans(search_on, facts.recipe) or target_scans(run, facts.recipe)
     card = make_card(facts, out.name, licence, _test_dice(run), options or GraphOptions(), tiling)
+    card = card.model_copy(update={"series": series})
     module = WithSoftmax(product) if card.options.output == "probabilities" else product
     probes = make_probes(families)
     # the yardstick is float32 on the CPU, wherever and however the run was trained

@@ -18,6 +18,7 @@ from leuda_deploy.model.card import GraphOptions, ModelCard, Precision
 from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.model.tiling import DEFAULT_TILING, Tiling
 from leuda_deploy.proof.probes import Probes, probes_of_scans
+from leuda_deploy.scans.dicom.rules import NO_RULES, SeriesRules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,7 @@ class ExportRequest:
     source     a finished run's folder, or an *.onnx file
     output     the export folder; None: the *.onnx file's own
     card       of an *.onnx file from elsewhere: its model card
-    precision, graph, tiling, licence
+    precision, graph, tiling, series, licence
                of a run alone: what its model file is and says
     targets    TensorRT engines to build
     prove      scans to compare an engine on, and to prove a search on; without them a run is
@@ -43,6 +44,7 @@ class ExportRequest:
     precision: Precision = "fp32"
     graph: GraphOptions = field(default_factory=GraphOptions)
     tiling: Tiling = DEFAULT_TILING
+    series: SeriesRules = NO_RULES
     licence: str = "not stated"
     targets: tuple[EngineTarget, ...] = ()
     prove: tuple[Path, ...] = ()
@@ -84,8 +86,11 @@ def _check(request: ExportRequest) -> None:
         if request.output is None:
             raise InputError("say where the export goes: -o exports/NAME")
         return
-    if request.precision != "fp32" or request.graph != GraphOptions() or request.search:
-        raise InputError("--precision, --dynamic-window, --probabilities and --search need a run")
+    of_a_run = (request.graph != GraphOptions(), request.search, request.series != NO_RULES)
+    if request.precision != "fp32" or any(of_a_run):
+        raise InputError(
+            "--precision, --dynamic-window, --probabilities, --search and --rules need a run"
+        )
     if not request.targets and request.triton is None and request.output is None:
         raise InputError(
             f"{request.source} is an export already: ask for --trt or --triton, or -o exports/NAME"
@@ -104,6 +109,7 @@ def _export_run(request: ExportRequest, show: ShowProgress) -> ModelFile:
             precision=request.precision,
             options=request.graph,
             tiling=request.tiling,
+            series=request.series,
             search=request.search,
             search_on=request.prove,
             progress=progress,

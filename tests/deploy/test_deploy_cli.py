@@ -132,7 +132,7 @@ def test_a_scan_that_cannot_be_used_is_one_line(
     assert not output.exists()
 
 
-@pytest.mark.parametrize("name", ["labels.txt", "labels", "file/labels.nii.gz"])
+@pytest.mark.parametrize("name", ["labels.txt", "file/labels.nii.gz"])
 def test_the_output_is_checked_before_the_work(
     tmp_path: Path, scan_file: Path, model: Path, name: str
 ) -> None:

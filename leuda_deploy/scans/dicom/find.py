@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from leuda_deploy.errors import MissingExtraError, ScanError, printable
+from leuda_deploy.errors import MissingExtraError, ScanError, printable, reading
 from leuda_deploy.machine.progress import Progress, no_progress
 from leuda_deploy.scans.dicom.attributes import (
     ImageFacts,
@@ -132,7 +132,8 @@ def _gather(
     if not has_image:
         return key
     try:
-        images = list(images_of(dataset, file, pixels_tag))
+        with reading(lambda what: ScanError("damaged", f"cannot read {file}: {what}")):
+            images = list(images_of(dataset, file, pixels_tag))
     except ScanError as error:
         series.faults.append(error)
         return key

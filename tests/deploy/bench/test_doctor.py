@@ -34,7 +34,9 @@ def test_an_engine_that_does_not_run_is_found(make_model: MakeModel, tmp_path: P
     broken = {finding.name: finding for finding in found.findings}["ort-cpu"]
     assert broken.state == "broken"
     assert broken.mend
-    assert not found.fit
+    assert "ort-cpu" not in found.runs_on
+    # `infer` takes what is left: OpenVINO runs bf16 where it is installed, on x86 that has it
+    assert found.fit == ("openvino" in found.runs_on)
 
 
 def test_packages_that_exclude_each_other_and_a_closed_cache_are_named(

@@ -24,9 +24,9 @@ from leuda_deploy.errors import InputError, ModelError
 from leuda_deploy.export.import_onnx import package_graph
 from leuda_deploy.inference.memory_plan import Workload, make_plan
 from leuda_deploy.inference.segment import segment
-from leuda_deploy.inference.segmenter import Segmenter, sample_windows
+from leuda_deploy.inference.segmenter import Segmenter
 from leuda_deploy.inference.settings import Settings
-from leuda_deploy.inference.slabs import BlockScorer, ScanSlices, Scoring
+from leuda_deploy.inference.slabs import BlockScorer, ScanSlices, Scoring, sample_windows
 from leuda_deploy.inference.sliding_window import blend_weights, window_starts
 from leuda_deploy.model.model_file import ModelFile, write_model
 from leuda_deploy.model.tiling import Tiling

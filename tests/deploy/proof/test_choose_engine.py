@@ -66,10 +66,24 @@ def test_the_fastest_that_agrees_is_taken(
         choice = choose_engine(
             model, ["tensorrt", "openvino", "ort-cuda", "ort-cpu"], SETTINGS, windows
         )
+    # TensorRT does not run; then CUDA is taken, and no time of the CPU's is asked for
+    assert choice.engine == "ort-cuda"
+    assert {trial.engine for trial in choice.others} == {"tensorrt"}
+    assert len(caplog.records) == 2  # one passed over, one chosen
+
+
+@pytest.mark.usefixtures("tried")
+def test_without_a_gpu_it_is_the_fastest_on_the_cpu(model: ModelFile) -> None:
+    TRIALS["openvino"], wrong = (
+        Trial(engine="openvino", description="", disagreement=0.0, window_ms={1: 2.0}),
+        TRIALS["openvino"],
+    )
+    try:
+        choice = choose_engine(model, ["openvino", "ort-cpu"], SETTINGS, windows)
+    finally:
+        TRIALS["openvino"] = wrong
     assert choice.engine == "ort-cpu"
     assert choice.trial.batch == 2  # as fast as 4, give or take five per cent
-    assert {trial.engine for trial in choice.others} == {"tensorrt", "openvino", "ort-cuda"}
-    assert len(caplog.records) == 3  # two passed over, one chosen
 
 
 @pytest.mark.usefixtures("tried")
@@ -105,8 +119,18 @@ def test_settled_once_every_candidate_was_tried(
     assert is_settled(model, "ort-cpu", SETTINGS)
     assert is_settled(model, "auto", SETTINGS)
     assert not is_settled(model, "auto", replace(SETTINGS, threads=2))
-    monkeypatch.setattr(module, "installed_engines", lambda *asked: ("ort-cpu", "ort-cuda"))
-    assert not is_settled(model, "auto", SETTINGS)
+    # of a rank before it, or of its own; of one behind it none has to be tried
+    for other in ("ort-cuda", "openvino"):
+        monkeypatch.setattr(module, "installed_engines", lambda *asked, o=other: ("ort-cpu", o))
+        assert not is_settled(model, "auto", SETTINGS)
+
+
+def test_side_by_side_only_the_cpu_counts(
+    model: ModelFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert "ort-cuda" in installed_engines(model)
+    assert set(installed_engines(model, "auto", True)) <= {"openvino", "ort-cpu"}
 
 
 def test_bf16_leaves_openvino_alone(model: ModelFile) -> None:
@@ -120,3 +144,15 @@ def test_every_finding_is_one_line() -> None:
     lines = [explain(trial) for trial in trials]
     assert len(set(lines)) == len(lines)
     assert all(line and "\n" not in line for line in lines)
+
+
+@pytest.mark.usefixtures("tried")
+def test_an_int8_graph_that_is_another_network_here_is_refused_by_name_too(
+    make_model: MakeModel, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("int8")
+    model = ModelFile.open(make_model(folder, precision="int8"))
+    with pytest.raises(NoEngineError) as refused:
+        check_named(model, "openvino", SETTINGS, windows)
+    assert [trial.failure for trial in refused.value.trials] == ["disagrees"]
+    assert check_named(model, "ort-cpu", SETTINGS, windows).engine == "ort-cpu"

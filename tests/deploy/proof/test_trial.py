@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from leuda_deploy.machine.cache_folder import cache_folder
 from leuda_deploy.machine.gpu import Gpu, find_gpu
 from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.proof import trial as module
+from leuda_deploy.proof.measure import one_window, sweep
 from leuda_deploy.proof.parity import TOLERANCES
 from leuda_deploy.proof.trial import (
     Trial,
@@ -212,3 +214,39 @@ def test_cuda_libraries_that_are_missing_are_not_kept(model: ModelFile) -> None:
     assert not kept_files()
     with pytest.raises(LeudaError):
         OnnxEngine(model, provider="cuda")
+
+
+class Counted:
+    """An engine that takes no time, and knows how many windows it was given."""
+
+    streams = 2
+
+    def __init__(self, model: ModelFile) -> None:
+        self.card = model.card
+        self.batches: list[int] = []
+
+    def __call__(self, windows: Float32) -> Float32:
+        self.batches.append(len(windows))
+        return windows
+
+
+def test_a_trial_keeps_to_its_share_of_the_scan(model: ModelFile) -> None:
+    hurried, patient = Counted(model), Counted(model)
+    window_ms, growth = sweep(hurried, WINDOWS, 0.0)  # type: ignore[arg-type]
+    assert set(window_ms) == set(growth) == {1, 2}  # as many as work side by side
+    assert sum(hurried.batches) == 3 * (1 + 2)
+    window_ms, _ = sweep(patient, WINDOWS, inf)  # type: ignore[arg-type]
+    assert set(window_ms) == {1, 2, 4, 8, 16}
+    assert one_window(hurried, WINDOWS) >= 0  # type: ignore[arg-type]
+    assert hurried.batches[-2:] == [1, 1]  # the first warms up
+
+
+def test_fewer_windows_are_compared_at_a_short_scan(
+    model: ModelFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    settings, windows = replace(ALONE, precision="fp32"), np.concatenate([WINDOWS] * 2)
+    assert run_trial(model, "openvino", settings, windows).compared == 8
+    monkeypatch.setattr(module, "LEAST_SECONDS", 0.0)
+    short = run_trial(model, "openvino", settings, windows, 1)
+    assert (short.failure, short.compared) == (None, 4)

@@ -25,6 +25,7 @@ from leuda_deploy.model.card import GraphOptions
 from leuda_deploy.model.export_folder import read_manifest
 from leuda_deploy.model.model_file import ModelFile, write_model
 from leuda_deploy.model.tiling import Tiling
+from leuda_deploy.scans.dicom.rules import SeriesRules
 from leuda_train.cli import app
 from leuda_train.export import export_run as export_module
 from leuda_train.export.export_run import export_run, scores_windows_alone
@@ -150,7 +151,9 @@ def test_tiling_is_in_the_card_and_empty_windows_are_left_out_where_that_is_prov
     run: Path, tmp_path: Path
 ) -> None:
     asked = Tiling(overlap=0.25, blending="constant", mirror=("rows",))
-    model, _ = export_run(run, tmp_path / "tiled", tiling=asked)
+    rules = SeriesRules(description=("portal",), prefer="thinnest")
+    model, _ = export_run(run, tmp_path / "tiled", tiling=asked, series=rules)
+    assert ModelFile.open(model.path).card.series == rules
     assert model.card.tiling == asked.model_copy(update={"skip_floor": True})
     windows = np.random.default_rng(0).normal(size=(4, 1, 8, 8)).astype(np.float32)
 

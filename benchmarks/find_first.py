@@ -1,0 +1,353 @@
+"""`leuda infer` with a search beside a full pass, MONAI and nnU-Net: time, memory, labels.
+
+    python benchmarks/find_first.py speed [--slices 300] [--rounds 2]
+    python benchmarks/find_first.py trial limited real
+
+One U-Net (32 to 512 channels, weights set by hand: made_ct.set_by_hand) and made CT of 512 x 512
+pixels and 300 mm, on which structures fill a third of the slices, or all. The search is proven as
+`leuda export` proves it, on made scans of another seed. Each way in a process of its own, in turn:
+
+counts   slices that a search scores, by slice thickness and share that is filled; nothing is run
+speed    leuda with the search and in full (fp32, the engine that `auto` takes), MONAI, nnU-Net
+trial    the first scan of a model on a machine, its trials included, and the second
+limited  in a control group of one core: the default beside --threads 1 and 2 (Linux, as root)
+real     every scan given with --scans by the model of --model: the search beside the full pass
+
+Seconds are those of the whole process. On a busy machine wall times say little: processor seconds
+are beside them, and ratios are of these. Each part goes into benchmarks/results/find_first.json.
+Needs: pip install 'leuda[train,openvino]' monai nnunetv2
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from made_ct import ROWS, STRUCTURES, WIDTHS, scales_at, write_model, write_scan
+from runtime import RESULTS, machine, say
+
+from leuda_deploy.engines.open_engine import reference_engine
+from leuda_deploy.inference.find_first import find_in, scored_by
+from leuda_deploy.inference.slabs import Scoring
+from leuda_deploy.model.model_file import ModelFile
+from leuda_deploy.model.model_file import write_model as write_model_file
+from leuda_deploy.scans.stack import Stack
+from leuda_deploy.scans.volume import read_volume
+from leuda_train.export.prove_search import MARGINS, STEPS, prove_search
+from leuda_train.export.whole_scans import label_in_full
+
+LENGTH_MM, THIRD_MM = 300.0, (100.0, 200.0)
+PROOF_SLICES, PROOF_SCANS = 60, 3
+THREADS = 2
+
+
+# --- what is given to all
+
+
+def model_of(folder: Path) -> Path:
+    """The model, with its search proven; made once."""
+    made = folder / "model"
+    if (made / "model.onnx").is_file():
+        return made
+    made.mkdir(parents=True, exist_ok=True)
+    write_model(made, 1 + len(STRUCTURES), WIDTHS, 0, by_hand=True)
+    scans = []
+    for seed in range(1, 1 + PROOF_SCANS):
+        path, spacing_mm = folder / f"proof_{seed}.nii.gz", LENGTH_MM / PROOF_SLICES
+        start = 8 * seed
+        filled = range(start, start + PROOF_SLICES // 3)
+        write_scan(path, PROOF_SLICES, filled=filled, spacing_mm=spacing_mm, seed=seed)
+        scans.append((path.name, partial(opened, path, ModelFile.open(made))))
+    model = ModelFile.open(made)
+    engine, scoring = reference_engine(model), Scoring(tiling=model.card.tiling)
+    passes = label_in_full(scans, engine, scoring, classes=1 + len(STRUCTURES))
+    long_mm = THIRD_MM[1] - THIRD_MM[0]
+    extents = {
+        name: long_mm * (last - first) for name, (first, last) in zip(STRUCTURES, ROWS, strict=True)
+    }
+    search, _ = prove_search(passes, engine, scoring, extents, STRUCTURES)
+    say(f"search: {search}")
+    card = model.card.model_copy(update={"search": search})
+    write_model_file(model.graph(), card, model.path)
+    return made
+
+
+def opened(path: Path, model: ModelFile) -> Stack:
+    """A scan as the model has it."""
+    return Stack(read_volume(path), model.card.recipe)
+
+
+def scan_of(folder: Path, name: str, slices: int) -> Path:
+    """A scan of 300 mm, made once; structures in its middle third, or in all of it."""
+    path, spacing_mm = folder / f"{name}_{slices}.nii.gz", LENGTH_MM / slices
+    if not path.is_file():
+        first, last = THIRD_MM if name == "third" else (0.0, LENGTH_MM)
+        filled = range(round(first / spacing_mm), round(last / spacing_mm))
+        write_scan(path, slices, filled=filled, spacing_mm=spacing_mm)
+    return path
+
+
+# --- the ways
+
+
+def leuda(scan: Path, model: Path, out: Path, *options: str) -> list[Any]:
+    """The command as users call it, on as many threads as the others have."""
+    command = [sys.executable, "-m", "leuda_deploy", "infer", scan, "--model", model, "-o", out]
+    return [*command, "--precision", "fp32", "--no-overlay", "--json", "--force", *options]
+
+
+def other(way: str, scan: Path, model: Path, out: Path) -> list[Any]:
+    """Another pipeline."""
+    script = Path(__file__).with_name("other_ways.py")
+    more = ["--percentiles", "0", "100"] if way == "monai" else []
+    return [sys.executable, "-W", "ignore", script, way, scan, model, out, *more]
+
+
+def measured(command: list[Any], **popen: Any) -> dict[str, Any]:
+    """Wall and processor seconds of a command, with its children, and what it reports."""
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    environment = os.environ | {"OMP_NUM_THREADS": str(THREADS)}
+    done = subprocess.run(
+        [str(part) for part in command],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env=environment,
+        **popen,
+    )
+    wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    report = json.loads(done.stdout[done.stdout.index("{") :])
+    return {
+        "wall_seconds": round(wall, 2),
+        "cpu_seconds": round(
+            after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 2
+        ),
+        "peak_mb": round(report["peak_memory_mb"]),
+        "engine": report["engine"],
+        "threads": report.get("threads"),
+        "slices": report.get("slices"),
+    }
+
+
+# --- the parts
+
+
+def speed(asked: argparse.Namespace) -> dict[str, Any]:
+    """Every way on both scans, in turn."""
+    folder, model, found = asked.folder, model_of(asked.folder), {}
+    for name in ("third", "every"):
+        scan = scan_of(folder, name, asked.slices)
+        out = {way: folder / f"{name}_{way}.nii.gz" for way in ("find", "full", "monai", "nnunet")}
+        ways = {
+            "find": leuda(scan, model, out["find"]),
+            "full": leuda(scan, model, out["full"], "--search", "full"),
+            "monai": other("monai", scan, model, out["monai"]),
+            "nnunet": other("nnunet", scan, model, out["nnunet"]),
+        }
+        ways = {way: command for way, command in ways.items() if way not in asked.without}
+        if "find" in ways:  # the trials of this machine are made, as at any second scan
+            measured(ways["find"])
+        runs: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
+        for turn in range(asked.rounds):
+            for way, command in ways.items():
+                runs[way].append(measured(command))
+                say(f"{name}, round {turn + 1}, {way}: {runs[way][-1]}")
+        middle = {
+            way: {
+                key: median(run[key] for run in of_way)
+                for key in ("wall_seconds", "cpu_seconds", "peak_mb")
+            }
+            for way, of_way in runs.items()
+        }
+        found[name] = {
+            "shape": [512, 512, asked.slices],
+            "runs": runs,
+            "median": middle,
+            "times_as_fast_as": {
+                way: {
+                    key: round(middle[way][key] / middle["find"][key], 2)
+                    for key in ("wall_seconds", "cpu_seconds", "peak_mb")
+                }
+                for way in middle
+                if way != "find"
+            },
+            "labels_of_find_beside": {
+                way: compare(out["find"], out[way]) for way in ways if way != "find"
+            },
+            "load_average_after": os.getloadavg(),
+        }
+    return found
+
+
+def compare(one: Path, other: Path) -> dict[str, Any]:
+    """Share of voxels with the same label, and Dice by structure."""
+    a, b = (np.asarray(nib.load(path).dataobj) for path in (one, other))
+    dice = {}
+    for number, name in enumerate(STRUCTURES, start=1):
+        size = np.count_nonzero(a == number) + np.count_nonzero(b == number)
+        both = np.count_nonzero((a == number) & (b == number))
+        dice[name] = round(2 * both / size, 5) if size else None
+    return {"same_labels": round(float((a == b).mean()), 6), "dice": dice}
+
+
+def trial(asked: argparse.Namespace) -> dict[str, Any]:
+    """The first scan on a machine that knows nothing of the model, and the second."""
+    model, scan = model_of(asked.folder), scan_of(asked.folder, "third", asked.slices)
+    rows = {}
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["LEUDA_CACHE"] = cache
+        for row in ("first", "second"):
+            rows[row] = measured(leuda(scan, model, asked.folder / "trial.nii.gz"))
+            say(f"{row}: {rows[row]}")
+        kept = [json.loads(path.read_text()) for path in Path(cache).glob("*.json")]
+        del os.environ["LEUDA_CACHE"]
+    tried = {one["engine"]: {k: one[k] for k in ("window_ms", "compared")} for one in kept}
+    return rows | {"shape": [512, 512, asked.slices], "tried": tried}
+
+
+def limited(asked: argparse.Namespace) -> dict[str, Any]:
+    """In a control group of one core's time: the default beside one thread, and two."""
+    model, scan = model_of(asked.folder), scan_of(asked.folder, "third", asked.slices)
+    group = Path(f"/sys/fs/cgroup/cpu/leuda-benchmark-{uuid.uuid4().hex}")
+    group.mkdir()
+    (group / "cpu.cfs_period_us").write_text("100000")
+    (group / "cpu.cfs_quota_us").write_text("100000")
+
+    def join() -> None:
+        (group / "cgroup.procs").write_text(str(os.getpid()))
+
+    ways = {"default": (), "threads 1": ("--threads", "1"), "threads 2": ("--threads", "2")}
+    runs: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
+    try:
+        for turn in range(1 + asked.rounds):
+            for way, options in ways.items():
+                command = leuda(scan, model, asked.folder / "limited.nii.gz", *options)
+                run = measured(command, preexec_fn=join)
+                if turn:  # the first holds the trials
+                    runs[way].append(run)
+                say(f"limited, round {turn}, {way}: {run}")
+    finally:
+        group.rmdir()
+    return {"shape": [512, 512, asked.slices], "cores": 1, "runs": runs}
+
+
+def real(asked: argparse.Namespace) -> dict[str, Any]:
+    """Scans as they come: how many slices a search scores, and what it changes."""
+    from leuda_deploy.errors import LeudaError
+    from leuda_deploy.inference.segmenter import Segmenter
+    from leuda_deploy.inference.settings import Settings
+
+    ways = {
+        search: Segmenter(asked.model, Settings(engine="openvino", precision="fp32", search=search))
+        for search in ("auto", "full")
+    }
+    rows = []
+    for path in asked.scans:
+        try:
+            found = {search: segmenter(path) for search, segmenter in ways.items()}
+        except LeudaError as error:
+            rows.append({"scan": path.name, "refused": str(error)})
+            continue
+        one, whole = found["auto"], found["full"]
+        classes = range(1, 1 + len(ways["full"].card.structures))
+        dice = {}
+        for number in classes:
+            size = np.count_nonzero(one.labels == number) + np.count_nonzero(whole.labels == number)
+            both = np.count_nonzero((one.labels == number) & (whole.labels == number))
+            dice[ways["full"].card.structures[number - 1].name] = both * 2 / size if size else None
+        rows.append(
+            {
+                "scan": path.name,
+                "slices": whole.scored,
+                "scored": one.scored,
+                "full_because": one.full_because,
+                "same_labels": float((one.labels == whole.labels).mean()),
+                "dice": dice,
+            }
+        )
+        say(str(rows[-1]))
+    search = ways["auto"].card.search
+    searched = [row for row in rows if row.get("full_because", "") is None]
+    worst = min(searched, key=lambda row: row["same_labels"], default=None)
+    return {
+        "model": ways["auto"].card.name,
+        "search": search.model_dump() if search else None,
+        "scans": rows,
+        "worst": worst,
+    }
+
+
+def counts(asked: argparse.Namespace) -> dict[str, Any]:
+    """Slices that a search scores of 300 mm, by slice thickness and share that is filled.
+
+    No network is run: what each slice holds is known of made scans, and the pace is that of the
+    smallest extent in them, as `prove_search` takes it first.
+    """
+    smallest = min(last - first for first, last in ROWS) * (THIRD_MM[1] - THIRD_MM[0])
+    step_mm, margin_mm = STEPS[0] * smallest, MARGINS[0] * smallest
+    rows = []
+    for spacing_mm in (1.0, 2.5, 5.0):
+        depth = round(LENGTH_MM / spacing_mm)
+        for share in (0.0, 1 / 6, 1 / 3, 1 / 2, 1.0):
+            long = round(share * depth)
+            first = (depth - long) // 2
+            holds = np.zeros(depth, dtype=bool)
+            for k in range(first, first + long):
+                holds[k] = any(scales_at(k, range(first, first + long)))
+            find = find_in(step_mm, margin_mm, spacing_mm)
+            assert find is not None
+            scored = int(scored_by(holds, find).sum())
+            rows.append(
+                {
+                    "spacing_mm": spacing_mm,
+                    "slices": depth,
+                    "filled": int(holds.sum()),
+                    "scored": scored,
+                    "times_fewer": round(depth / scored, 2),
+                }
+            )
+    return {"step_mm": step_mm, "margin_mm": margin_mm, "rows": rows}
+
+
+PARTS = {"counts": counts, "speed": speed, "trial": trial, "limited": limited, "real": real}
+
+
+def main() -> None:
+    """Parse, run, write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("parts", nargs="+", choices=PARTS)
+    parser.add_argument("--slices", type=int, default=300)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--without", nargs="*", default=(), choices=("monai", "nnunet"))
+    parser.add_argument("--scans", type=Path, nargs="*", default=())
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--folder", type=Path, default=Path("runs/benchmark_find_first"))
+    asked = parser.parse_args()
+    asked.folder.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / "find_first.json"
+    result = json.loads(path.read_text()) if path.is_file() else {}
+    for part in asked.parts:
+        before = machine()
+        before["versions"]["nnunetv2"] = metadata.version("nnunetv2")
+        result[part] = PARTS[part](asked) | {"machine": before}
+        path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
