@@ -42,7 +42,8 @@ from day.rows import Rows, what_is_missing
 from day.train import reached
 from filelock import FileLock, Timeout
 
-from leuda_deploy.bench.doctor import installed, usable_cores, usable_memory
+from leuda_deploy.bench.doctor import installed, usable_memory
+from leuda_deploy.engines.threads import usable_cores
 from leuda_deploy.errors import InputError, LeudaError
 from leuda_deploy.machine.files import write_json
 from leuda_deploy.machine.gpu import driver_version, find_gpu
