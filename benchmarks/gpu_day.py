@@ -35,12 +35,12 @@ from types import FrameType
 from typing import Any
 from xml.etree import ElementTree
 
-from day.children import Ended, run_limited
-from day.page import check_page, write_day
-from day.plan import PARTS, TRAINING, Folder, Part, Setting, day_config, refuse_other
-from day.rows import Rows, what_is_missing
-from day.train import reached
 from filelock import FileLock, Timeout
+from parts.children import Ended, run_limited
+from parts.page import check_page, write_day
+from parts.plan import PARTS, TRAINING, Folder, Part, Setting, day_config, refuse_other
+from parts.rows import Rows, what_is_missing
+from parts.train import reached
 
 from leuda_deploy.bench.doctor import installed, usable_memory
 from leuda_deploy.engines.threads import usable_cores
@@ -64,13 +64,13 @@ def work(name: str, day: Folder) -> None:
     """Do a part; what it finds stands in its file as soon as it is known."""
     part: Callable[[Folder, Setting, Rows], None]
     if name in ("pytorch", "onnx-runtime", "tensorrt"):
-        from day import engines
+        from parts import engines
 
         part = getattr(engines, name.replace("-", "_"))
     elif name == "throughput":
-        from day.speed import throughput as part
+        from parts.speed import throughput as part
     else:
-        from day.train import training as part
+        from parts.train import training as part
     rows = Rows(day.found(name))
     rows.write()
     part(day, day.read()[0], rows)

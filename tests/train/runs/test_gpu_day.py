@@ -112,7 +112,7 @@ def test_without_a_gpu_it_refuses_in_one_line_and_writes_nothing(tmp_path: Path)
 
 @pytest.mark.usefixtures("day")
 def test_a_part_that_takes_too_long_is_ended_with_what_it_started(tmp_path: Path) -> None:
-    from day.children import run_limited
+    from parts.children import run_limited
 
     inner = "import time, pathlib, sys; time.sleep(3); pathlib.Path(sys.argv[1]).touch()"
     outer = (
@@ -137,7 +137,7 @@ def test_a_part_that_takes_too_long_is_ended_with_what_it_started(tmp_path: Path
     ],
 )
 def test_the_reason_of_a_failure_is_kept(code: str, expected: str | None, tmp_path: Path) -> None:
-    from day.children import run_limited
+    from parts.children import run_limited
 
     command = [sys.executable, "-c", code]
     ended = run_limited(command, tmp_path / "log", limit_s=60, environment={})
@@ -148,7 +148,7 @@ def test_the_reason_of_a_failure_is_kept(code: str, expected: str | None, tmp_pa
 
 @pytest.mark.usefixtures("day")
 def test_a_row_that_fails_stops_no_other_and_is_tried_again(tmp_path: Path) -> None:
-    from day.rows import AbsentError, Rows, what_is_missing
+    from parts.rows import AbsentError, Rows, what_is_missing
 
     def fail() -> dict[str, Any]:
         raise ValueError("first line\nsecond")
@@ -175,7 +175,7 @@ def test_a_row_that_fails_stops_no_other_and_is_tried_again(tmp_path: Path) -> N
 def test_results_of_another_setting_are_refused(tmp_path: Path) -> None:
     from dataclasses import asdict
 
-    from day.plan import Folder, Setting, refuse_other
+    from parts.plan import Folder, Setting, refuse_other
 
     from leuda_deploy.errors import InputError
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from day.plan import PARTS, TRAINING
 from leuda_deploy.errors import InputError
 from leuda_train.pages.charts import curves
 from leuda_train.pages.page import as_damaged, is_page, write_page
+from parts.plan import PARTS, TRAINING
 
-TEMPLATE = "day.html.j2"
+TEMPLATE = "gpu_day.html.j2"
 ENGINES = ("pytorch", "onnx-runtime", "tensorrt")
 
 

@@ -14,7 +14,6 @@ import torch
 from made_ct import card_of, recipe, training_slices
 from numpy.typing import NDArray
 
-from day.plan import Folder, Setting, day_config
 from leuda_deploy.export.to_half import to_fp16
 from leuda_deploy.export.to_onnx import to_onnx
 from leuda_deploy.machine.files import atomic_folder, atomic_path
@@ -26,6 +25,7 @@ from leuda_train.loop.hardware import Hardware
 from leuda_train.networks.cyclegan import Generator
 from leuda_train.networks.product import DeployedNetwork, TorchEngine
 from leuda_train.networks.unet import UNet
+from parts.plan import Folder, Setting, day_config
 
 NAMES = ("U-Net", "U-Net behind the translator")
 PRECISIONS = ("fp32", "fp16")

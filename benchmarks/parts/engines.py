@@ -19,9 +19,6 @@ import numpy as np
 import torch
 from export_matrix import interleaved
 
-from day.networks import PRECISIONS, Made, make, names
-from day.plan import Folder, Setting
-from day.rows import AbsentError, Row, Rows
 from leuda_deploy.engines.engine import Float32, Scorer
 from leuda_deploy.engines.onnx_runtime import OnnxEngine
 from leuda_deploy.engines.tensorrt import EXTRAS, TensorRTEngine
@@ -35,6 +32,9 @@ from leuda_deploy.proof.parity import TOLERANCES, Parity, Tolerances, check_pari
 from leuda_train.loop.hardware import Hardware
 from leuda_train.loop.hardware import Precision as AutocastPrecision
 from leuda_train.networks.product import TorchEngine
+from parts.networks import PRECISIONS, Made, make, names
+from parts.plan import Folder, Setting
+from parts.rows import AbsentError, Row, Rows
 
 # figures are wanted, also bad ones
 ANYTHING = Tolerances(max_abs=inf, mean_abs=inf, made_up_max_abs=inf, disagreement=inf, dice=-inf)

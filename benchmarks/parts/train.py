@@ -9,14 +9,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from day.plan import TINY, Folder, Setting, day_config
-from day.rows import Rows
 from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.machine.outside import read_json
 from leuda_deploy.machine.progress import show_progress
 from leuda_deploy.machine.stop import ending_when_told
 from leuda_train.loop.metrics_log import read_metrics
 from leuda_train.loop.run_folder import MAX_EVALUATION_BYTES, RunFolder
+from parts.plan import TINY, Folder, Setting, day_config
+from parts.rows import Rows
 
 MOST_POINTS = 100  # of a loss curve
 GRID_MM = 0.7  # of phantoms: their 168 mm are 240 pixels, and the paper's window has 256

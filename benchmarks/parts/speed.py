@@ -9,11 +9,11 @@ import time
 import torch
 from training import make_trainer, peak_mib, wait_for
 
-from day.plan import Folder, Setting, day_config
-from day.rows import Row, Rows
 from leuda_train.config.load import parse_config
 from leuda_train.config.schema import TrainConfig
 from leuda_train.loop.hardware import choose_hardware
+from parts.plan import Folder, Setting, day_config
+from parts.rows import Row, Rows
 
 # row -> method, kind of loop
 KINDS = {

@@ -1,0 +1,1 @@
+"""What gpu_day.py is made of, and the plain loop that training.py compares with."""
