@@ -9,13 +9,25 @@ from leuda_deploy.cli import app, run
 from leuda_train.cli import data
 from leuda_train.cli import cohort
 from leuda_train.cli import train
+from leuda_train.cli import adapt
 from leuda_train.cli import export
 from leuda_train.cli import evaluate
 from leuda_train.cli import report
 from leuda_train.cli import demo
 # isort: on
 
-__all__ = ["app", "cohort", "data", "demo", "evaluate", "export", "main", "report", "train"]
+__all__ = [
+    "adapt",
+    "app",
+    "cohort",
+    "data",
+    "demo",
+    "evaluate",
+    "export",
+    "main",
+    "report",
+    "train",
+]
 
 
 def main() -> None:

@@ -77,15 +77,15 @@ def train(
             chosen,
             out,
             cache=cache,
-            show=_shown(out, chosen),
+            show=shown(out, chosen),
             profile=profile,
             tensorboard=tensorboard,
         )
     if is_first_process():
-        _print_trained(out, evaluation, profile=profile, as_json=as_json)
+        print_trained(out, evaluation, profile=profile, as_json=as_json)
 
 
-def _shown(out: Path, config: TrainConfig) -> ShowProgress:
+def shown(out: Path, config: TrainConfig) -> ShowProgress:
     """One panel for the whole run in a terminal; elsewhere a line now and then."""
     if not sys.stderr.isatty():
         from leuda_deploy.machine.progress import show_progress
@@ -103,7 +103,9 @@ def _shown(out: Path, config: TrainConfig) -> ShowProgress:
     return TrainingPanel(folder=RunFolder(out), steps=steps)
 
 
-def _print_trained(out: Path, evaluation: dict[str, Any], *, profile: bool, as_json: bool) -> None:
+def print_trained(
+    out: Path, evaluation: dict[str, Any], *, profile: bool = False, as_json: bool
+) -> None:
     """What a finished run says, and what may come next."""
     if as_json:
         typer.echo(json.dumps(evaluation, indent=1))

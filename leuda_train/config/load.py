@@ -26,23 +26,25 @@ def shipped(kind: Literal["configs", "methods"]) -> list[str]:
     )
 
 
-def load_config(config: str, method: str, **overrides: Any) -> TrainConfig:
+def load_config(config: str | dict[str, Any], method: str, **overrides: Any) -> TrainConfig:
     """Read a config and a method, lay the method over the config, and check what comes of it.
 
     Args:
         config: How large and how long: a name that ships (demo, mini, small, paper-cardiac,
-            paper-abdominal) or the path of a TOML file.
+            paper-abdominal) or the path of a TOML file; or what such a file would hold.
         method: What is trained on what: a name that ships (le-uda-plus, le-uda, ...) or a path.
         **overrides: Values laid over both, such as seed=1 or device="cpu". None overrides nothing.
 
     Raises:
         InputError: For the first thing that is wrong.
     """
-    content = _merge(_read("configs", config), _read("methods", method))
-    content.setdefault("name", Path(config).stem)
+    title = config if isinstance(config, str) else str(config.get("name", "given"))
+    below = _read("configs", config) if isinstance(config, str) else config
+    content = _merge(below, _read("methods", method))
+    content.setdefault("name", Path(title).stem)
     content.setdefault("method", Path(method).stem)
     content |= {key: value for key, value in overrides.items() if value is not None}
-    return parse_config(content, f"config {config} with method {method}")
+    return parse_config(content, f"config {title} with method {method}")
 
 
 def parse_config(content: dict[str, Any], origin: str) -> TrainConfig:

@@ -30,7 +30,8 @@ class ObjectiveConfig(Part):
     """L = L_seg + λ_intra L_con^intra + λ_inter L_con^inter + λ_adv_* L_adv^* + λ_pseudo L_pseudo.
 
     supervised_on      the images L_seg is taken on, all of one domain; schedule.batch_labelled of
-                       each are drawn, independently. Named twice, twice as many are drawn
+                       each are drawn, independently. Named twice, twice as many are drawn. None:
+                       `leuda adapt`, without L_seg
     lambda_intra, lambda_inter          weights of the consistency terms, after the ramp
     lambda_adv_intra, lambda_adv_inter  weights of the adversarial terms, after the ramp
     ema_decay          the most that a teacher keeps of itself in a step; less in the first steps
@@ -59,6 +60,7 @@ class ObjectiveConfig(Part):
     pseudo_volumes_from_epoch  with "volume": by slice before it, as a poor teacher's labels had
                        better follow it step by step than stand for epochs
     pseudo_refine      with "volume": the teacher's probabilities first follow the slices' edges
+    pseudo_renewed_from_epoch  with "volume": the first labels stand until it
     pseudo_from_epoch  no self-training before it; from then on with the ramp of the other λ
     copy_paste         how often a labelled source region is pasted into the image that the student
                        self-trains on, with its label; not in the paper
@@ -67,7 +69,7 @@ class ObjectiveConfig(Part):
                        released MT-UDA code, which reads them one after another
     """
 
-    supervised_on: Streams
+    supervised_on: tuple[Stream, ...]
     lambda_intra: Weight
     lambda_inter: Weight
     lambda_adv_intra: Weight
@@ -93,6 +95,7 @@ class ObjectiveConfig(Part):
     pseudo_every_epochs: Positive = 2
     pseudo_volumes_from_epoch: Count = 0
     pseudo_refine: bool = False
+    pseudo_renewed_from_epoch: Count = 0
     pseudo_from_epoch: Count = 0
     copy_paste: Share = 0.0
     batchnorm_over: Literal["batch", "stream"] = "batch"
@@ -194,6 +197,22 @@ class ObjectiveConfig(Part):
         if self.copy_paste > 0 and self.lambda_pseudo == 0:
             raise ValueError(
                 "copy_paste needs lambda_pseudo: it pastes into what is self-trained on"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _without_labels_the_target_alone(self) -> Self:
+        if self.supervised_on:
+            return self
+        if self.lambda_pseudo == 0 or self.pseudo_from_epoch > 0 or self.copy_paste > 0:
+            raise ValueError(
+                "supervised_on is empty: lambda_pseudo must not be 0, and pseudo_from_epoch and "
+                "copy_paste must be"
+            )
+        if self.unlabelled_streams != ("target",):
+            raise ValueError(
+                "supervised_on is empty: no term may read other images than the target's, but "
+                f"these read {', '.join(self.unlabelled_streams)}"
             )
         return self
 

@@ -9,8 +9,9 @@ from pydantic import Field, model_validator
 
 from leuda_train.config.appearance import AppearanceConfig, StyleConfig
 from leuda_train.config.objective import ObjectiveConfig
+from leuda_train.config.schedule import ScheduleConfig
 from leuda_train.config.tested import DistilConfig, Feed, TestConfig
-from leuda_train.config.values import Count, Part, Positive, Probability, Rate, Share, Weight
+from leuda_train.config.values import Count, Part, Positive, Probability, Rate, Weight
 
 
 class RecipeConfig(Part):
@@ -93,42 +94,6 @@ class AdversarialConfig(Part):
     learning_rate: Rate
 
 
-class ScheduleConfig(Part):
-    """How long stage 2 trains, and on how much at a time.
-
-    epochs              how many
-    steps_per_epoch     iterations of an epoch
-    batch_labelled      images a step of each stream of supervised_on, over all processes
-    batch_unlabelled    the same for each unlabelled stream
-    learning_rate       of the student, after the warm-up
-    decay               of the learning rate after the warm-up: the paper's is constant
-    checkpoint_seconds  time from one checkpoint to the next
-    structure_share     of a labelled batch, slices that show a structure; without it, as they come
-    coarse_window       (height, width) in pixels that the first steps show the recipe's window in:
-                        less work
-    coarse_share        share of the steps that do so; the others see full resolution
-    shares_every        steps from one look at the gradient of each term by itself to the next: a
-                        backward pass a term; 0 for never
-    """
-
-    epochs: Positive
-    steps_per_epoch: Positive
-    batch_labelled: Positive
-    batch_unlabelled: Positive
-    learning_rate: Rate
-    decay: Literal["constant", "cosine"] = "constant"
-    structure_share: Share | None = None
-    coarse_window: tuple[Positive, Positive] | None = None
-    coarse_share: Share = 0.0
-    checkpoint_seconds: Annotated[float, Field(ge=0)] = 30.0
-    shares_every: Count = 100
-
-    @property
-    def steps(self) -> int:
-        """Iterations in all."""
-        return self.epochs * self.steps_per_epoch
-
-
 class AugmentConfig(Part):
     """The random affine; drawn anew for each image family.
 
@@ -159,6 +124,7 @@ class TrainConfig(Part):
     device     "auto": a GPU where there is one
     precision  of training; "auto": bf16 where the device has it, else fp16 on a GPU, fp32 on a CPU
     compile    torch.compile student and teachers: pays in long runs alone (benchmarks/training.py)
+    first_model  sha256 of the model.pt whose weights it begins with; `leuda adapt` sets it
     """
 
     name: str
@@ -167,6 +133,7 @@ class TrainConfig(Part):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     compile: bool = False
+    first_model: str | None = None
     recipe: RecipeConfig
     translation: TranslationConfig
     unet: UNetConfig
@@ -199,6 +166,11 @@ class TrainConfig(Part):
         if self.translation.kind == "fourier" and self.test.feed != "target":
             raise ValueError(
                 'translation.kind = "fourier" has no generator: set test.feed = "target"'
+            )
+        if self.source_free and (self.uses_translation or self.chooses):
+            raise ValueError(
+                'supervised_on is empty: test.feed must be "target", and neither distil nor a '
+                "choice of network or epoch is possible without a labelled source scan"
             )
         if self.distil is not None and not self.teachers:
             raise ValueError("distil needs a teacher, but no term of L asks one")
@@ -292,6 +264,11 @@ class TrainConfig(Part):
         """Whether stage 1 is needed at all."""
         read = {*self.objective.supervised_on, *self.objective.unlabelled_streams, self.test.feed}
         return self.distil is not None or bool(read - {"source", "target"})
+
+    @property
+    def source_free(self) -> bool:
+        """Whether no source scan is read: a trained network goes on alone, `leuda adapt`."""
+        return not self.objective.supervised_on
 
     @property
     def uses_target_labels(self) -> bool:

@@ -31,6 +31,7 @@ class AlignedSets:
     labelled_rows  the rows whose labels are trained on
     held_out_rows  rows that have labels, too, but are chosen by; none: nothing is chosen
     target_scans   (N,) which scan each target slice is of; slices of a scan follow one another
+    known_shares   (K,) what `class_shares` is of labels that are not at hand
     """
 
     images: Mapping[Stream, NDArray[np.float32] | Tensor]
@@ -38,6 +39,7 @@ class AlignedSets:
     labelled_rows: NDArray[np.int64]
     held_out_rows: NDArray[np.int64] | None = None
     target_scans: NDArray[np.int64] | None = None
+    known_shares: Tensor | None = None
 
     @cached_property
     def structure_rows(self) -> NDArray[np.int64]:
@@ -48,11 +50,15 @@ class AlignedSets:
     @cached_property
     def classes(self) -> int:
         """K: one more than the highest class number in the labels."""
+        if self.known_shares is not None:
+            return len(self.known_shares)
         return 1 + max((int(self.labels[int(row)].max()) for row in self.labelled_rows), default=0)
 
     @cached_property
     def class_shares(self) -> Tensor:
         """(K,) float32: the share of the labelled rows' pixels that each class has."""
+        if self.known_shares is not None:
+            return self.known_shares
         counts = torch.zeros(self.classes)
         for row in self.labelled_rows:
             label = self.labels[int(row)]

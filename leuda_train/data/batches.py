@@ -165,7 +165,7 @@ def make_batch(
         images = _take_family(sets, streams, rows, hardware)
         affine = ranks.share(_draw_affine(draw, images[0], len(rows), step, family[0]))
         if pseudo is not None and family is TARGET_STREAMS:
-            known = take_rows(pseudo, ranks.share(rows), hardware).to(labels[0])
+            known = take_rows(pseudo, ranks.share(rows), hardware).to(hardware.device, torch.int64)
             images, known = warp_labelled(images, known, affine, draw.size)
         else:
             images = warp(images, affine, draw.size)

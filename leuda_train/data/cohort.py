@@ -150,9 +150,11 @@ def _state_of_files(spec: CohortSpec, scans: Iterable[Scan]) -> str:
 
 def _find_scans(spec: CohortSpec, root: Path) -> list[Scan]:
     source, target = spec.source, spec.target
-    scans = _match("source labelled", source.labelled, source, spec, root)
-    if source.unlabelled is not None:
-        scans += _match("source unlabelled", source.unlabelled, source, spec, root)
+    scans: list[Scan] = []
+    if source is not None:
+        scans += _match("source labelled", source.labelled, source, spec, root)
+        if source.unlabelled is not None:
+            scans += _match("source unlabelled", source.unlabelled, source, spec, root)
     scans += _match("target unlabelled", target.unlabelled, target, spec, root)
     if target.test is not None:
         scans += _match("target test", target.test, target, spec, root)

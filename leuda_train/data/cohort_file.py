@@ -112,13 +112,14 @@ class CohortSpec(_Part):
     codes    for DICOM: name of a class -> [scheme, value, meaning]; training does not depend on it
     subject  a regular expression with one group that finds the subject in a file name; without it
              the subject is the file name less its extension and `_image`, `_label` and the like
+    source   for training; a cohort without it is one for `leuda adapt`
     """
 
     name: str
     classes: Annotated[dict[str, DomainValues], Field(min_length=1, max_length=MAX_CLASSES)]
     codes: dict[str, Annotated[Code, BeforeValidator(_code)]] = {}
     slices: SlicesSpec
-    source: SourceSpec
+    source: SourceSpec | None = None
     target: TargetSpec
     subject: Annotated[str, Field(max_length=MAX_PATTERN)] | None = None
 
@@ -151,7 +152,8 @@ class CohortSpec(_Part):
     @model_validator(mode="after")
     def _one_meaning(self) -> Self:
         """In each domain, each class has values, and each value means one thing."""
-        for domain in ("source", "target"):
+        domains: tuple[Domain, ...] = ("source", "target") if self.source else ("target",)
+        for domain in domains:
             background = {*_values(self.slices.background_values, domain)}
             seen = {0}
             for name, given in self.classes.items():

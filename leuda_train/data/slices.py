@@ -117,8 +117,9 @@ def _write(
     index: list[dict[str, object]] = []
     for domain, scans in (("source", source), ("target", target)):
         with_labels = domain == "source" or target_labels
-        images: list[NDArray[np.float32]] = []
-        labels: list[NDArray[np.uint8]] = []
+        none = (0, *recipe.window)  # a cohort for `leuda adapt` has no source
+        images: list[NDArray[np.float32]] = [np.empty(none, np.float32)]
+        labels: list[NDArray[np.uint8]] = [np.empty(none, np.uint8)]
         for scan in scans:
             image, label, intensity = _slices_of(scan, recipe, cohort.spec, with_labels)
             images.append(image)

@@ -1,4 +1,7 @@
-"""a run's deployed network, and what has to be known of it <-> RUN/model.pt."""
+"""a run's deployed network, and what has to be known of it <-> RUN/model.pt and RUN/windows.pt.
+
+model.pt holds weights and numbers and no image, so that it may go where scans may not.
+"""
 
 from __future__ import annotations
 
@@ -47,6 +50,7 @@ class ProductFacts(BaseModel):
     domain: IntensityProfile | None = None  # a run from before it was kept has none
     extents_mm: dict[str, float] | None = None  # the same; see prove_search.py
     anatomy: dict[str, Anatomy] = {}  # by structure; the same
+    class_shares: tuple[float, ...] | None = None  # (K,) of the source's labels; the same
 
 
 def build_product(facts: ProductFacts) -> DeployedNetwork:
@@ -62,30 +66,39 @@ def save_product(
     facts: ProductFacts,
     samples: Mapping[str, NDArray[np.float32]],
 ) -> None:
-    """Write RUN/model.pt: weights, facts, and windows (N, h, w) by image family.
+    """Write RUN/windows.pt, windows (N, h, w) by image family, then RUN/model.pt, all else.
 
     The windows are what exports are compared on, and those of "target" what int8 is calibrated on.
     """
-    state = {
-        "facts": facts.model_dump_json(),
-        "weights": {name: value.cpu() for name, value in product.state_dict().items()},
-        "samples": {
-            family: torch.from_numpy(np.array(images)) for family, images in samples.items()
-        },
-    }
-    checkpoint.save(RunFolder(run).model, state)
+    windows = {family: torch.from_numpy(np.array(images)) for family, images in samples.items()}
+    weights = {name: value.cpu() for name, value in product.state_dict().items()}
+    checkpoint.save(RunFolder(run).windows, windows)
+    checkpoint.save(RunFolder(run).model, {"facts": facts.model_dump_json(), "weights": weights})
 
 
 def load_product(run: Path) -> tuple[DeployedNetwork, ProductFacts, dict[str, NDArray[np.float32]]]:
     """The inverse of `save_product`; the module is in evaluation mode, float32, on the CPU."""
-    path = RunFolder(run).model
-    if not path.is_file():
-        raise TrainingError(f"{run} holds no finished run ({path.name}); run `leuda train` first")
-    state = checkpoint.load(path)
+    folder = RunFolder(run)
+    if not folder.model.is_file():
+        raise TrainingError(
+            f"{run} holds no finished run ({folder.model.name}); run `leuda train` first"
+        )
+    state = checkpoint.load(folder.model)
+    product, facts = _product(state)
+    # a run from before windows had a file of their own
+    windows = state["samples"] if "samples" in state else checkpoint.load(folder.windows)
+    if isinstance(windows, Tensor):  # and one from before there were families
+        windows = {"target": windows}
+    return product, facts, {family: images.numpy() for family, images in windows.items()}
+
+
+def load_weights(path: Path) -> tuple[DeployedNetwork, ProductFacts]:
+    """As `load_product`, from a model.pt wherever it stands, without windows."""
+    return _product(checkpoint.load(path))
+
+
+def _product(state: Mapping[str, Any]) -> tuple[DeployedNetwork, ProductFacts]:
     facts = ProductFacts.model_validate_json(state["facts"])
     product = build_product(facts)
     product.load_state_dict(state["weights"])
-    samples = state["samples"]
-    if isinstance(samples, Tensor):  # a run from before there were families
-        samples = {"target": samples}
-    return product.eval(), facts, {family: images.numpy() for family, images in samples.items()}
+    return product.eval(), facts

@@ -41,8 +41,13 @@ class RunFolder:
 
     @property
     def model(self) -> Path:
-        """The product: what `leuda export` reads."""
+        """The product, weights and numbers: what `leuda export` and `leuda adapt` read."""
         return self.path / "model.pt"
+
+    @property
+    def windows(self) -> Path:
+        """Prepared slices that exports of the product are proven on."""
+        return self.path / "windows.pt"
 
     @property
     def metrics(self) -> Path:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from leuda_train.config.objective import ObjectiveConfig
-from leuda_train.config.schema import ScheduleConfig
+from leuda_train.config.schedule import ScheduleConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,12 @@ class Lambdas:
 
 
 def ramp(epoch: int, objective: ObjectiveConfig) -> float:
-    """0 in the warm-up, then exp(-5 (1 - epoch/ramp_epochs)²), 1 from ramp_epochs on."""
+    """0 in the warm-up, then exp(-5 (1 - epoch/ramp_epochs)²), 1 from ramp_epochs on.
+
+    Without L_seg there is nothing that has to be learnt before: 1.
+    """
+    if not objective.supervised_on:
+        return 1.0
     if epoch < objective.warmup_epochs:
         return 0.0
     return math.exp(-5.0 * (1.0 - min(1.0, epoch / objective.ramp_epochs)) ** 2)

@@ -68,13 +68,11 @@ def label_volumes(
         q = torch.cat([teacher(part)[0].float().softmax(1).cpu() for part in batches(rows)])
     teacher.train(training)
     if refine:
-        whole = torch.as_tensor(images)
-        q = torch.cat(
-            [
-                follow_edges(part, of.float().cpu())
-                for part, of in zip(q.split(AT_ONCE), whole.split(AT_ONCE), strict=True)
-            ]
-        )
+        refined = []
+        for part, own in zip(q.split(AT_ONCE), torch.from_numpy(rows).split(AT_ONCE), strict=True):
+            of = take_rows(images, own.numpy(), hardware)
+            refined.append(follow_edges(part, of.float().cpu()))
+        q = torch.cat(refined)
     q *= (class_weights(wanted.cpu(), q.mean((0, 2, 3))) ** strength)[:, None, None]
     confidence, best = (q / q.sum(dim=1, keepdim=True)).max(dim=1)
     found = best.numpy().astype(np.uint8)

@@ -34,7 +34,7 @@ from leuda_train.runs.networks_table import (
     networks_table,
     pooled_ranking,
 )
-from leuda_train.runs.run import check_upper_bound
+from leuda_train.runs.run import check_labels
 from leuda_train.runs.train import train
 
 _log = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ def check_comparable(cohort: Cohort, configs: Sequence[TrainConfig]) -> None:
     if not cohort.role("target test"):
         raise InputError(f"cohort {cohort.spec.name} has no [target] test scans to compare on")
     for config in configs:
-        check_upper_bound(config, cohort)
+        check_labels(config, cohort, None)
 
 
 def summarise_seeds(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from leuda_deploy.machine.progress import Progress
+from leuda_deploy.model.card import Anatomy
 from leuda_deploy.scans.label_map import read_label_map
 from leuda_deploy.scans.likeness import profile_of
 from leuda_deploy.scans.stack import Stack
@@ -47,7 +48,7 @@ class Trained:
 
 
 def save_result(run: Run, trained: Trained) -> None:
-    """Write RUN/model.pt: the deployed network, its facts, and slices to prove exports on."""
+    """Write the deployed network and its facts, and slices to prove exports on."""
     facts, samples = product_facts(run, trained), parity_samples(trained.translated)
     save_product(run.folder.path, trained.adapted.chosen, facts, samples)
 
@@ -59,7 +60,8 @@ def evaluate_run(run: Run, trained: Trained) -> dict[str, Any]:
     if run.cohort.role("target test"):
         held_out = HeldOut(run.cohort, run.recipe, run.hardware)
         with run.show("test scans") as progress:
-            rules = {n: part.pieces for n, part in cohort_anatomy(run.cohort, run.recipe).items()}
+            numbers = run.cohort.structures
+            rules = {numbers[name]: part.pieces for name, part in _anatomy(run).items()}
             evaluation = held_out.evaluate(
                 adapted.chosen, run.folder.predictions, progress, clean_up=rules
             )
@@ -140,12 +142,11 @@ def product_facts(run: Run, trained: Trained) -> ProductFacts:
     widths = config.unet.widths
     if config.distil is not None:
         widths = config.distil.widths(widths)
-    anatomy = cohort_anatomy(cohort, run.recipe)
-    name_of = {number: name for name, number in cohort.structures.items()}
+    before = None if run.first is None else run.first.facts
     return ProductFacts(
         recipe=run.recipe,
         structures=tuple(cohort.structures),
-        codes=cohort.spec.codes,
+        codes=(before.codes if before else {}) | cohort.spec.codes,
         modality=cohort.spec.target.modality,
         feed=adapted.feed,
         network=adapted.network,
@@ -157,12 +158,28 @@ def product_facts(run: Run, trained: Trained) -> ProductFacts:
         cohort_sha256=cohort.sha256,
         config=config.model_dump(mode="json"),
         seed=config.seed,
-        steps=_steps(adapted, config),
+        steps=_steps(adapted, config) + (before.steps if before else 0),
         hardware=str(run.hardware),
         domain=profile_of(trained.slices.target_intensities),
-        extents_mm=_extents_mm(run),
-        anatomy={name_of[number]: part for number, part in anatomy.items()},
+        extents_mm=before.extents_mm if before else _extents_mm(run),
+        anatomy=_anatomy(run),
+        class_shares=before.class_shares if before else _class_shares(run, trained.slices),
     )
+
+
+def _anatomy(run: Run) -> dict[str, Anatomy]:
+    """By structure, from the labelled source scans, also those of the model it goes on from."""
+    if run.first is not None:
+        return run.first.facts.anatomy
+    found = cohort_anatomy(run.cohort, run.recipe)
+    return {name: found[n] for name, n in run.cohort.structures.items() if n in found}
+
+
+def _class_shares(run: Run, slices: Slices) -> tuple[float, ...]:
+    """(K,) the share of pixels that each class has in the source's labels, background first."""
+    labels = slices.source_labels[slices.labelled_rows]
+    counts = np.bincount(labels.ravel(), minlength=run.classes)
+    return tuple((counts / counts.sum()).tolist())
 
 
 def _extents_mm(run: Run) -> dict[str, float]:

@@ -18,6 +18,7 @@ from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import read_volume
 from leuda_train.config.schema import TrainConfig
 from leuda_train.data.cohort import Cohort
+from leuda_train.export.first_model import FirstModel
 from leuda_train.loop.hardware import Hardware
 from leuda_train.loop.loop import StageRun, Watch
 from leuda_train.loop.metrics_log import Metrics
@@ -32,6 +33,7 @@ class Run:
     cache     slices and translations, shared by every run with the same settings
     metrics   None in a process that is not the first
     profiles  stage -> where its time went; None if nobody asked
+    first     the model that a source-free run goes on from
     """
 
     cohort: Cohort
@@ -43,6 +45,7 @@ class Run:
     show: ShowProgress
     metrics: Metrics | None
     profiles: dict[str, Any] | None
+    first: FirstModel | None = None
 
     @property
     def classes(self) -> int:
@@ -67,8 +70,27 @@ class Run:
             )
 
 
-def check_upper_bound(config: TrainConfig, cohort: Cohort) -> None:
-    """Raises InputError if the method reads target labels that the cohort does not have."""
+def check_labels(config: TrainConfig, cohort: Cohort, first: FirstModel | None) -> None:
+    """Raises InputError if the method reads labels, or goes on from a model, that are not there."""
+    if config.first_model != (None if first is None else first.sha256):
+        raise InputError("first_model is no key to set: `leuda adapt` does")
+    if config.source_free and first is None:
+        raise InputError(
+            f"method {config.method} trains on no labelled image: it goes on from a finished run, "
+            "with `leuda adapt`"
+        )
+    if first is not None:
+        if not config.source_free:
+            raise InputError(
+                f"method {config.method} trains on labelled images, and `leuda adapt` reads none: "
+                "set supervised_on = [], as --method source-free does"
+            )
+        first.check_cohort(cohort)
+    elif cohort.spec.source is None:
+        raise InputError(
+            f"cohort {cohort.spec.name} has no [source], whose labelled scans method "
+            f"{config.method} trains on; without them, a finished run goes on with `leuda adapt`"
+        )
     if config.uses_target_labels and cohort.spec.target.upper_bound is None:
         raise InputError(
             f"method {config.method} needs [target] upper_bound labels, which cohort "
@@ -78,7 +100,8 @@ def check_upper_bound(config: TrainConfig, cohort: Cohort) -> None:
 
 def check_shares(config: TrainConfig, ranks: Ranks) -> None:
     """Raises InputError if the batches of stage 2 or 3 cannot be shared by the processes."""
-    ranks.check_share(config.schedule.batch_labelled, "schedule.batch_labelled")
+    if not config.source_free:
+        ranks.check_share(config.schedule.batch_labelled, "schedule.batch_labelled")
     if config.objective.unlabelled_streams or config.distil is not None:
         ranks.check_share(config.schedule.batch_unlabelled, "schedule.batch_unlabelled")
 
@@ -106,7 +129,10 @@ def write_scans(folder: RunFolder, config: TrainConfig, cohort: Cohort, recipe: 
         folder.scans,
         {
             "cohort": spec.name,
-            "modality": {"source": spec.source.modality, "target": spec.target.modality},
+            "modality": {
+                "source": spec.source.modality if spec.source else None,
+                "target": spec.target.modality,
+            },
             "structures": cohort.structures,
             "target_class_of_raw": spec.class_of_raw("target"),
             "target_labels_used": config.uses_target_labels,

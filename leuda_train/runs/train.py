@@ -2,7 +2,8 @@
 
     RUN/config.toml       the resolved config
     RUN/checkpoints/      the newest two states while stage 2 runs
-    RUN/model.pt          the product: what `leuda export` reads
+    RUN/model.pt          the product, weights and numbers: what `leuda export` and `adapt` read
+    RUN/windows.pt        slices that exports are proven on
     RUN/metrics.jsonl     loss terms of every stage, and images/s, as they come
     RUN/predictions/      labels of the test scans
     RUN/evaluation.json   Dice and distances on them
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from leuda_deploy.machine.files import write_json
 from leuda_deploy.machine.outside import read_json
@@ -36,6 +38,7 @@ from leuda_train.config.schema import TrainConfig
 from leuda_train.data.aligned_sets import AlignedSets
 from leuda_train.data.cohort import Cohort
 from leuda_train.data.slices import Slices, hold_out, load_slices
+from leuda_train.export.first_model import FirstModel
 from leuda_train.loop.hardware import check_compiler, choose_hardware
 from leuda_train.loop.metrics_log import Metrics
 from leuda_train.loop.ranks import Ranks, process_group
@@ -51,7 +54,7 @@ from leuda_train.runs.resume import (
     claimed,
     read_beginning,
 )
-from leuda_train.runs.run import Run, check_shares, check_upper_bound, write_config, write_scans
+from leuda_train.runs.run import Run, check_labels, check_shares, write_config, write_scans
 from leuda_train.stages.adapt import adapt
 from leuda_train.stages.distil import distil
 from leuda_train.stages.translate import load_translation
@@ -63,6 +66,7 @@ def train(
     config: TrainConfig,
     out: Path,
     *,
+    first: FirstModel | None = None,
     cache: Path | None = None,
     show: ShowProgress = show_nothing,
     profile: bool = False,
@@ -79,6 +83,7 @@ def train(
             of n source scans alone.
         config: What is trained, and how long, as `load_config` gives it.
         out: The run folder, made if it is not there.
+        first: What a source-free run goes on from; `config` is then one of `first.config`.
         cache: Slices and translations, shared by runs. Default: the folder `cache` beside `out`.
         show: A stage's title -> a context manager that yields its progress callback.
         profile: Also write where the time went.
@@ -102,7 +107,7 @@ def train(
         finished = _finished(folder, ranks)
         if finished is not None:
             return finished
-        check_upper_bound(config, cohort)
+        check_labels(config, cohort, first)
         hardware = choose_hardware(config.device, config.precision, ranks)
         check_shares(config, ranks)
         if config.compile:
@@ -128,6 +133,7 @@ def train(
                 show=page.watching(show) if ranks.first else show_nothing,
                 metrics=Metrics(folder, tensorboard=tensorboard) if ranks.first else None,
                 profiles={} if profile else None,
+                first=first,
             )
             trained = _do_stages(run, page, beginning)
             evaluation: dict[str, Any] | None = None
@@ -171,22 +177,23 @@ def _do_stages(run: Run, page: LivePage, beginning: Beginning | None) -> Trained
             ranks=run.hardware.ranks,
         )
     translated = untranslated(slices)
-    supervised = aligned_sets(slices, translated, config)
-    check_classes(np.asarray(supervised.labels), supervised.labelled_rows, run.cohort.structures)
+    if not config.source_free:
+        sets = aligned_sets(slices, translated, config)
+        check_classes(np.asarray(sets.labels), sets.labelled_rows, run.cohort.structures)
     if config.uses_translation:
         with run.stage(f"translation ({config.translation.title})", run.cache) as stage:
             stage = replace(stage, hardware=replace(run.hardware, precision=translated_in))
             translated = load_translation(slices, config.translation, config.seed, stage)
         check_translation(beginning, translated.fingerprint, run.folder)
     page.translated = translated
-    sets = aligned_sets(slices, translated, config)
+    sets = aligned_sets(slices, translated, config, run.first)
     began_with = Beginning(
         precision=precision,
         translation=translated.fingerprint,
         translation_precision=translated_in,
     ).as_dict()
     with run.stage(config.method, run.folder.checkpoints, began_with) as stage:
-        adapted = adapt(sets, run.classes, config, stage, translated.to_source)
+        adapted = adapt(sets, run.classes, config, stage, translated.to_source, run.first)
     if config.distil is not None:
         with run.stage("distillation", run.folder.distillation_checkpoints) as stage:
             # the teachers, as they are after the last step, become one small network
@@ -206,7 +213,12 @@ def _do_stages(run: Run, page: LivePage, beginning: Beginning | None) -> Trained
     return Trained(slices=slices, translated=translated, adapted=adapted)
 
 
-def aligned_sets(slices: Slices, translated: TranslatedSets, config: TrainConfig) -> AlignedSets:
+def aligned_sets(
+    slices: Slices,
+    translated: TranslatedSets,
+    config: TrainConfig,
+    first: FirstModel | None = None,
+) -> AlignedSets:
     """The image sets that there are, with the labels of the domain that is supervised."""
     images = translated.images
     if config.uses_target_labels:
@@ -223,4 +235,5 @@ def aligned_sets(slices: Slices, translated: TranslatedSets, config: TrainConfig
         labelled_rows=rows,
         held_out_rows=held_out,
         target_scans=slices.target_scans,
+        known_shares=None if first is None else torch.tensor(first.class_shares),
     )

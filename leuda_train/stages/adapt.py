@@ -14,6 +14,7 @@ from leuda_train.config.schema import TrainConfig
 from leuda_train.config.tested import Feed
 from leuda_train.data.aligned_sets import AlignedSets, take_rows
 from leuda_train.data.batches import Draw, make_batch, seed_dropout, step_generator
+from leuda_train.export.first_model import FirstModel
 from leuda_train.loop.hardware import Hardware, compile_networks
 from leuda_train.loop.loop import StageRun, run_steps
 from leuda_train.loop.metrics_log import Row
@@ -64,12 +65,14 @@ def adapt(
     config: TrainConfig,
     run: StageRun,
     to_source: Generator | None = None,
+    first: FirstModel | None = None,
 ) -> Adapted:
     """Train by the config's method; classes counts background. Resumes from the run's folder.
 
     to_source  the generator of stage 1, where a network is tested on x^{t→s}
+    first      what a source-free run goes on from
     """
-    trainer = Adaptation(sets, classes, config, run.hardware, to_source)
+    trainer = Adaptation(sets, classes, config, run.hardware, to_source, first)
     schedule = config.schedule
     steps = schedule.epochs * schedule.steps_per_epoch
     history = run_steps(trainer, run, name=config.method, steps=steps)
@@ -140,19 +143,24 @@ class Adaptation:
         config: TrainConfig,
         hardware: Hardware,
         to_source: Generator | None = None,
+        first: FirstModel | None = None,
     ) -> None:
         self.sets, self.config, self.hardware = sets.on_device(hardware), config, hardware
         last = config.schedule.epochs * config.schedule.steps_per_epoch - 1
         self.draw = draw_of(config, last)
         self.images_per_step = self.draw.images_per_step
         self.to_source = hardware.place(to_source) if to_source is not None else None
-        self.probe = None if config.uses_target_labels else make_probe(sets, hardware, config.seed)
+        labelled = not (config.uses_target_labels or config.source_free)  # in the source
+        self.probe = make_probe(sets, hardware, config.seed) if labelled else None
+        self.updates_before = first.facts.steps if first is not None else 0
         self.pseudo: Tensor | None = None  # (N, h, w) labels of the target scans, if made by scan
         self.scores: list[Row] = []
         self.looks: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {}
         torch.manual_seed(config.seed)
         student: nn.Module = UNet(classes, config.unet.widths, config.unet.dropout)
+        if first is not None:
+            student.load_state_dict(first.network.state_dict())
         if hardware.ranks.size > 1 or config.objective.batchnorm_over == "stream":
             student = with_joint_batchnorm(student, hardware.ranks)
         student = hardware.place(student)
@@ -210,9 +218,9 @@ class Adaptation:
             lambdas(epoch, objective),
             objective,
             self.hardware,
-            update=step,
+            update=self.updates_before + step,
             generator=step_generator(config.seed, "teacher noise", step),
-            shares=every > 0 and (step + 1) % every == 0,
+            shares=not config.source_free and every > 0 and (step + 1) % every == 0,
         )
         with phase("selection"):
             self._select(step + 1)
@@ -220,12 +228,12 @@ class Adaptation:
 
     def _label_target(self, step: int, config: TrainConfig) -> None:
         """Every few epochs of self-training by scan: the target's pseudo-labels, made anew."""
-        objective = config.objective
+        objective, epoch_steps = config.objective, config.schedule.steps_per_epoch
         if objective.lambda_pseudo == 0 or objective.pseudo_by == "slice":
             return
-        if self.pseudo is None or not step % (
-            objective.pseudo_every_epochs * config.schedule.steps_per_epoch
-        ):
+        renewed = step >= objective.pseudo_renewed_from_epoch * epoch_steps
+        due = renewed and not step % (objective.pseudo_every_epochs * epoch_steps)
+        if self.pseudo is None or due:
             assert self.sets.target_scans is not None
             self.pseudo = label_volumes(
                 self.nets.inter_teacher,

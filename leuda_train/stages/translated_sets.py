@@ -42,9 +42,10 @@ class TranslatedSets:
 
 
 def untranslated(slices: Slices) -> TranslatedSets:
-    """The two sets of a method that needs no translation."""
+    """The two sets of a method that needs no translation; one, where no source scan is read."""
     images: dict[Stream, NDArray[np.float32]] = {"source": slices.source, "target": slices.target}
-    return TranslatedSets(images=images, to_source=None, history=[])
+    there = {stream: found for stream, found in images.items() if len(found)}
+    return TranslatedSets(images=there, to_source=None, history=[])
 
 
 def fourier_sets(

@@ -8,6 +8,8 @@ from support import tiny
 from leuda_deploy.errors import InputError
 from leuda_train.config.load import load_config, make_recipe, parse_config, shipped
 
+ALONE = {**tiny.NO_TERMS, "supervised_on": [], "lambda_pseudo": 1.0}  # a source-free objective
+
 
 def refused(match: str, **sections: object) -> None:
     with pytest.raises(InputError, match=match) as caught:
@@ -111,7 +113,23 @@ def test_only_methods_with_translated_images_need_a_translation():
         ({"objective": {"ema_decay": 1.0}}, "'objective.ema_decay' = 1.0"),
         ({"objective": {"teacher_batchnorm": "both"}}, "'objective.teacher_batchnorm' = both"),
         ({"objective": {"supervised_on": ["sauce"]}}, "'objective.supervised_on.0' = sauce"),
-        ({"objective": {"supervised_on": []}}, "'objective.supervised_on'"),
+        ({"objective": {"supervised_on": []}}, "supervised_on is empty: lambda_pseudo"),
+        (
+            {"objective": {"supervised_on": [], "lambda_pseudo": 1.0}},
+            "supervised_on is empty: .*source_cycled",
+        ),
+        (
+            {"objective": {**ALONE, "copy_paste": 0.5}, "test": {"feed": "target"}},
+            "supervised_on is empty: .*copy_paste",
+        ),
+        (
+            {"objective": ALONE, "test": {"network": "inter_teacher"}},
+            "supervised_on is empty: .*feed",
+        ),
+        (
+            {"objective": ALONE, "test": {"feed": "target", "select": "label-free"}},
+            "supervised_on is empty: .*choice",
+        ),
         ({"objective": {"supervised_on": ["source", "target"]}}, "supervised_on"),
         ({"objective": {"supervised_on": ["target_cycled"]}}, "supervised_on"),
         (

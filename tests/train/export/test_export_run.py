@@ -287,9 +287,24 @@ def test_scores_that_are_not_finite_are_refused(
     assert list((tmp_path / "exports").iterdir()) == []
 
 
-def test_a_run_that_keeps_target_slices_only_is_still_exported(run: Path, tmp_path: Path) -> None:
+def test_a_run_keeps_its_windows_beside_the_model_which_holds_no_image(run: Path) -> None:
+    model = torch.load(run / "model.pt", weights_only=True)
+    assert set(model) == {"facts", "weights"}
+    assert {*model["weights"]} == {*load_product(run)[0].state_dict()}
+    windows = torch.load(run / "windows.pt", weights_only=True)
+    assert {name: len(images) for name, images in windows.items()} == {
+        "target": 24,
+        "source_as_target": 8,
+    }
+
+
+@pytest.mark.parametrize("families", [True, False])
+def test_a_run_from_before_windows_had_a_file_is_still_exported(
+    run: Path, tmp_path: Path, families: bool
+) -> None:
     state = torch.load(run / "model.pt", weights_only=True)
-    state["samples"] = state["samples"]["target"]
+    windows = torch.load(run / "windows.pt", weights_only=True)
+    state["samples"] = {"target": windows["target"]} if families else windows["target"]
     torch.save(state, tmp_path / "model.pt")
     _, _, families = load_product(tmp_path)
     assert list(families) == ["target"]

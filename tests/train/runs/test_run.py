@@ -87,6 +87,7 @@ def test_le_uda_trains_and_evaluates_where_no_target_label_exists(finished):
     assert {path.name for path in finished.iterdir()} == {
         "config.toml",
         "model.pt",
+        "windows.pt",
         "metrics.jsonl",
         "predictions",
         "evaluation.json",
