@@ -1,7 +1,7 @@
 """README and docs -> every command and every example in them does what is written.
 
 A block of code under `<!-- test: run -->` is run, in one folder, page after page; one under
-`<!-- test: study -->` by `tests/deploy/jobs/test_dicom_page.py`. Of all other commands it is
+`<!-- test: study -->` by `tests/deploy/jobs/dicom/test_dicom_page.py`. Of all other commands it is
 checked that they are there and take these arguments. Where a block says `--config demo`, a tiny
 config of `le-uda` is run on a few of the phantoms: this takes a minute.
 """

@@ -10,22 +10,22 @@ from leuda_deploy.cli import infer
 from leuda_deploy.cli import dicom
 from leuda_deploy.cli import look
 from leuda_deploy.cli import bench
-from leuda_deploy.cli import verify
-from leuda_deploy.cli import doctor
+from leuda_deploy.cli import check
+from leuda_deploy.cli import listen
 # isort: on
 
 __all__ = [
     "JsonOption",
     "app",
     "bench",
+    "check",
     "dicom",
-    "doctor",
     "infer",
+    "listen",
     "look",
     "main",
     "run",
     "say",
-    "verify",
 ]
 
 

@@ -14,8 +14,8 @@ from leuda_deploy.errors import InputError, LeudaError, keep_traceback, one_line
 from leuda_deploy.inference.memory_plan import MemoryPlan
 from leuda_deploy.inference.segment import Segmentation, volumes_ml
 from leuda_deploy.jobs.find_jobs import DICOM_ENDINGS, Job, picture_path
-from leuda_deploy.jobs.flags import Flag, flags_of
 from leuda_deploy.jobs.outputs import JobWriter
+from leuda_deploy.jobs.picture.flags import Flag, flags_of
 from leuda_deploy.jobs.picture.overlay import Shown, draw_overlay
 from leuda_deploy.machine.clock import Clock
 from leuda_deploy.machine.memory import peak_bytes

@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from leuda_deploy.inference.segment import volumes_ml
-from leuda_deploy.jobs.flags import Flag
+from leuda_deploy.jobs.picture.flags import Flag
 from leuda_deploy.jobs.picture.grey_window import GreyWindow, choose_window
 from leuda_deploy.jobs.picture.planes import (
     PLANES,

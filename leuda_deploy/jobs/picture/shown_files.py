@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from leuda_deploy.errors import InputError
-from leuda_deploy.jobs.flags import flags_of
+from leuda_deploy.jobs.picture.flags import flags_of
 from leuda_deploy.jobs.picture.overlay import Shown
 from leuda_deploy.model.card import PALETTE, Structure
 from leuda_deploy.scans.label_map import label_map_of, label_values

@@ -15,7 +15,7 @@ from leuda_deploy.errors import InputError
 from leuda_deploy.inference.segmenter import Segmenter
 from leuda_deploy.inference.settings import Settings
 from leuda_deploy.jobs.find_jobs import Job
-from leuda_deploy.jobs.flags import Flag
+from leuda_deploy.jobs.picture.flags import Flag
 from leuda_deploy.jobs.run_jobs import run_job
 from leuda_deploy.model.card import Anatomy, Pieces
 from leuda_deploy.scans.nifti import read_label_names

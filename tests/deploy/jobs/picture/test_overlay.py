@@ -11,7 +11,7 @@ from PIL import Image
 from support.command import leuda_here
 from support.makers import MakeCard, MakeVolume
 
-from leuda_deploy.jobs.flags import Flag, flags_of
+from leuda_deploy.jobs.picture.flags import Flag, flags_of
 from leuda_deploy.jobs.picture.grey_window import SOFT_TISSUE, choose_window
 from leuda_deploy.jobs.picture.movie import write_movie
 from leuda_deploy.jobs.picture.overlay import (

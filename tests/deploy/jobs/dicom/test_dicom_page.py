@@ -18,7 +18,7 @@ pytest.importorskip("pydicom", reason="the dicom extra is not installed")
 
 from support.dicom_series import even, make_slices, smooth, write_images
 
-PAGE = Path(__file__).parents[3] / "docs" / "how-to" / "dicom.md"
+PAGE = Path(__file__).parents[4] / "docs" / "how-to" / "dicom.md"
 BLOCKS = re.compile(r"^<!-- test: study -->\n```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 VALUES = smooth((20, 24, 20))
 

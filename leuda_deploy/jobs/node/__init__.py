@@ -1,0 +1,8 @@
+"""studies that come over the network -> labelled, and their results sent back.
+
+queue.py    what has come and what became of it, on the disk: nothing is lost, nothing done twice
+peers.py    who may send, who gets the results, and how they are kept secret on the way
+receive.py  images that come -> the queue
+send.py     results -> whoever wants them
+node.py     the three together, with the model
+"""

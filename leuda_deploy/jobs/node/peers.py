@@ -1,0 +1,89 @@
+"""what the user says of other nodes -> who may send, who gets results, and TLS."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+from leuda_deploy.errors import InputError, one_line
+
+MAX_TITLE = 16  # characters of an AE title, as the format has it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sender:
+    """An AE title that may send; from this host alone, if one is named."""
+
+    title: str
+    host: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Destination:
+    """Where results go."""
+
+    title: str
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tls:
+    """Files (PEM) with which connections are kept secret, both ways.
+
+    certificate, key  this node's own
+    authority         who signs the others'; a sender without such a certificate is refused
+    """
+
+    certificate: Path
+    key: Path
+    authority: Path
+
+    def accepting(self) -> ssl.SSLContext:
+        """For senders. Raises InputError if a file cannot be used."""
+        return self._context(ssl.Purpose.CLIENT_AUTH)
+
+    def calling(self) -> ssl.SSLContext:
+        """For the destination. Raises InputError if a file cannot be used."""
+        return self._context(ssl.Purpose.SERVER_AUTH)
+
+    def _context(self, purpose: ssl.Purpose) -> ssl.SSLContext:
+        try:
+            context = ssl.create_default_context(purpose, cafile=str(self.authority))
+            context.load_cert_chain(str(self.certificate), str(self.key))
+        except (OSError, ssl.SSLError) as error:
+            files = f"{self.certificate}, {self.key}, {self.authority}"
+            raise InputError(f"cannot use {files} for TLS: {one_line(error)}") from error
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+
+def parse_sender(text: str) -> Sender:
+    """ "SCANNER" or "SCANNER@10.0.0.5". Raises InputError."""
+    title, at, host = text.partition("@")
+    if at and not host:
+        raise InputError(f"--from reads AET or AET@HOST, not {text!r}")
+    return Sender(title=check_title(title, "--from"), host=host or None)
+
+
+def parse_destination(text: str) -> Destination:
+    """ "PACS@10.0.0.9:104". Raises InputError."""
+    title, _, address = text.partition("@")
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal() and 0 < int(port) < 1 << 16):
+        raise InputError(f"--return reads AET@HOST:PORT, not {text!r}")
+    return Destination(title=check_title(title, "--return"), host=host, port=int(port))
+
+
+def check_title(title: str, option: str) -> str:
+    """An AE title that can be one. Raises InputError."""
+    title = title.strip()
+    if not (0 < len(title) <= MAX_TITLE and title.isascii() and title.isprintable()) or (
+        "\\" in title
+    ):
+        raise InputError(
+            f"{option}: an AE title has 1 to {MAX_TITLE} letters or digits, not {title!r}"
+        )
+    return title

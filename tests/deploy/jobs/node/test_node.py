@@ -1,0 +1,357 @@
+"""A node on this computer between a sender and an archive, over real associations."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.command import leuda_here
+from support.makers import MakeModel
+
+pytest.importorskip("highdicom", reason="the dicom extra is not installed")
+pynetdicom = pytest.importorskip("pynetdicom", reason="the node extra is not installed")
+
+from pynetdicom.sop_class import CTImageStorage, Verification  # noqa: E402
+from support.dicom_series import make_image, make_series, write_images  # noqa: E402
+
+from leuda_deploy.errors import InputError  # noqa: E402
+from leuda_deploy.inference.segmenter import Segmenter  # noqa: E402
+from leuda_deploy.inference.settings import Settings  # noqa: E402
+from leuda_deploy.jobs.node import node as node_module  # noqa: E402
+from leuda_deploy.jobs.node.node import Node, NodeSettings  # noqa: E402
+from leuda_deploy.jobs.node.peers import (  # noqa: E402
+    Destination,
+    Sender,
+    Tls,
+    parse_destination,
+    parse_sender,
+)
+from leuda_deploy.jobs.node.queue import Entry, Queue  # noqa: E402
+from leuda_deploy.jobs.node.receive import Door  # noqa: E402
+from leuda_deploy.view.dashboard import Dashboard  # noqa: E402
+
+ROOT = Path(__file__).parents[4]
+# pynetdicom leaves a socket open where nobody answers
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+PATIENT = "Secret^Name"
+
+
+class Archive:
+    """A C-STORE SCP that keeps what it gets; statuses: what it answers first."""
+
+    def __init__(self, port: int = 0, *, ssl_context: Any = None) -> None:
+        self.got: list[Any] = []
+        self.statuses: list[int] = []
+        self._entity = pynetdicom.AE(ae_title="PACS")
+        self._entity.supported_contexts = pynetdicom.StoragePresentationContexts
+        self._server = self._entity.start_server(
+            ("127.0.0.1", port),
+            block=False,
+            ssl_context=ssl_context,
+            evt_handlers=[(pynetdicom.evt.EVT_C_STORE, self._store)],
+        )
+        self.port = self._server.server_address[1]
+
+    def _store(self, event: Any) -> int:
+        if self.statuses:
+            return self.statuses.pop(0)
+        self.got.append(event.dataset)
+        return 0
+
+    def stop(self) -> None:
+        self._entity.shutdown()
+
+
+@pytest.fixture
+def archive() -> Iterator[Archive]:
+    found = Archive()
+    yield found
+    found.stop()
+
+
+@pytest.fixture
+def segmenter(tmp_path: Path, make_model: MakeModel) -> Segmenter:
+    return Segmenter(make_model(tmp_path / "model"), Settings(threads=1, batch=4))
+
+
+@contextmanager
+def working(node: Node) -> Iterator[int]:
+    """The node at work in a thread; yields its port."""
+    with node.open():
+        thread = threading.Thread(target=node.work)
+        thread.start()
+        try:
+            yield node.receiver.port
+        finally:
+            node._stop.set()
+            thread.join()
+
+
+def make_node(tmp_path: Path, segmenter: Segmenter, port: int, **settings: Any) -> Node:
+    door = settings.pop("door", Door(port=0))
+    to = Destination(title="PACS", host="127.0.0.1", port=port)
+    all_of_it = {"door": door, "destination": to, "quiet_s": 0.2} | settings
+    return Node(Queue(tmp_path / "queue"), segmenter, NodeSettings(**all_of_it))
+
+
+def call(port: int, *, title: str = "CT1", called: str = "LEUDA", tls: Any = None) -> Any:
+    entity = pynetdicom.AE(ae_title=title)
+    entity.add_requested_context(Verification)
+    entity.add_requested_context(CTImageStorage)
+    return entity.associate("127.0.0.1", port, ae_title=called, tls_args=tls)
+
+
+def store(port: int, images: list[Any], **how: Any) -> list[int]:
+    """Send data sets; the statuses."""
+    association = call(port, **how)
+    assert association.is_established
+    statuses = [association.send_c_store(image).Status for image in images]
+    association.release()
+    return statuses
+
+
+def until(found: Callable[[], Any], seconds: float = 300.0) -> Any:
+    end = time.monotonic() + seconds
+    while not (value := found()):
+        assert time.monotonic() < end, "it does not come"
+        time.sleep(0.02)
+    return value
+
+
+def in_state(queue: Queue, state: str) -> Callable[[], list[Entry]]:
+    return lambda: [entry for entry in queue.entries() if entry.state == state]
+
+
+def test_a_series_is_labelled_and_its_results_sent_once(
+    tmp_path: Path, segmenter: Segmenter, archive: Archive, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    images = make_series(PatientName=PATIENT)
+    node = make_node(tmp_path, segmenter, archive.port)
+    with working(node) as port:
+        association = call(port)
+        assert association.send_c_echo().Status == 0
+        association.release()
+        assert store(port, images) == [0] * len(images)
+        until(in_state(node.queue, "sent"))
+        assert [each.Modality for each in archive.got] == ["SEG", "SR"]
+        assert store(port, images) == [0] * len(images)  # again: known, and nothing is done
+        time.sleep(0.5)
+        page = Dashboard(node.queue, {})
+        thread = threading.Thread(target=page.serve_forever)
+        thread.start()
+        with urllib.request.urlopen(f"{page.url}state") as answer:
+            state = answer.read().decode()
+        with pytest.raises(urllib.error.HTTPError):
+            urllib.request.urlopen(f"http://{page.hosts[0]}/guess/state")
+        page.shutdown()
+        thread.join()
+        page.server_close()
+    assert len(archive.got) == 2
+    seg, report = archive.got
+    assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == images[0].SeriesInstanceUID
+    assert seg.PatientName == PATIENT  # the objects name the patient; what is logged does not
+    referred = report.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence
+    assert seg.SeriesInstanceUID in {each.SeriesInstanceUID for each in referred}
+    assert "Secret" not in caplog.text + state
+    assert json.loads(state)["counts"] == {"sent": 1}
+    done = leuda_here("listen", "--queue", node.queue.folder, "--status", "--json")
+    assert json.loads(done.stdout)["counts"] == {"sent": 1}
+
+
+def test_what_is_not_for_the_model_is_passed_over_and_what_is_broken_fails(
+    tmp_path: Path, segmenter: Segmenter, archive: Archive
+) -> None:
+    broken = [make_image(k, "1.2.6") for k in range(5)]
+    del broken[2].ImagePositionPatient
+    scout = make_series(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    other = [make_image(k, "1.2.7", Modality="MR") for k in range(5)]
+    node = make_node(tmp_path, segmenter, archive.port)
+    with working(node) as port:
+        store(port, [*broken, *scout, *other])
+        until(lambda: len(in_state(node.queue, "passed over")()) == 2)
+        (failed,) = until(in_state(node.queue, "failed"))
+    assert failed.uid == "1.2.6"
+    assert "ImagePositionPatient" in failed.reason
+    reasons = {each.uid: each.reason for each in in_state(node.queue, "passed over")()}
+    assert reasons.keys() == {"1.2.5", "1.2.7"}
+    assert archive.got == []
+
+
+def test_an_archive_that_is_away_or_full_gets_it_later(
+    tmp_path: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_module, "FIRST_DELAY_S", 0.05)
+    with socket.socket() as taken:  # a port where nobody is
+        taken.bind(("127.0.0.1", 0))
+        away = taken.getsockname()[1]
+    node = make_node(tmp_path, segmenter, away)
+    with working(node) as port:
+        store(port, make_series())
+        waiting = until(lambda: [e for e in in_state(node.queue, "labelled")() if e.reason])
+        assert "cannot be reached" in waiting[0].reason
+        archive = Archive(away)
+        archive.statuses = [0xA700]  # out of room, once
+        until(in_state(node.queue, "sent"))
+        archive.stop()
+    assert [each.Modality for each in archive.got] == ["SEG", "SR"]
+    gc.collect()  # the socket that pynetdicom left open
+
+
+def test_who_is_not_on_the_list_is_refused(
+    tmp_path: Path, segmenter: Segmenter, archive: Archive
+) -> None:
+    senders = [Sender(title="CT1", host="127.0.0.1"), Sender(title="CT2", host="10.9.9.9")]
+    node = make_node(tmp_path, segmenter, archive.port, door=Door(port=0, senders=senders))
+    with working(node) as port:
+        association = call(port, title="CT1")
+        assert association.is_established
+        association.release()
+        assert call(port, title="CT3").is_rejected
+        assert call(port, title="CT1", called="OTHER").is_rejected
+        assert store(port, make_series()[:1], title="CT2") == [0x0124]  # from another host
+    assert node.queue.counts() == {}
+
+
+def test_a_host_that_others_reach_needs_a_list() -> None:
+    with pytest.raises(InputError, match="--from"):
+        Door(host="0.0.0.0")
+    assert parse_sender("CT1@10.0.0.5") == Sender(title="CT1", host="10.0.0.5")
+    assert parse_destination("PACS@h:104") == Destination(title="PACS", host="h", port=104)
+    for wrong in ("PACS", "PACS@h", "@h:1", "PACS@h:x", "PACS@h:99999", f"{'x' * 17}@h:1"):
+        with pytest.raises(InputError):
+            parse_destination(wrong)
+    for wrong in ("", "CT1@", "a\\b"):
+        with pytest.raises(InputError):
+            parse_sender(wrong)
+
+
+def certificates(folder: Path) -> Tls:
+    """A certificate for this computer that is its own authority."""
+    x509 = pytest.importorskip("cryptography.x509", reason="cryptography is not installed")
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "leuda test")])
+    now = datetime.now(UTC)
+    import ipaddress
+
+    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    (folder / "cert.pem").write_bytes(certificate.public_bytes(pem))
+    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "key.pem").write_bytes(secret)
+    cert = folder / "cert.pem"
+    return Tls(certificate=cert, key=folder / "key.pem", authority=cert)
+
+
+def test_with_tls_both_ways_are_secret(tmp_path: Path, segmenter: Segmenter) -> None:
+    tls = certificates(tmp_path)
+    archive = Archive(ssl_context=tls.accepting())
+    node = make_node(tmp_path, segmenter, archive.port, door=Door(port=0, tls=tls))
+    with working(node) as port:
+        assert not call(port).is_established  # in the clear
+        assert store(port, make_series(), tls=(tls.calling(), "127.0.0.1")) == [0] * 5
+        until(in_state(node.queue, "sent"))
+    archive.stop()
+    assert len(archive.got) == 2
+    with pytest.raises(InputError):
+        Tls(certificate=tmp_path, key=tmp_path, authority=tmp_path).accepting()
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_do_what_it_says(tmp_path: Path, archive: Archive) -> None:
+    if shutil.which("storescu") is None:
+        pytest.skip("storescu is not installed (Debian: dcmtk)")
+    page = (ROOT / "docs" / "how-to" / "hospital-node.md").read_text()
+    after = page[page.index("## Try it") :]
+    listen, send, status = (
+        next(line for line in after.splitlines() if line.startswith(start))
+        for start in ("leuda listen", "storescu", "leuda listen --queue queue --status")
+    )
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    write_images(tmp_path / "series", make_series())
+    listen = listen.replace("ORTHANC@127.0.0.1:4242", f"PACS@127.0.0.1:{archive.port}")
+    search = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def leuda(command: str) -> list[str]:
+        return [sys.executable, "-m", "leuda_train", *shlex.split(command)[1:]]
+
+    where = {"cwd": tmp_path, "env": search}
+    more = ["--port", str(port), "--quiet", "0.5"]
+    node = subprocess.Popen([*leuda(listen), *more], stderr=subprocess.PIPE, text=True, **where)
+    try:
+        assert node.stderr is not None
+        until(lambda: "listens on" in node.stderr.readline())
+        subprocess.run(shlex.split(send.replace("11112", str(port))), check=True, **where)
+        until(lambda: len(archive.got) == 2)
+        said = until(
+            lambda: (
+                " sent" in (out := subprocess.check_output(leuda(status), text=True, **where))
+                and out
+            )
+        )
+        assert said.startswith("1 sent")
+    finally:
+        node.terminate()
+        node.wait()
+
+
+@pytest.mark.slow
+def test_orthanc_gets_all_of_a_burst_though_the_node_is_killed(tmp_path: Path) -> None:
+    """The benchmark, with few studies; it compares with labels made without a network."""
+    for program in ("Orthanc", "storescu", "echoscu"):
+        if shutil.which(program) is None and not Path("/usr/sbin", program).exists():
+            pytest.skip(f"{program} is not installed (Debian: orthanc, dcmtk)")
+    out = tmp_path / "found.json"
+    measured = subprocess.run(
+        [
+            *(sys.executable, ROOT / "benchmarks" / "hospital_node.py", out),
+            *("--studies", "4", "--kills", "2", "--quiet", "1"),
+        ],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert measured.returncode == 0, measured.stderr
+    found = json.loads(out.read_text())
+    assert (found["lost"], found["twice"], found["kills"]) == (0, 0, 2)
+    assert found["studies_with_both"] == found["labels_as_without_a_network"] == 4
+    assert found["in_orthanc"] == {"SEG": 4, "SR": 4}
+    assert found["queue"] == {"sent": 4}
