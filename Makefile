@@ -3,8 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 FUZZ_INPUTS ?= 200000
+EXTRAS ?= dicom,openvino
+WHEELS ?= wheelhouse
 
-.PHONY: help demo tour test test-browser fuzz check lint format docs structure model clean
+.PHONY: help demo tour test test-browser fuzz check lint format docs structure wheelhouse model clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -47,6 +49,9 @@ tour: demo ## the pictures of docs/how-to/tour.md, with Debian's chromium and ch
 
 structure: $(READY) ## how many files, folders and imports there are, and how deep they go
 	$(BIN)/python tools/structure.py
+
+wheelhouse: $(READY) ## all wheels of EXTRAS with hashes, for a machine without internet (WHEELS=folder)
+	$(BIN)/python tools/wheelhouse.py $(WHEELS) --extras '$(EXTRAS)'
 
 # It takes the demo's run, so it trains first if there is none.
 model: demo ## the small phantom model that is kept in exports/

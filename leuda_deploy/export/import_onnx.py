@@ -80,7 +80,7 @@ def package_graph(source: Path, card_file: Path, output: Path) -> ModelFile:
     says, or gives scores that are not finite; InputError if `output` holds something else.
     """
     check_replaceable(output)
-    graph = _read_graph(source)
+    graph = read_graph(source)
     card = parse_card(read_text(card_file, most=MAX_CARD_BYTES, failed=ModelError), str(card_file))
     _check_its_own(card, card_file)
     computes = precision_of(graph)
@@ -125,7 +125,7 @@ def _check_its_own(card: ModelCard, card_file: Path) -> None:
     if same:
         raise InputError(
             f"{card_file} has the {' and '.join(same)} of another model, the phantom model that "
-            "ships with leuda: say those of yours (docs/how-to/card-template.json has room for "
+            "ships with leuda: say those of yours (`leuda card init` writes a card with room for "
             'them), or "domain": null'
         )
 
@@ -160,7 +160,7 @@ def precision_of(model: onnx.ModelProto) -> Precision:
     return "fp16" if TensorProto.FLOAT16 in types else "fp32"
 
 
-def _read_graph(source: Path) -> onnx.ModelProto:
+def read_graph(source: Path) -> onnx.ModelProto:
     """The graph with all of its weights, float32 at both ends."""
     try:
         model = onnx.load(source)

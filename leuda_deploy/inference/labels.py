@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leuda_deploy.engines.engine import Float32
-from leuda_deploy.scans.resample import resize, taps
+from leuda_deploy.scans.resample import Kernel, resize, taps
 from leuda_deploy.scans.stack import Stack
 
 UInt8 = NDArray[np.uint8]
@@ -21,10 +21,13 @@ LOW_CONFIDENCE = 0.7  # a softmax probability of the winning class below this is
 SAMPLED = 4  # of so many rows and columns, one is looked at to estimate the share of low ones
 
 
-def label_plane(scores: Float32, shape: tuple[int, int]) -> UInt8:
+def label_plane(
+    scores: Float32, shape: tuple[int, int], kernels: tuple[Kernel, Kernel] = ("smooth", "smooth")
+) -> UInt8:
     """The winning class of each pixel: scores (K, h, w) -> labels (H, W) uint8.
 
-    The same as resampling all K scores linearly to (H, W) and taking the largest, but computed
+    The same as resampling all K scores to (H, W), linearly or to the nearest, and taking the
+    largest, but computed
     only where that can matter: a resampled score is a weighted mean of its taps with weights that
     do not depend on the class, so where one class wins at all taps, it wins between them.
     """
@@ -32,7 +35,8 @@ def label_plane(scores: Float32, shape: tuple[int, int]) -> UInt8:
     if coarse.shape == tuple(shape):
         return coarse
     (rows, row_weight), (columns, column_weight) = (
-        taps(have, want) for have, want in zip(coarse.shape, shape, strict=True)
+        taps(have, want, kernel)
+        for have, want, kernel in zip(coarse.shape, shape, kernels, strict=True)
     )
     lowest, highest = coarse, coarse
     for axis, index in ((1, columns), (0, rows)):
@@ -85,7 +89,7 @@ class Uncertainty:
         self._probabilities = probabilities
         self.entropy: UInt8 | None = None
         if wanted:
-            self.entropy = np.empty(stack.volume.raw.shape, dtype=np.uint8, order="F")
+            self.entropy = np.zeros(stack.volume.raw.shape, dtype=np.uint8, order="F")
             self._entropy_stack = stack.of_scan(self.entropy)
 
     def add(self, slices: Sequence[int], scores: Float32) -> None:

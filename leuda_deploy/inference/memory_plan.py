@@ -99,7 +99,7 @@ def _plan_for(batch: int, stack: Stack, workload: Workload) -> MemoryPlan:
     grid = max(stack.grid_shape[0], window[0]) * max(stack.grid_shape[1], window[1])
     itemsize = stack.volume.raw.dtype.itemsize
     # of the scan's own slices, those that a slab of the model grid is made of
-    read = slab if stack.depth == stack.scan_depth else 2 + slab * stack.scan_depth // stack.depth
+    read = stack.slices_read(slab)
     images = 4 * slab * grid + read * (4 * grid * (read != slab) + itemsize * plane)
     # blended scores besides the engine's own, where windows overlap
     scores = 4 * classes * grid * slab

@@ -96,11 +96,11 @@ def segment(
     """
     clock = Clock()
     with clock("normalise"):
-        fill = stack.intensity.floor
+        fill = stack.outside
     if scoring.mirror:
         engine = mirrored(engine, scoring.tiling.mirror)
     if scoring.tiling.skip_floor:
-        engine = scoring_floor_once(engine, fill)
+        engine = scoring_floor_once(engine, stack.intensity.floor)
     scorer_type = BlockScorer if stack.window_slices > 1 else SlabScorer
     score = scorer_type(engine, stack, scoring, fill=fill)
 
@@ -124,7 +124,7 @@ def segment(
     labels = np.zeros(stack.volume.raw.shape, dtype=np.uint8, order="F")
     label_stack = stack.of_scan(labels)
     unsure = Uncertainty(stack, wanted=uncertainty, probabilities=scoring.probabilities)
-    on_scan = ScanSlices(stack.depth, stack.scan_depth)
+    on_scan = ScanSlices(stack.depth, stack.scan_depth, stack.score_kernels[0])
     walk, planned = Walk(stack.depth, find), 0
     for wanted in walk:
         planned += len(wanted)
@@ -132,7 +132,9 @@ def segment(
             for slices, found in on_scan(slab, on_grid):
                 with clock("labels"):
                     for index, plane in zip(slices, found, strict=True):
-                        label_stack[index] = label_plane(plane, stack.plane_shape)
+                        label_stack[index] = label_plane(
+                            plane, stack.plane_shape, stack.score_kernels[1:]
+                        )
                 with clock("doubts"):
                     unsure.add(slices, found)
             for index in slab:

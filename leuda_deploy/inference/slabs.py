@@ -21,7 +21,7 @@ from leuda_deploy.inference.sliding_window import (
     windows_per_slice,
 )
 from leuda_deploy.model.tiling import DEFAULT_TILING, Tiling
-from leuda_deploy.scans.resample import taps
+from leuda_deploy.scans.resample import Kernel, taps
 from leuda_deploy.scans.stack import Stack
 
 Slices = Sequence[int]  # rising indices
@@ -156,9 +156,9 @@ class ScanSlices:
     The same slices where the two coincide.
     """
 
-    def __init__(self, depth: int, scan_depth: int) -> None:
+    def __init__(self, depth: int, scan_depth: int, kernel: Kernel = "smooth") -> None:
         self._same = depth == scan_depth
-        self._index, self._weight = taps(depth, scan_depth)
+        self._index, self._weight = taps(depth, scan_depth, kernel)
         self._next, self._held_from = 0, 0
         self._held: Float32 | None = None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache, reduce
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from leuda_deploy.engines.engine import Float32, Scorer
 from leuda_deploy.model.tiling import DEFAULT_TILING, Blending, MirrorAxis, Tiling
 from leuda_deploy.scans.resample import fit_to_window
 
-MIRROR_AXES = {"rows": -2, "columns": -1}
+MIRROR_AXES: dict[MirrorAxis, int] = {"slices": -3, "rows": -2, "columns": -1}
 
 
 def score_slices(
@@ -92,18 +92,23 @@ def blend_weights(window: tuple[int, ...], blending: Blending = "gaussian") -> F
     """1 throughout, or Gaussian about the centre, an eighth of the window wide, above 0."""
     if blending == "constant":
         return np.ones(window, dtype=np.float32)
+    centres = [size // 2 if blending == "nnunet" else (size - 1) / 2 for size in window]
     bells = (
-        np.exp(-0.5 * ((np.arange(size) - (size - 1) / 2) / (size / 8)) ** 2) for size in window
+        np.exp(-0.5 * ((np.arange(size) - centre) / (size / 8)) ** 2)
+        for size, centre in zip(window, centres, strict=True)
     )
-    weights: Float32 = np.maximum(reduce(np.multiply.outer, bells), 1e-3).astype(np.float32)
+    least = 1e-9 if blending == "nnunet" else 1e-3
+    weights: Float32 = np.maximum(reduce(np.multiply.outer, bells), least).astype(np.float32)
     return weights
 
 
 def mirrored(engine: Scorer, axes: tuple[MirrorAxis, ...]) -> Scorer:
     """The engine whose scores are the mean over the window and its mirror images along the axes."""
-    flips: list[tuple[int, ...]] = [()] + [(MIRROR_AXES[axis],) for axis in axes]
-    if len(axes) == 2:
-        flips.append((MIRROR_AXES["rows"], MIRROR_AXES["columns"]))
+    flips = [
+        tuple(MIRROR_AXES[axis] for axis in some)
+        for count in range(len(axes) + 1)
+        for some in combinations(axes, count)
+    ]
 
     def score(windows: Float32) -> Float32:
         total = engine(windows)

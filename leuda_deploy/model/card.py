@@ -249,4 +249,6 @@ def parse_card(text: str, origin: str) -> ModelCard:
         raise ModelError(f"the model card of {origin} names two structures alike: {names}")
     if [structure.value for structure in card.structures] != list(range(1, len(names) + 1)):
         raise ModelError(f"the model card of {origin} numbers its structures out of order")
+    if card.depth is None and "slices" in card.tiling.mirror:
+        raise ModelError(f"the model card of {origin} mirrors slices, but its graph is 2D")
     return card

@@ -6,17 +6,19 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Blending = Literal["gaussian", "constant"]
-MirrorAxis = Literal["rows", "columns"]
+Blending = Literal["gaussian", "constant", "nnunet"]
+MirrorAxis = Literal["slices", "rows", "columns"]
 
 
 class Tiling(BaseModel):
     """How windows cover a slice, and what may be done with them.
 
     overlap     least share of a window that it has in common with the next
-    blending    weights of a window's scores where windows overlap
+    blending    weights of a window's scores where windows overlap: a Gaussian about the middle,
+                constant, or nnU-Net's Gaussian, which is about pixel size // 2 and has no floor
     mirror      axes along which a mirrored window means the same (no left and right organs among
-                the structures): test-time mirroring is allowed along these alone
+                the structures): test-time mirroring is allowed along these alone; slices are those
+                of a 3D window
     skip_floor  windows in which every pixel is the darkest value are scored once a scan: the graph
                 was seen to score a window by itself, whatever else is in the batch
     """

@@ -90,15 +90,20 @@ def make_probes(families: Mapping[str, Float32], *, seed: int = 0) -> Probes:
     )
 
 
-def probes_of_scans(card: ModelCard, scans: Sequence[Path]) -> Probes:
-    """Windows of scans, prepared as a model's card says, to prove engines of that model on."""
+def windows_of_scans(card: ModelCard, scans: Sequence[Path]) -> dict[str, Float32]:
+    """Windows of scans, prepared as a model's card says: by scan, (n, h, w) or (n, d, h, w)."""
     windows: dict[str, Float32] = {}
     for path in scans:
         stack = Stack(read_volume(path), card.recipe, window_depth=card.depth)
         # of a 3D graph, windows that lie beside each other
         starts = range(0, stack.depth, stack.window_slices)
         windows[str(path)] = np.stack([stack.window_at(start) for start in starts])
-    return make_probes(windows)
+    return windows
+
+
+def probes_of_scans(card: ModelCard, scans: Sequence[Path]) -> Probes:
+    """These windows as probes, to prove engines of that model on."""
+    return make_probes(windows_of_scans(card, scans))
 
 
 def _spread(windows: list[tuple[str, Float32]], most: int) -> list[tuple[str, Float32]]:

@@ -15,7 +15,7 @@ from leuda_deploy.errors import LeudaError, MissingExtraError, ParityError
 from leuda_deploy.model.card import Precision
 from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.proof.layers import first_layer_that_differs
-from leuda_deploy.proof.parity import TOLERANCES, Parity, check_parity, class_names
+from leuda_deploy.proof.parity import TOLERANCES, Parity, Tolerances, check_parity, class_names
 from leuda_deploy.proof.probes import Probes
 
 # What counts as another layer when the fault is looked for: several times what rounding does.
@@ -31,12 +31,14 @@ class Reference:
     scores  (N, K, h, w) float32, of these windows
     graph   the ONNX graph that gave the scores, or None; with it, a refusal names the first layer
             that differs
+    tolerances  how far an engine may be off; None: what is usual for the precision
     """
 
     title: str
     probes: Probes
     scores: Float32
     graph: onnx.ModelProto | None = None
+    tolerances: Tolerances | None = None
 
 
 def prove(model: ModelFile, reference: Reference) -> tuple[Parity, ...]:
@@ -59,7 +61,7 @@ def prove(model: ModelFile, reference: Reference) -> tuple[Parity, ...]:
                 reference.probes,
                 stage=f"{reference.title} -> {title} {card.precision}",
                 classes=class_names(card),
-                tolerances=TOLERANCES[card.precision],
+                tolerances=reference.tolerances or TOLERANCES[card.precision],
             )
         except ParityError as error:
             if found:  # another engine computes the same graph rightly: no layer of it is at fault

@@ -13,6 +13,28 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 SliceAxis = Literal["right", "anterior", "superior", "array-0", "array-1", "array-2"]
 
 
+class FixedIntensity(BaseModel):
+    """One normalisation for every scan: clip to [low, high], then (value - shift) / scale.
+
+    low, high  in scanner units
+    shift      subtracted after clipping
+    scale      divided by after that
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    low: float
+    high: float
+    shift: float = 0.0
+    scale: Annotated[float, Field(gt=0)] = 1.0
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError(f"low and high must rise, got {self.low} and {self.high}")
+        return self
+
+
 class Recipe(BaseModel):
     """How a scan becomes what the network reads.
 
@@ -23,7 +45,14 @@ class Recipe(BaseModel):
     clip_percentiles  of the whole scan's finite voxels; values outside are clipped (the paper
                       clips the top 2 % of the 3D histogram)
     normalisation     after clipping, over the whole scan: "zscore" (mean 0, standard deviation 1,
-                      the paper's) or "minmax" (-1 to 1)
+                      the paper's) or "minmax" (-1 to 1); or "fixed", the same for every scan
+    fixed             of the normalisation "fixed"; no percentile is clipped then
+    crop              "nonzero": only the box around all voxels that are not 0 is looked at; what
+                      lies outside enters no statistic and is background
+    resampling        "smooth": linear, of all pixels that a larger one covers. As nnU-Net does it,
+                      "spline": the scan by cubic splines, scores linearly, neither smoothed;
+                      along an axis whose voxels are over three times as long as others, the nearest
+    outside           what a window holds beyond the scan: the darkest value, or 0 after normalising
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,13 +66,19 @@ class Recipe(BaseModel):
     clip_percentiles: tuple[
         Annotated[float, Field(ge=0, le=100)], Annotated[float, Field(ge=0, le=100)]
     ] = (0.0, 98.0)
-    normalisation: Literal["zscore", "minmax"] = "zscore"
+    normalisation: Literal["zscore", "minmax", "fixed"] = "zscore"
+    fixed: FixedIntensity | None = None
+    crop: Literal["none", "nonzero"] = "none"
+    resampling: Literal["smooth", "spline"] = "smooth"
+    outside: Literal["floor", "zero"] = "floor"
 
     @model_validator(mode="after")
-    def _percentiles_in_order(self) -> Self:
+    def _consistent(self) -> Self:
         low, high = self.clip_percentiles
         if low >= high:
             raise ValueError(f"clip_percentiles must rise, got {low} and {high}")
+        if (self.normalisation == "fixed") != (self.fixed is not None):
+            raise ValueError('normalisation "fixed" and the table `fixed` need each other')
         return self
 
 

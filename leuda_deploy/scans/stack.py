@@ -3,12 +3,15 @@
     scan (X, Y, Z)  --orient-->  stack (D, H, W)  --clip, normalise-->
                                                   --resample in plane-->  grid (D, h, w)
 
-For a 3D graph, whose card has a `Depth`, slices are resampled along the third axis, too.
+For a 3D graph, whose card has a `Depth`, slices are resampled along the third axis, too. Where the
+recipe crops, the stack is the box of the scan that is left, and labels outside of it stay 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,7 +21,7 @@ from numpy.typing import NDArray
 from leuda_deploy.errors import ScanError
 from leuda_deploy.scans.intensity import Intensity, fit_intensity
 from leuda_deploy.scans.recipe import Depth, Recipe
-from leuda_deploy.scans.resample import fit_to_window, resize, taps
+from leuda_deploy.scans.resample import Kernel, Kernels, fit_to_window, left_alone, resize, taps
 from leuda_deploy.scans.volume import Volume
 
 Float32 = NDArray[np.float32]
@@ -50,7 +53,8 @@ class Stack:
         self.window_slices = window_depth.slices if window_depth else 1
         self._orientation = _stack_orientation(volume.affine, recipe.slice_axis)
         # a view: nothing is copied until a slab is read
-        self._raw = orientations.apply_orientation(volume.raw, self._orientation)
+        self._box = _nonzero_box(volume) if recipe.crop == "nonzero" else (slice(None),) * 3
+        self._raw = orientations.apply_orientation(volume.raw[self._box], self._orientation)
         self.scan_depth, *plane = map(int, self._raw.shape)
         self.plane_shape = (plane[0], plane[1])
         spacing = np.empty(3)
@@ -60,18 +64,25 @@ class Stack:
         true_spacing = np.array([self.slice_spacing_mm, *self.plane_spacing_mm])
         x, y, z = true_spacing[self._orientation[:, 0].astype(int)].tolist()
         self.voxel_spacing_mm: tuple[float, float, float] = (x, y, z)  # along the scan's own axes
-        self.depth, *grid = self._grid(window_depth)
-        self.grid_shape = (grid[0], grid[1])
-        self._intensity: Intensity | None = None
-
-    def _grid(self, window_depth: Depth | None) -> list[int]:
-        """(D, h, w) of the model grid, which covers the scan's field of view."""
         have = (self.slice_spacing_mm, *self.plane_spacing_mm)
         want = list(have)
-        if self.recipe.spacing_mm != "native":
-            want[1:] = self.recipe.spacing_mm
+        if recipe.spacing_mm != "native":
+            want[1:] = recipe.spacing_mm
         if window_depth is not None and window_depth.spacing_mm != "native":
             want[0] = window_depth.spacing_mm
+        self.depth, *grid = self._grid(have, want)
+        self.grid_shape = (grid[0], grid[1])
+        self._image_kernels: Kernels = ("smooth", "smooth", "smooth")
+        self.score_kernels: Kernels = self._image_kernels
+        self._clip_by_slice = False
+        if recipe.resampling == "spline":
+            alone = left_alone(have, tuple(want))
+            self._image_kernels = _kernels("spline", alone)
+            self.score_kernels = _kernels("linear", alone)
+            self._clip_by_slice = alone[0]
+
+    def _grid(self, have: tuple[float, ...], want: list[float]) -> list[int]:
+        """(D, h, w) of the model grid, which covers the scan's field of view."""
         shape = (self.scan_depth, *self.plane_shape)
         grid = [max(1, round(n * a / b)) for n, a, b in zip(shape, have, want, strict=True)]
         plane, own_plane = grid[1] * grid[2], shape[1] * shape[2]
@@ -85,12 +96,23 @@ class Stack:
             )
         return grid
 
-    @property
+    @cached_property
     def intensity(self) -> Intensity:
-        """The scan's clip and normalisation, worked out once."""
-        if self._intensity is None:
-            self._intensity = fit_intensity(self.volume, self.recipe)
-        return self._intensity
+        """The scan's clip and normalisation."""
+        seen = replace(self.volume, raw=self.volume.raw[self._box])
+        return fit_intensity(seen, self.recipe)
+
+    @property
+    def outside(self) -> float:
+        """The normalised value of what a window holds beyond the scan."""
+        return self.intensity.floor if self.recipe.outside == "floor" else 0.0
+
+    def slices_read(self, count: int) -> int:
+        """How many of the scan's slices so many of the grid are made of, at most."""
+        if self.depth == self.scan_depth:
+            return count
+        index, _ = taps(self.scan_depth, self.depth, self._image_kernels[0])
+        return min(self.scan_depth, len(index) + count * self.scan_depth // self.depth)
 
     def images(self, start: int, stop: int) -> Float32:
         """Slices start..stop as the network reads them: (d, h, w) float32, normalised."""
@@ -98,9 +120,16 @@ class Stack:
 
     def images_of(self, wanted: Sequence[int]) -> Float32:
         """These slices as the network reads them: (d, h, w) float32, normalised."""
+        images = self._grid_slices(wanted)
+        if self.recipe.resampling == "spline":  # they swing beyond what they pass through
+            np.clip(images, self.intensity.floor, self.intensity.ceiling, out=images)
+        return images
+
+    def _grid_slices(self, wanted: Sequence[int]) -> Float32:
         if self.depth == self.scan_depth:
             return self._scan_slices(wanted)
-        index, weight = (part[:, wanted] for part in taps(self.scan_depth, self.depth))
+        along = taps(self.scan_depth, self.depth, self._image_kernels[0])
+        index, weight = (part[:, wanted] for part in along)
         first = int(index.min())
         slices = self._scan_slices(range(first, int(index.max()) + 1))
         images = np.zeros((len(wanted), *self.grid_shape), dtype=np.float32)
@@ -117,7 +146,10 @@ class Stack:
             values = raw.astype(np.float32)
             values *= np.float32(self.volume.slope)
             values += np.float32(self.volume.inter)
-            image[...] = resize(self.intensity(values), self.grid_shape)
+            values = self.intensity(values)
+            image[...] = resize(values, self.grid_shape, self._image_kernels[1:])
+            if self._clip_by_slice:
+                np.clip(image, values.min(), values.max(), out=image)
         return images
 
     def window_at(self, start: int) -> Float32:
@@ -126,13 +158,13 @@ class Stack:
         Returns:
             (h, w) float32; of a 3D graph the block from there on, (d, h, w), or the scan's last.
         """
-        size, floor = self.window_slices, self.intensity.floor
+        size, outside = self.window_slices, self.outside
         start = max(0, min(start, self.depth - size))
         images = self.images(start, min(start + size, self.depth))
         missing = size - len(images)
         padding = [(missing // 2, missing - missing // 2), (0, 0), (0, 0)]
-        images = np.pad(images, padding, constant_values=floor)
-        window = fit_to_window(images, self.recipe.window, floor)
+        images = np.pad(images, padding, constant_values=outside)
+        window = fit_to_window(images, self.recipe.window, outside)
         return np.ascontiguousarray(window.reshape(self.window))
 
     def labels(self, start: int, stop: int, *, classes: int) -> NDArray[np.uint8]:
@@ -153,12 +185,35 @@ class Stack:
     def of_scan(self, values: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """A view of values on the scan's own grid (X, Y, Z) as the stack (scan_depth, H, W).
 
-        What is written into it slab by slab lies where it belongs: nothing is turned back later.
+        Where the recipe crops, it is a view of the box alone. What is written into it slab by slab
+        lies where it belongs: nothing is turned back later.
         """
-        view: NDArray[np.uint8] = orientations.apply_orientation(values, self._orientation)
+        view: NDArray[np.uint8] = orientations.apply_orientation(
+            values[self._box], self._orientation
+        )
         assert view.shape == (self.scan_depth, *self.plane_shape)
         assert np.may_share_memory(view, values)
         return view
+
+
+def _kernels(kernel: Kernel, alone: tuple[bool, ...]) -> Kernels:
+    first, second, third = ("nearest" if nearest else kernel for nearest in alone)
+    return first, second, third
+
+
+def _nonzero_box(volume: Volume) -> tuple[slice, ...]:
+    """The smallest box that holds all voxels of a value other than 0; of none, the whole scan."""
+    zero = -volume.inter / volume.slope
+    lit = np.zeros(volume.raw.shape[:2], dtype=bool)
+    deep = np.zeros(volume.raw.shape[2], dtype=bool)
+    for place, plane in enumerate(np.moveaxis(volume.raw, -1, 0)):
+        marked = plane != zero
+        deep[place] = marked.any()
+        lit |= marked
+    if not deep.any():
+        return (slice(None),) * 3
+    found = (np.flatnonzero(line) for line in (lit.any(axis=1), lit.any(axis=0), deep))
+    return tuple(slice(int(places[0]), int(places[-1]) + 1) for places in found)
 
 
 def _stack_orientation(affine: NDArray[np.float64], slice_axis: str) -> NDArray[Any]:

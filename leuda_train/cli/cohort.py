@@ -1,4 +1,4 @@
-"""`leuda cohort ...`: what lies on a disk -> cohort.toml."""
+"""`leuda phantom`, `leuda cohort ...`: made scans, or what lies on a disk -> cohort.toml."""
 
 from __future__ import annotations
 
@@ -46,6 +46,20 @@ FewOption = Annotated[
     str | None,
     typer.Option(help="Source volumes that keep labels: 1, 4, ..., all. Default: 4; of BTCV 6."),
 ]
+
+
+@app.command()
+def phantom(
+    out: Annotated[Path, typer.Argument(help="Folder for the cohort.")],
+    seed: Annotated[int, typer.Option(min=0, help="Other seeds, other patients.")] = 0,
+) -> None:
+    """Write a cohort of MR and CT heart phantoms.  [dim]Needs: nothing more.[/dim]"""
+    from leuda_deploy.machine.progress import show_progress
+    from leuda_train.data.phantom.phantom_cohort import write_cohort
+
+    with show_progress("phantoms") as progress:
+        path = write_cohort(out, seed=seed, progress=progress)
+    typer.echo(str(path))
 
 
 @cohort.command()

@@ -12,6 +12,7 @@ import typer
 from leuda_deploy.cli import JsonOption, app
 from leuda_train.cli.need import need_torch
 
+Kind = Literal["run", "onnx", "nnunet"]
 ExportPrecision = Literal["fp32", "fp16", "bf16", "int8"]
 Blending = Literal["gaussian", "constant"]
 
@@ -25,7 +26,9 @@ class Axis(StrEnum):  # typer takes no list of a Literal
 
 @app.command()
 def export(
-    source: Annotated[Path, typer.Argument(help="A finished run, or an exported *.onnx file.")],
+    source: Annotated[
+        Path | None, typer.Argument(help="A finished run, or an exported *.onnx file.")
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="exports/NAME. Default: the *.onnx file's own folder."),
@@ -35,6 +38,14 @@ def export(
         typer.Option(
             help="Of an *.onnx from elsewhere: its model card, as exports/NAME/card.json."
         ),
+    ] = None,
+    from_nnunet: Annotated[
+        Path | None,
+        typer.Option(help="In place of SOURCE: a model folder of nnU-Net, TRAINER__PLANS__CONFIG."),
+    ] = None,
+    fold: Annotated[
+        str | None,
+        typer.Option(help="Of --from-nnunet: 0, or 0,1,2, or all. Default: the finished ones."),
     ] = None,
     precision: Annotated[
         ExportPrecision, typer.Option(help="Written into the graph, and proven.")
@@ -63,8 +74,8 @@ def export(
     prove: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Scans to compare an engine on, and to prove the search on. Default for a run: "
-            "its own slices, and its unlabelled target scans."
+            help="Scans to compare an engine on, or with --from-nnunet the export, and to prove "
+            "the search on. Default for a run: its own slices, and its unlabelled target scans."
         ),
     ] = None,
     search: Annotated[
@@ -92,7 +103,8 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a model and prove it, or refuse.  [dim]A run needs: leuda\\[train].[/dim]"""
-    if source.suffix != ".onnx":
+    origin, kind = _origin(source, from_nnunet)
+    if kind != "onnx":
         need_torch("leuda export")
     from leuda_deploy.cli.show import export_summary
     from leuda_deploy.export.to_tensorrt import engine_targets
@@ -111,7 +123,8 @@ def export(
         else []
     )
     request = ExportRequest(
-        source=source,
+        source=origin,
+        kind=kind,
         output=output,
         card=card,
         precision=precision,
@@ -123,6 +136,7 @@ def export(
         ),
         series=NO_RULES if rules is None else read_rules(rules),
         licence=licence,
+        folds=tuple(fold.split(",")) if fold else (),
         targets=tuple(targets),
         prove=tuple(prove or ()),
         search=search,
@@ -137,3 +151,17 @@ def export(
         return
     for key, value in summary["lines"]:
         typer.echo(f"{key:<9}{value}")
+
+
+def _origin(source: Path | None, from_nnunet: Path | None) -> tuple[Path, Kind]:
+    """What is exported, and which kind of thing it is. Raises InputError unless it is one."""
+    from leuda_deploy.errors import InputError
+
+    given: list[tuple[Path, Kind]] = []
+    if source is not None:
+        given.append((source, "onnx" if source.suffix == ".onnx" else "run"))
+    if from_nnunet is not None:
+        given.append((from_nnunet, "nnunet"))
+    if len(given) != 1:
+        raise InputError("name one thing to export: RUN, MODEL.onnx or --from-nnunet FOLDER")
+    return given[0]

@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-from leuda_deploy.engines.engine import Scorer
-from leuda_deploy.errors import LeudaError, ParityError, TrainingError, reading
-from leuda_deploy.export.lower_precision import lower_precision
-from leuda_deploy.export.to_onnx import OPSET, WithSoftmax, to_onnx
-from leuda_deploy.machine.files import atomic_folder, write_json
+from leuda_deploy.errors import LeudaError, TrainingError, reading
+from leuda_deploy.export.to_onnx import OPSET
 from leuda_deploy.machine.outside import read_json
 from leuda_deploy.machine.progress import Progress, no_progress
 from leuda_deploy.model.card import (
@@ -27,26 +19,17 @@ from leuda_deploy.model.card import (
     Provenance,
     Structure,
 )
-from leuda_deploy.model.export_folder import (
-    CARD_FILE,
-    MODEL_FILE,
-    PARITY_FILE,
-    check_replaceable,
-    write_manifest,
-)
+from leuda_deploy.model.export_folder import check_replaceable
 from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.model.tiling import DEFAULT_TILING, Tiling
-from leuda_deploy.proof.parity import Parity, run_windows
+from leuda_deploy.proof.parity import Parity
 from leuda_deploy.proof.probes import Probes, make_probes
-from leuda_deploy.proof.prove import LAYER_LIMITS, Reference, prove
 from leuda_deploy.scans.dicom.rules import NO_RULES, SeriesRules
-from leuda_train.export.first_wrong_layer import first_layer_that_differs
 from leuda_train.export.product_file import ProductFacts, load_product
 from leuda_train.export.prove_search import with_search
+from leuda_train.export.proven import write_proven
 from leuda_train.export.whole_scans import named_scans, target_scans
-from leuda_train.loop.hardware import Hardware
 from leuda_train.loop.run_folder import MAX_EVALUATION_BYTES, RunFolder
-from leuda_train.networks.product import TorchEngine
 
 
 def export_run(
@@ -95,76 +78,34 @@ def export_run(
     scans = named_scans(search_on, facts.recipe) or target_scans(run, facts.recipe)
     card = make_card(facts, out.name, licence, _test_dice(run), options or GraphOptions(), tiling)
     card = card.model_copy(update={"series": series})
-    module = WithSoftmax(product) if card.options.output == "probabilities" else product
-    probes = make_probes(families)
-    # the yardstick is float32 on the CPU, wherever and however the run was trained
-    engine = TorchEngine(module, Hardware(torch.device("cpu"), "fp32"))
-    reference = Reference(
-        title="PyTorch fp32", probes=probes, scores=run_windows(engine, probes.windows)
+
+    def searched(model: ModelFile, report: dict[str, object]) -> ModelFile:
+        """The model with a search that is proven, if one is."""
+        if search is False:
+            return model
+        try:
+            model, report["search"] = with_search(model, scans, facts, progress)
+        except LeudaError as error:  # a scan may have gone bad since
+            if search:
+                raise
+            report["no_search"] = str(error)
+        return model
+
+    return write_proven(
+        product,
+        card,
+        families,
+        out,
+        precision=precision,
+        calibration=families["target"],
+        finish=searched,
+        progress=progress,
     )
-    alone = scores_windows_alone(engine, probes.windows)
-    card = card.model_copy(update={"tiling": tiling.model_copy(update={"skip_floor": alone})})
-    with atomic_folder(out) as folder:
-        path = folder / MODEL_FILE
-        model = to_onnx(module, card, path)
-        parities = _prove_onnx(model, module, reference)
-        report: dict[str, object] = {}
-        if precision != "fp32":
-            found = lower_precision(
-                replace(reference, title="ONNX fp32", graph=model.graph()),
-                model.card,
-                precision,
-                path,
-                calibration=families["target"],
-                progress=progress,
-            )
-            model, parities = found.model, (*parities, *found.parities)
-            if precision == "int8":
-                report["int8_layers"] = found.int8_layers
-                report["lifted_layers"] = found.lifted_layers
-        if search is not False:
-            try:
-                model, report["search"] = with_search(model, scans, facts, progress)
-            except LeudaError as error:  # a scan may have gone bad since
-                if search:
-                    raise
-                report["no_search"] = str(error)
-        report = {"stages": [parity.as_dict() for parity in parities], **report}
-        (folder / CARD_FILE).write_text(model.card.model_dump_json(indent=1))
-        write_json(folder / PARITY_FILE, report)
-        write_manifest(folder, known={MODEL_FILE: model.sha256})
-    return replace(model, path=out / MODEL_FILE), parities[-1]
-
-
-def scores_windows_alone(engine: Scorer, windows: NDArray[np.float32]) -> bool:
-    """Whether an empty window is scored alike by itself and among others (N, 1, h, w).
-
-    If so, the scores of one empty window stand for all of a scan: they differ by rounding alone, by
-    less than a tenth of what the winning class is ahead anywhere in it.
-    """
-    empty = np.full_like(windows[:1], windows.min())
-    alone, among = engine(empty), engine(np.concatenate([windows[:3], empty]))[3:]
-    ranked = np.sort(alone, axis=1)
-    return bool(np.abs(alone - among).max() < (ranked[:, -1] - ranked[:, -2]).min() / 10)
 
 
 def run_probes(run: Path) -> Probes:
     """The windows that this run's exports are proven on."""
     return make_probes(load_product(run)[2])
-
-
-def _prove_onnx(
-    model: ModelFile, module: torch.nn.Module, reference: Reference
-) -> tuple[Parity, ...]:
-    """The first stage; a refusal names the first layer that the graph does not compute."""
-    try:
-        return prove(model, reference)
-    except ParityError as error:
-        if error.window is None:
-            raise
-        window = reference.probes.windows[error.window][None]
-        where = first_layer_that_differs(module, model.graph(), window, limit=LAYER_LIMITS["fp32"])
-        raise error.adding(f"{where}; nothing was kept") from error
 
 
 def make_card(

@@ -1,12 +1,13 @@
-"""a run or an ONNX file, and what is asked of it -> an export folder, engines, a Triton model.
+"""what is exported, and what is asked of it -> an export folder, engines, a Triton model.
 
-What `leuda export` does, in order. Torch is imported for a run alone.
+What `leuda export` does, in order. Torch is not imported for an ONNX file.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from leuda_deploy.errors import InputError
 from leuda_deploy.export.add_engines import add_engines
@@ -20,16 +21,21 @@ from leuda_deploy.model.tiling import DEFAULT_TILING, Tiling
 from leuda_deploy.proof.probes import Probes, probes_of_scans
 from leuda_deploy.scans.dicom.rules import NO_RULES, SeriesRules
 
+Kind = Literal["run", "onnx", "nnunet"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExportRequest:
     """What is exported, and into what.
 
-    source     a finished run's folder, or an *.onnx file
+    source     a finished run's folder, an *.onnx file, or a model folder of nnU-Net
+    kind       which of these
     output     the export folder; None: the *.onnx file's own
     card       of an *.onnx file from elsewhere: its model card
-    precision, graph, tiling, series, licence
-               of a run alone: what its model file is and says
+    precision, graph, tiling, licence
+               of a run or a model of nnU-Net: what its model file is and says
+    series     of a run: which DICOM series the model takes
+    folds      of a model of nnU-Net; none: all that are finished
     targets    TensorRT engines to build
     prove      scans to compare an engine on, and to prove a search on; without them a run is
                compared on its own slices, and its search on its unlabelled target scans
@@ -39,6 +45,7 @@ class ExportRequest:
     """
 
     source: Path
+    kind: Kind
     output: Path | None = None
     card: Path | None = None
     precision: Precision = "fp32"
@@ -46,15 +53,11 @@ class ExportRequest:
     tiling: Tiling = DEFAULT_TILING
     series: SeriesRules = NO_RULES
     licence: str = "not stated"
+    folds: tuple[str, ...] = ()
     targets: tuple[EngineTarget, ...] = ()
     prove: tuple[Path, ...] = ()
     search: bool | None = None
     triton: Path | None = None
-
-    @property
-    def from_run(self) -> bool:
-        """Whether the source is a run."""
-        return self.source.suffix != ".onnx"
 
 
 def export_as_asked(
@@ -69,7 +72,8 @@ def export_as_asked(
         ParityError: The model or an engine disagrees with what it was made from; it is not kept.
     """
     _check(request)
-    model = _export_run(request, show) if request.from_run else _import_onnx(request)
+    export = {"run": _export_run, "onnx": _import_onnx, "nnunet": _export_nnunet}[request.kind]
+    model = export(request, show)
     if request.targets:
         probes = _probes(request, model.card)
         with show("TensorRT") as progress:
@@ -80,16 +84,21 @@ def export_as_asked(
 
 def _check(request: ExportRequest) -> None:
     """Raises InputError if what is asked does not go together."""
-    if request.card is not None and (request.from_run or request.output is None):
+    if request.card is not None and (request.kind != "onnx" or request.output is None):
         raise InputError("--card is for an *.onnx file from elsewhere, and needs -o exports/NAME")
-    if request.from_run:
+    if request.kind != "run" and (request.search or request.series != NO_RULES):
+        raise InputError("--search and --rules need a run")
+    if request.folds and request.kind != "nnunet":
+        raise InputError("--fold is for --from-nnunet")
+    if request.kind == "nnunet" and request.tiling.mirror:
+        raise InputError("--mirror is not for --from-nnunet: the checkpoint says along which axes")
+    if request.kind != "onnx":
         if request.output is None:
             raise InputError("say where the export goes: -o exports/NAME")
         return
-    of_a_run = (request.graph != GraphOptions(), request.search, request.series != NO_RULES)
-    if request.precision != "fp32" or any(of_a_run):
+    if request.precision != "fp32" or request.graph != GraphOptions():
         raise InputError(
-            "--precision, --dynamic-window, --probabilities, --search and --rules need a run"
+            "--precision, --dynamic-window and --probabilities need a run or --from-nnunet"
         )
     if not request.targets and request.triton is None and request.output is None:
         raise InputError(
@@ -117,7 +126,26 @@ def _export_run(request: ExportRequest, show: ShowProgress) -> ModelFile:
     return model
 
 
-def _import_onnx(request: ExportRequest) -> ModelFile:
+def _export_nnunet(request: ExportRequest, show: ShowProgress) -> ModelFile:
+    from leuda_train.export.elsewhere.export_nnunet import export_nnunet
+
+    assert request.output is not None  # `_check`
+    with show(f"ONNX {request.precision}") as progress:
+        model, _ = export_nnunet(
+            request.source,
+            request.output,
+            scans=request.prove,
+            folds=request.folds,
+            licence=request.licence,
+            precision=request.precision,
+            options=request.graph,
+            tiling=request.tiling,
+            progress=progress,
+        )
+    return model
+
+
+def _import_onnx(request: ExportRequest, show: ShowProgress) -> ModelFile:
     if request.card is not None and request.output is not None:
         return package_graph(request.source, request.card, request.output)
     return copy_export(request.source, request.output)
@@ -127,7 +155,7 @@ def _probes(request: ExportRequest, card: ModelCard) -> Probes | None:
     """The windows that an engine is proven on; None if there is nothing to make them of."""
     if request.prove:
         return probes_of_scans(card, list(request.prove))
-    if request.from_run:
+    if request.kind == "run":
         from leuda_train.export.export_run import run_probes
 
         return run_probes(request.source)

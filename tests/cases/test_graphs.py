@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +15,6 @@ from leuda_deploy.errors import InputError, ModelError
 from leuda_deploy.export.import_onnx import package_graph
 from leuda_deploy.model.default_model import default_model
 from leuda_deploy.model.model_file import ModelFile
-
-ROOT = Path(__file__).parents[2]
 
 
 def package(folder: Path, graph: onnx.ModelProto, card: str | None = None) -> ModelFile:
@@ -66,15 +63,15 @@ def test_a_card_with_another_models_facts_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_the_template_is_a_card(tmp_path: Path) -> None:
+def test_a_first_card_is_taken(tmp_path: Path) -> None:
     """Row 21."""
-    card = json.loads((ROOT / "docs" / "how-to" / "card-template.json").read_text())
-    card["recipe"]["window"] = [16, 16]
-    names = ["liver", "spleen"]
-    card["structures"] = [
-        card["structures"][0] | {"name": n, "value": k} for k, n in enumerate(names, 1)
-    ]
-    text = "\ufeff" + json.dumps(card)  # row 29: as some editors write it
+    onnx.save(random_network(1, 4, 3), tmp_path / "net.onnx")
+    made = leuda_here(
+        "card", "init", tmp_path / "net.onnx", "-o", tmp_path / "first.json", "--modality", "CT",
+        "--structures", "liver,spleen", "--axis", "superior", "--spacing", "native",
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    text = "\ufeff" + (tmp_path / "first.json").read_text()  # row 29: as some editors write it
     assert package(tmp_path, random_network(1, 4, 3), text).card.domain is None
 
 

@@ -52,11 +52,14 @@ def fit_intensity(volume: Volume, recipe: Recipe) -> Intensity:
 
     Whole-scan statistics in the scan's native grid, so that cropping cannot change them. Padding is
     no tissue and enters none of them.
-    Raises ScanError for a scan in which nothing differs.
+    Raises ScanError for a scan in which nothing differs, unless the normalisation is fixed.
     """
     values = distribution_of(volume)
     if values.count == 0:
         raise ScanError("nothing in it", f"{volume.name} has no finite voxel that is not padding")
+    if recipe.fixed is not None:
+        fixed, quartiles = recipe.fixed, values.percentiles((25.0, 50.0, 75.0))
+        return Intensity(fixed.low, fixed.high, fixed.shift, fixed.scale, quartiles)
     low, high = values.percentiles(recipe.clip_percentiles)
     if not high > low:  # e.g. a mask, or a scan that is nearly all air
         low, high = values.percentiles((0.0, 100.0))

@@ -161,6 +161,15 @@ def test_mirroring_averages_over_the_mirror_images_and_undoes_them() -> None:
     window = np.arange(12 * 16, dtype=np.float32).reshape(1, 1, *WINDOW)
     mirrored(first_pixel, ("rows", "columns"))(window)
     assert sorted(seen) == [0, 15, 11 * 16, 12 * 16 - 1]
+    seen.clear()
+
+    def first_voxel(blocks: Float32) -> Float32:
+        seen.append(float(blocks[0, 0, 0, 0, 0]))
+        return blocks.copy()
+
+    block = np.arange(2 * 3 * 4, dtype=np.float32).reshape(1, 1, 2, 3, 4)
+    mirrored(first_voxel, ("slices", "rows", "columns"))(block)
+    assert sorted(seen) == [0, 3, 8, 11, 12, 15, 20, 23]  # the eight corners
 
 
 def test_windows_of_the_floor_are_scored_once_and_nothing_changes() -> None:

@@ -61,7 +61,7 @@ def test_unknown_schema_version_is_refused(make_card: MakeCard, version: object)
     ("change", "message"),
     [
         (lambda c: c.update(colour="red"), "unknown key 'colour'"),
-        (lambda c: c["recipe"].update(crop=3), "unknown key 'recipe.crop'"),
+        (lambda c: c["recipe"].update(zoom=3), "unknown key 'recipe.zoom'"),
         (lambda c: c["provenance"].update(user="me"), "unknown key 'provenance.user'"),
         (lambda c: c.pop("recipe"), "'recipe' is missing"),
         (lambda c: c["recipe"].pop("window"), "'recipe.window' is missing"),

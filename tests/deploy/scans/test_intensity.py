@@ -166,3 +166,15 @@ def test_the_background_of_an_mr_scan_is_no_padding(make_volume: MakeVolume) -> 
         fit_intensity(make_volume(values * 0 - 2000), recipe())
     with pytest.raises(ScanError):
         fit_intensity(make_volume(values * 0).with_padding(0, 0), recipe())
+
+
+def test_a_fixed_normalisation_is_the_same_for_every_scan(make_volume: MakeVolume) -> None:
+    fixed = {"low": -100, "high": 300, "shift": 50, "scale": 40}
+    raw = np.array([-1000, 0, 130, 5000], dtype=np.int16).reshape(1, 2, 2)
+    volume = make_volume(raw)
+    found = Stack(volume, recipe(normalisation="fixed", fixed=fixed)).intensity
+    np.testing.assert_allclose(
+        found(raw.astype(np.float32)).ravel(), [-150 / 40, -50 / 40, 2, 250 / 40], rtol=1e-6
+    )
+    flat = make_volume(np.full((2, 2, 2), 7, dtype=np.int16))
+    assert Stack(flat, recipe(normalisation="fixed", fixed=fixed)).intensity.shift == 50

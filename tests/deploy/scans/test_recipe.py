@@ -10,6 +10,8 @@ from pydantic import ValidationError
 from leuda_deploy.errors import describe
 from leuda_deploy.scans.recipe import Recipe
 
+FIXED = {"normalisation": "fixed", "fixed": {"low": -100.5, "high": 300, "shift": 9, "scale": 2}}
+
 
 def recipe(**other: Any) -> Recipe:
     fields: dict[str, Any] = {
@@ -23,7 +25,7 @@ def recipe(**other: Any) -> Recipe:
 
 
 def test_recipe_round_trips_through_json() -> None:
-    for settings in ({}, {"spacing_mm": (1.5, 0.8), "normalisation": "zscore"}):
+    for settings in ({}, {"spacing_mm": (1.5, 0.8), "normalisation": "zscore"}, FIXED):
         made = recipe(**settings)
         assert Recipe.model_validate_json(made.model_dump_json()) == made
 
@@ -41,6 +43,11 @@ def test_recipe_round_trips_through_json() -> None:
         ({"spacing_mm": (1.0, float("nan"))}, "spacing_mm"),
         ({"slice_axis": "left"}, "slice_axis"),
         ({"normalisation": "histogram"}, "normalisation"),
+        ({"normalisation": "fixed"}, "need each other"),
+        ({"fixed": {"low": 0, "high": 1}}, "need each other"),
+        ({"normalisation": "fixed", "fixed": {"low": 1, "high": 1}}, "must rise"),
+        ({"normalisation": "fixed", "fixed": {"low": 0, "high": 1, "scale": 0}}, "fixed.scale"),
+        ({"crop": "body"}, "crop"),
     ],
 )
 def test_recipe_refuses(settings: dict[str, Any], place: str) -> None:

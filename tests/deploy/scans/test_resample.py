@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
-from leuda_deploy.scans.resample import fit_to_window, resize
+from leuda_deploy.scans.resample import fit_to_window, left_alone, resize, taps
 
 
 @pytest.mark.parametrize(
@@ -60,3 +61,40 @@ def test_fitting_crops_or_pads_about_the_centre_and_back(shape: tuple[int, int])
     for n, window in zip(shape, (10, 10), strict=True):
         if n > window:
             assert np.count_nonzero(back == -7.0) == 2 * (shape[0] * shape[1] - kept[0] * kept[1])
+
+
+@pytest.mark.parametrize(("kernel", "order"), [("spline", 3), ("linear", 1)])
+@pytest.mark.parametrize(
+    ("shape", "wanted"),
+    [((50, 70), (35, 100)), ((20, 30), (7, 64)), ((20, 30), (20, 29)), ((2, 3), (5, 4))],
+)
+def test_splines_and_plain_linear_are_scipys_zoom(kernel, order, shape, wanted) -> None:
+    image = np.random.default_rng(0).normal(size=shape)
+    zoom = np.divide(wanted, shape)
+    expected = ndimage.zoom(image, zoom, order=order, mode="nearest", grid_mode=True)
+    found = resize(image.astype(np.float32), wanted, (kernel, kernel))
+    np.testing.assert_allclose(found, expected, atol=5e-6)
+
+
+@pytest.mark.parametrize(("have", "want"), [(10, 23), (23, 10), (40, 41), (7, 21)])
+def test_the_nearest_is_scipys(have: int, want: int) -> None:
+    centres = have / want * (np.arange(want) + 0.5) - 0.5
+    values = np.random.default_rng(0).normal(size=have)
+    expected = ndimage.map_coordinates(values, [centres], order=0, mode="nearest")
+    index, weight = taps(have, want, "nearest")
+    np.testing.assert_array_equal(values[index[0]], expected)
+    assert (weight == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("have", "want", "alone"),
+    [
+        ((5.0, 1.0, 1.0), (5.0, 1.5, 1.5), (True, False, False)),
+        ((1.0, 1.0, 1.0), (2.0, 0.5, 0.5), (True, False, False)),  # the grid's voxels are long
+        ((3.0, 1.0, 1.0), (3.0, 1.0, 1.0), (False, False, False)),  # not over three times
+        ((0.2, 1.0, 1.0), (1.0, 1.0, 1.0), (False, False, False)),  # two are the longest
+        ((1.0, 4.0, 1.0), (5.0, 1.0, 1.0), (False, True, False)),  # the scan's come first
+    ],
+)
+def test_the_longest_axis_is_left_alone_by_splines(have, want, alone) -> None:
+    assert left_alone(have, want) == alone

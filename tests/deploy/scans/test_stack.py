@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from nibabel import orientations
 from numpy.typing import NDArray
+from scipy import ndimage
 from support.makers import MakeAffine, MakeVolume
 
 from leuda_deploy.scans.label_map import label_map_of
-from leuda_deploy.scans.recipe import Recipe
+from leuda_deploy.scans.recipe import Depth, Recipe
 from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import Volume
 
@@ -172,3 +173,53 @@ def test_labels_are_read_slice_by_slice_in_bounded_memory(make_volume: MakeVolum
     assert peak < found.nbytes + 4 * slice_by_class  # all slices at once are 64 of these
     for k in (0, 17, 63):
         np.testing.assert_array_equal(stack.labels(k, k + 1, classes=classes)[0], found[k])
+
+
+def test_a_crop_is_the_box_around_all_that_is_not_zero(make_volume: MakeVolume) -> None:
+    raw = np.zeros((9, 8, 7), dtype=np.int16)
+    raw[2:6, 3:7, 1:5] = np.random.default_rng(0).integers(500, 900, (4, 4, 4))
+    raw[4, 4, 2] = 0  # a hole stays in it
+    scaled = make_volume(raw + 100, slope=2.0, inter=-200.0)
+    for axis in AXES:
+        stack = Stack(scaled, recipe(slice_axis=axis, crop="nonzero"))
+        whole = Stack(make_volume(raw[2:6, 3:7, 1:5]), recipe(slice_axis=axis))
+        assert (stack.scan_depth, stack.plane_shape) == (whole.scan_depth, whole.plane_shape)
+        np.testing.assert_allclose(stack.images(0, 4), whole.images(0, 4), atol=1e-6)
+        labels = np.zeros(raw.shape, dtype=np.uint8)
+        stack.of_scan(labels)[:] = 1
+        assert labels.sum() == 4**3
+        assert (labels[2:6, 3:7, 1:5] == 1).all()
+
+
+def test_a_scan_of_nothing_is_not_cropped(make_volume: MakeVolume) -> None:
+    stack = Stack(make_volume(np.zeros((3, 4, 5), np.int16)), recipe(crop="nonzero"))
+    assert (stack.scan_depth, *stack.plane_shape) == (5, 4, 3)
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.2), (1.0, 1.0, 5.0)])
+def test_splines_go_through_all_three_axes_unless_slices_are_thick(
+    make_volume: MakeVolume, spacing: tuple[float, float, float]
+) -> None:
+    raw = np.random.default_rng(0).normal(size=(12, 14, 9)).astype(np.float32)
+    wanted = recipe(slice_axis="array-2", spacing_mm=(1.5, 0.8), resampling="spline")
+    stack = Stack(
+        make_volume(raw, np.diag([*spacing, 1.0])),
+        wanted,
+        window_depth=Depth(slices=4, spacing_mm=2.0),
+    )
+    images = stack.intensity(np.moveaxis(raw, 2, 0).copy())
+    grid = (stack.depth, *stack.grid_shape)
+    zoom = np.divide(grid, images.shape)
+    if spacing[2] > 3:
+        planes = ndimage.zoom(images, (1, *zoom[1:]), order=3, mode="nearest", grid_mode=True)
+        planes = np.clip(planes, *(f(images, axis=(1, 2), keepdims=True) for f in (np.min, np.max)))
+        centres = (np.arange(grid[0]) + 0.5) / zoom[0] - 0.5
+        expected = planes[np.clip(np.floor(centres + 0.5), 0, 8).astype(int)]
+    else:
+        expected = ndimage.zoom(images, zoom, order=3, mode="nearest", grid_mode=True)
+    np.testing.assert_allclose(
+        np.concatenate([stack.images(0, 3), stack.images(3, stack.depth)]),
+        np.clip(expected, images.min(), images.max()),
+        atol=1e-5,
+    )
+    assert stack.slices_read(3) >= 3 * 9 // stack.depth

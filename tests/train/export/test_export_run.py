@@ -27,14 +27,15 @@ from leuda_deploy.model.model_file import ModelFile, write_model
 from leuda_deploy.model.tiling import Tiling
 from leuda_deploy.scans.dicom.rules import SeriesRules
 from leuda_train.cli import app
-from leuda_train.export import export_run as export_module
-from leuda_train.export.export_run import export_run, scores_windows_alone
+from leuda_train.export import proven as export_module
+from leuda_train.export.export_run import export_run
 from leuda_train.export.product_file import (
     ProductFacts,
     build_product,
     load_product,
     save_product,
 )
+from leuda_train.export.proven import scores_windows_alone
 from leuda_train.networks.product import TorchEngine
 
 pytestmark = pytest.mark.slow

@@ -22,7 +22,7 @@ from leuda_deploy.scans.volume import read_volume
 from leuda_train.config.schema import TrainConfig
 from leuda_train.data.cohort import read_cohort
 from leuda_train.data.phantom.phantom_cohort import write_cohort
-from leuda_train.export import export_run as export_module
+from leuda_train.export import proven as export_module
 from leuda_train.export.export_run import export_run
 from leuda_train.export.product_file import load_product
 from leuda_train.loop.metrics_log import read_metrics
