@@ -176,46 +176,33 @@ def set_by_hand(network: Any) -> None:
             network.output.bias[k] = -sum(limits[:k])
 
 
-def training_slices(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def training_slices(rng: np.random.Generator, count: int = SLICES) -> tuple[np.ndarray, np.ndarray]:
     """Normalised slices (N, 256, 256) float32 at places between those of the scans, and labels."""
     from leuda_deploy.scans.stack import Stack
     from leuda_deploy.scans.volume import volume_of
 
-    places = [(2 * k + 1) / SLICES for k in range(SLICES)]
+    places = [(2 * k + 1) / count for k in range(count)]
     voxels = np.stack([ct_slice(z, rng).T for z in places], axis=-1).round().astype(np.int16)
-    stack = Stack(volume_of(voxels, affine(SLICES)), recipe())
-    images = stack.images(0, SLICES)
-    for k in range(0, SLICES, 2):
+    stack = Stack(volume_of(voxels, affine(count)), recipe())
+    images = stack.images(0, count)
+    for k in range(0, count, 2):
         whole = stack.intensity(voxels[:, :, k].T.astype(np.float32))
         images[k] = whole.reshape(WINDOW, 2, WINDOW, 2).mean(axis=(1, 3))
     return images, np.stack([anatomy(z, WINDOW)[1] for z in places])
 
 
-def write_model(
-    folder: Path, classes: int, widths: tuple[int, ...], steps: int, *, by_hand: bool = False
-) -> None:
-    """The same weights as a leuda model file and as torch.save writes them.
-
-    by_hand  not trained, but set so that it labels (`set_by_hand`)
-    """
-    import torch
-
-    from leuda_deploy.export.to_onnx import to_onnx
+def card_of(name: str, classes: int, steps: int, *, by_hand: bool = False) -> Any:
+    """The card of a model of the made CT; the exporter fills in the checksum."""
     from leuda_deploy.model.card import PALETTE, ModelCard, Provenance, Structure
-    from leuda_deploy.model.export_folder import MODEL_FILE
-    from leuda_train.networks.product import DeployedNetwork
 
-    network = train_network(classes, widths, steps)
-    if by_hand:
-        set_by_hand(network)
     names = STRUCTURES if classes == 5 else tuple(f"structure {k}" for k in range(1, classes))
-    card = ModelCard(
-        name=folder.name,
+    return ModelCard(
+        name=name,
         modality="CT",
         recipe=recipe((0.0, 100.0)) if by_hand else recipe(),
         structures=tuple(
-            Structure(name=name, value=k, colour=PALETTE[k % len(PALETTE)])
-            for k, name in enumerate(names, start=1)
+            Structure(name=structure, value=k, colour=PALETTE[k % len(PALETTE)])
+            for k, structure in enumerate(names, start=1)
         ),
         feed="target",
         opset=20,
@@ -233,6 +220,25 @@ def write_model(
             versions={},
         ),
     )
+
+
+def write_model(
+    folder: Path, classes: int, widths: tuple[int, ...], steps: int, *, by_hand: bool = False
+) -> None:
+    """The same weights as a leuda model file and as torch.save writes them.
+
+    by_hand  not trained, but set so that it labels (`set_by_hand`)
+    """
+    import torch
+
+    from leuda_deploy.export.to_onnx import to_onnx
+    from leuda_deploy.model.export_folder import MODEL_FILE
+    from leuda_train.networks.product import DeployedNetwork
+
+    network = train_network(classes, widths, steps)
+    if by_hand:
+        set_by_hand(network)
+    card = card_of(folder.name, classes, steps, by_hand=by_hand)
     to_onnx(DeployedNetwork(network, None), card, folder / MODEL_FILE)
     torch.save(network.state_dict(), folder / "network.pt")
 

@@ -3,8 +3,8 @@
     python benchmarks/training.py                    # about 8 minutes on two CPU cores
     python benchmarks/training.py --device cuda --size 256 --widths 64,128,256,512,1024
 
-1. images/s of the step in `leuda_train` and of `plain_step.py`: the same networks, batch and image
-   size, each in a process of its own (so that the allocator's settings do not leak), taking turns
+1. images/s of the step in `leuda_train` and of `parts/plain_step.py`: the same networks and batch,
+   each in a process of its own (so that the allocator's settings do not leak), taking turns
 2. whether the losses of the two follow each other over 200 steps, on smaller networks
 3. floating point operations a second over those of a large matrix product, same precision
 4. peak memory of each process
@@ -96,7 +96,12 @@ def make_sets(size: int, count: int = 32) -> AlignedSets:
             noise = rng.normal(scale=0.1, size=first.shape).astype(np.float32)
             images[stream] = first * (-1) ** (number == 1) + noise
     labels = np.digitize(source, [-0.8, 0.0, 0.8, 1.4]).astype(np.uint8)
-    return AlignedSets(images=images, labels=labels, labelled_rows=np.arange(count // 2))
+    return AlignedSets(
+        images=images,
+        labels=labels,
+        labelled_rows=np.arange(count // 2),
+        target_scans=np.arange(count) // 16,
+    )
 
 
 def make_trainer(kind: str, config: TrainConfig, hardware: Hardware) -> Trainer:
@@ -121,7 +126,7 @@ def make_trainer(kind: str, config: TrainConfig, hardware: Hardware) -> Trainer:
 def stepper(kind: str, config: TrainConfig) -> tuple[Callable[[int], Any], torch.device]:
     """A function that does step n, and where."""
     if kind == "plain":
-        from plain_step import PlainLoop
+        from parts.plain_step import PlainLoop
 
         device = torch.device(config.device)
         return PlainLoop(make_sets(config.recipe.window[0]), CLASSES, config, device).step, device

@@ -9,7 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
+from jinja2 import (
+    ChoiceLoader,
+    Environment,
+    FileSystemLoader,
+    PackageLoader,
+    StrictUndefined,
+    UndefinedError,
+)
 from markupsafe import Markup
 from PIL import Image
 
@@ -21,10 +28,16 @@ MISSING = "–"
 MARK, HEAD_BYTES = b'<meta name="generator" content="leuda report">', 2048
 
 
-def write_page(path: Path, template: str, facts: Mapping[str, Any]) -> None:
-    """Fill the template and write the page, whole or not at all."""
+def write_page(
+    path: Path, template: str, facts: Mapping[str, Any], *, templates: Path | None = None
+) -> None:
+    """Fill the template and write the page, whole or not at all.
+
+    templates  a folder with the template, which may extend those that stand here
+    """
+    ours = PackageLoader("leuda_train.pages")
     environment = Environment(
-        loader=PackageLoader("leuda_train.pages"),
+        loader=ours if templates is None else ChoiceLoader([FileSystemLoader(templates), ours]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

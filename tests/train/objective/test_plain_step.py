@@ -11,7 +11,7 @@ from support import tiny
 
 from leuda_train.stages.adapt import Adaptation
 
-PLAIN = Path(__file__).parents[3] / "benchmarks" / "plain_step.py"
+PLAIN = Path(__file__).parents[3] / "benchmarks" / "parts" / "plain_step.py"
 STEPS = 6
 
 
