@@ -79,7 +79,7 @@ def _commands() -> str:
 def _sections(model: type[BaseModel], key: str) -> Iterator[str]:
     """A section for the model, then one for each model inside it, each once."""
     lead, meanings = _read_docstring(model.__doc__ or "")
-    yield f"\n## {f'`[{key}]`' if key else 'Top level'}\n\n{lead}\n\n"
+    yield f"\n## {f'`[{key}]`' if key else 'Top level'}\n\n{_without_links(lead)}\n\n"
     yield "| key | value | default | meaning |\n|---|---|---|---|\n"
     parts = []
     for name, field in model.model_fields.items():

@@ -92,8 +92,9 @@ def test_what_the_user_can_mend_is_one_line_and_exit_code_2(arguments, wrong):
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, object]:
     """What `leuda train` asks of the training half, which does nothing."""
+    monkeypatch.chdir(tmp_path)
     seen: dict[str, object] = {}
 
     def train(cohort, config, out, *, show, **settings):
