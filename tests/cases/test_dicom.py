@@ -79,6 +79,19 @@ def test_a_series_with_unreadable_files_is_refused(
     assert read_series(folder, allow_partial=True).volume.raw.shape == (COLUMNS, ROWS, DEPTH - 1)
 
 
+def test_a_series_of_every_second_number_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Slices are as evenly spaced as in a whole series, and only the numbers tell."""
+    folder = numbered(tmp_path / "s")
+    assert read_series(folder)
+    assert not any("numbered" in line for line in caplog.messages)
+    for number in (2, 4):
+        (folder / f"IM{number:04d}.dcm").unlink()
+    read_series(folder)
+    assert any("1, 3, 5" in line for line in caplog.messages)
+
+
 def test_pixels_that_are_cut_off_are_refused(tmp_path: Path) -> None:
     folder = numbered(tmp_path / "s")
     cut_off(folder / "IM0003.dcm")

@@ -111,6 +111,14 @@ def check_whole(images: Sequence[ImageFacts], name: str) -> None:
             f"{numbers[0] - 1} are missing: copy the series again, or label what is there with "
             "--allow-partial",
         )
+    if step > 1:
+        shown = ", ".join(map(str, numbers[:3]))
+        _log.warning(
+            "%s: its images are numbered %s, ...; if the scanner did not number them so, slices "
+            "between them are missing: copy the series again",
+            name,
+            shown,
+        )
 
 
 def usable_images(images: Sequence[ImageFacts], name: str) -> tuple[ImageFacts, ...]:
