@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leuda_deploy.engines.engine import Engine, EngineName, Float32
+from leuda_deploy.engines.engine import Engine, EngineName, EngineSettings, Float32
 from leuda_deploy.engines.open_engine import open_engine
 from leuda_deploy.errors import InputError
 from leuda_deploy.inference.clean_up import clean_up
@@ -88,7 +88,7 @@ class Segmenter:
         self._lock = threading.Lock()
         self._resident_bytes = resident_bytes() or 0
         # what cannot run is said at once, not at the first scan
-        self._named = None if settings.engine == "auto" else self._load(settings.engine)
+        self._named = None if settings.engine == "auto" else self._load(settings.engine, settings)
         self._ready: tuple[Loaded, Choice] | None = None
 
     @property
@@ -276,11 +276,11 @@ class Segmenter:
         # it may have loaded TensorRT, to ask its version
         self._resident_bytes += (resident_bytes() or 0) - before
         choice = choose_engine(self.model, candidates, self.settings, windows, work)
-        return self._load(choice.engine), choice
+        return self._load(choice.engine, choice.settings), choice
 
-    def _load(self, name: EngineName) -> Loaded:
+    def _load(self, name: EngineName, settings: EngineSettings) -> Loaded:
         before = resident_bytes() or 0
-        engine = open_engine(self.model, name, self.settings)
+        engine = open_engine(self.model, name, settings)
         # the growth alone: a scan that was read before is none of the program's own
         growth = (resident_bytes() or 0) - before
         return Loaded(engine=engine, resident_bytes=self._resident_bytes + growth)

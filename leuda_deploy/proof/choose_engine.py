@@ -6,7 +6,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -43,9 +43,16 @@ class NoEngineError(LeudaError):
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The engine to run, and what was found about it and the others."""
+    """The engine to run, and what was found about it and the others.
+
+    Attributes:
+        trial: Of the engine.
+        others: Of those that were tried besides.
+        settings: How it is to be opened: as asked, or in fp32 where it agrees in that alone.
+    """
 
     trial: Trial
+    settings: EngineSettings
     others: tuple[Trial, ...] = ()
 
     @property
@@ -82,6 +89,7 @@ def choose_engine(
     """The fastest that agrees, of the first rank that has one: TensorRT, CUDA, the CPU's engines.
 
     Each is tried, unless it was tried here before, or a rank before its own had one that agrees.
+    One that disagrees in the precision that is its fastest is tried in fp32.
 
     Args:
         model: The model file.
@@ -95,23 +103,34 @@ def choose_engine(
     """
     _say_if_proven_elsewhere(model)
     trials: list[Trial] = []
+    passed: dict[EngineName, tuple[Trial, EngineSettings]] = {}
     for rank in RANKS:
-        tried = [
-            try_engine(model, name, settings, windows, work) for name in candidates if name in rank
-        ]
-        trials += tried
-        for trial in tried:
-            if trial.failure is not None:
-                _log.info("passed over %s: %s", trial.engine, explain(trial))
-        passed = [trial for trial in tried if trial.failure is None]
+        for name in (name for name in candidates if name in rank):
+            for each in _in_turn(name, settings):
+                trial = try_engine(model, name, each, windows, work)
+                trials.append(trial)
+                if trial.failure is None:
+                    passed[name] = trial, each
+                    break
+                _log.info("passed over %s: %s", trial.description or name, explain(trial))
+                if trial.failure != "disagrees":
+                    break
         if passed:
             break
     else:
         raise NoEngineError(model, trials)
-    best = min(passed, key=lambda trial: trial.best_ms)
-    times = ", ".join(f"{trial.engine} {trial.best_ms:.2f} ms" for trial in passed)
+    best, opened = min(passed.values(), key=lambda pair: pair[0].best_ms)
+    times = ", ".join(f"{name} {trial.best_ms:.2f} ms" for name, (trial, _) in passed.items())
     _log.info("chose %s, the fastest a window of: %s; %s", best.engine, times, explain(best))
-    return Choice(trial=best, others=tuple(trial for trial in trials if trial is not best))
+    others = tuple(trial for trial in trials if trial is not best)
+    return Choice(trial=best, settings=opened, others=others)
+
+
+def _in_turn(name: EngineName, settings: EngineSettings) -> tuple[EngineSettings, ...]:
+    """How an engine is tried: as asked; left to itself, OpenVINO takes bf16, so then in fp32."""
+    if name != "openvino" or settings.precision != "auto":
+        return (settings,)
+    return settings, replace(settings, precision="fp32")
 
 
 def _say_if_proven_elsewhere(model: ModelFile) -> None:
@@ -146,7 +165,7 @@ def check_named(
         raise NoEngineError(model, [trial])
     if trial.failure is not None:  # asked for, so it runs; but not in silence
         _log.warning("%s would not be chosen: %s", name, explain(trial))
-    return Choice(trial=trial)
+    return Choice(trial=trial, settings=settings)
 
 
 def try_all(
@@ -165,7 +184,12 @@ def is_settled(model: ModelFile, engine: EngineChoice, settings: EngineSettings)
         return kept_trial(model, engine, settings) is not None
     candidates = installed_engines(model, settings.precision, settings.on_the_cpu)
     for rank in RANKS:
-        kept = [kept_trial(model, name, settings) for name in candidates if name in rank]
+        kept = []
+        for name in (name for name in candidates if name in rank):
+            for each in _in_turn(name, settings):
+                kept.append(kept_trial(model, name, each))
+                if kept[-1] is None or kept[-1].failure != "disagrees":
+                    break
         if None in kept:
             return False
         if any(trial is not None and trial.failure is None for trial in kept):

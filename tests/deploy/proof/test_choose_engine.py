@@ -86,11 +86,36 @@ def test_without_a_gpu_it_is_the_fastest_on_the_cpu(model: ModelFile) -> None:
     assert choice.trial.batch == 2  # as fast as 4, give or take five per cent
 
 
+def test_openvino_that_disagrees_in_bf16_runs_in_fp32(
+    model: ModelFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = Trial(engine="openvino", description="fp32", disagreement=0.0, window_ms={1: 1.0})
+
+    def trial(model: ModelFile, name: EngineName, settings: EngineSettings, *other: Any) -> Trial:
+        return exact if (name, settings.precision) == ("openvino", "fp32") else TRIALS[name]
+
+    monkeypatch.setattr(module, "try_engine", trial)
+    monkeypatch.setattr(
+        module, "kept_trial", lambda model, name, settings: trial(model, name, settings)
+    )
+    monkeypatch.setattr(module, "installed_engines", lambda *asked: ("openvino", "ort-cpu"))
+    choice = choose_engine(model, ["openvino", "ort-cpu"], SETTINGS, windows)
+    assert choice.engine == "openvino"
+    assert choice.settings == replace(SETTINGS, precision="fp32")
+    assert [trial.failure for trial in choice.others] == ["disagrees", None]
+    assert is_settled(model, "auto", SETTINGS)
+    # who asked for bf16 gets that or nothing
+    with pytest.raises(NoEngineError):
+        choose_engine(model, ["openvino"], replace(SETTINGS, precision="bf16"), windows)
+
+
 @pytest.mark.usefixtures("tried")
 def test_where_none_agrees_each_says_why(model: ModelFile) -> None:
     with pytest.raises(NoEngineError) as refused:
         choose_engine(model, ["tensorrt", "openvino"], SETTINGS, windows)
-    assert [trial.failure for trial in refused.value.trials] == ["crashed", "disagrees"]
+    # OpenVINO in the precision it takes, then in fp32
+    failures = [trial.failure for trial in refused.value.trials]
+    assert failures == ["crashed", "disagrees", "disagrees"]
     with pytest.raises(NoEngineError) as refused:
         choose_engine(model, [], SETTINGS, windows)
     assert refused.value.trials == ()
