@@ -48,6 +48,7 @@ from leuda_train.data.phantom.scanner import PROTOCOLS, draw_affine, render_ct
 ORTHANC = shutil.which("Orthanc") or "/usr/sbin/Orthanc"
 ROOT = Path(__file__).parents[1]
 OURS = "2.25.7777"  # of the made studies: 2.25.7777STUDY.SERIES.IMAGE
+ENGINE = "ort-cpu"  # the same in both, and the same labels whatever the threads
 SENDERS = ("SCANNER_A", "SCANNER_B")
 SLICES, SIDE = 8, 64
 MOST_SECONDS = 3600.0
@@ -182,6 +183,7 @@ class ListenProcess:
         self._log = folder / "listen.log"
         self._command = [
             *(sys.executable, "-m", "leuda_train", "listen", "--queue", str(self.queue)),
+            *("--engine", ENGINE),
             *("--port", str(self.port), "--return", f"ORTHANC@127.0.0.1:{to.dicom_port}"),
             *("--quiet", str(quiet_s), "--threads", "1", *more),
             *(part for title in SENDERS for part in ("--from", f"{title}@127.0.0.1")),
@@ -251,7 +253,7 @@ def moments_of(kills: int, studies: int) -> list[Callable[[dict[str, int], int],
 
 def expected(studies: list[Path], model: Path | None) -> set[str]:
     """UIDs of the SEGs that the model gives without a network."""
-    segmenter = Segmenter(model, Settings(threads=1))
+    segmenter = Segmenter(model, Settings(engine=ENGINE, threads=1))
     uids = set()
     for study in studies:
         series = read_series(study)

@@ -151,8 +151,8 @@ def test_a_loose_model_file_needs_a_folder(export: Path, tmp_path: Path) -> None
     assert "-o exports/NAME" in done.stderr
 
 
-def test_proving_needs_an_engine_that_fits(export: Path, tmp_path: Path) -> None:
+def test_proving_needs_a_scan(export: Path, tmp_path: Path) -> None:
     done = leuda_without_torch("verify", export, "--prove", tmp_path / "scan.nii.gz")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert str(export) in done.stderr
+    assert str(tmp_path / "scan.nii.gz") in done.stderr
