@@ -16,7 +16,7 @@ from leuda_deploy.errors import InputError, TrainingError, reading
 from leuda_deploy.machine.files import file_sha256
 from leuda_deploy.model.export_folder import MODEL_FILE
 from leuda_train.config.load import load_config
-from leuda_train.config.schema import TrainConfig
+from leuda_train.config.schema import RecipeConfig, TrainConfig
 from leuda_train.data.cohort import Cohort
 from leuda_train.export.product_file import ProductFacts, load_weights
 from leuda_train.loop.run_folder import RunFolder
@@ -51,7 +51,8 @@ class FirstModel:
         """
         facts = self.facts
         before = {key: value for key, value in facts.config.items() if key not in ITS_OWN}
-        recipe = facts.recipe.model_dump(mode="json", exclude={"slice_axis", "spacing_mm"})
+        # what a run's recipe can say; slice axis and spacing are the cohort's
+        recipe = facts.recipe.model_dump(mode="json", include=set(RecipeConfig.model_fields))
         return load_config(
             before if config is None else config,
             method,

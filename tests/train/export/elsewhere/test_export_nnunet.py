@@ -235,7 +235,8 @@ def test_labels_are_those_of_nnunets_predictor(
     monkeypatch.undo()
     assert min(np.bincount(expected.ravel(), minlength=3)) > 0.01 * expected.size
     model, _ = export_nnunet(folder, tmp_path / "out", scans=[scan])
-    found = Segmenter(tmp_path / "out", Settings(mirror=mirror, threads=1))(scan).labels
+    settings = Settings(engine="ort-cpu", mirror=mirror, threads=1)
+    found = Segmenter(tmp_path / "out", settings)(scan).labels
     assert (found == expected).mean() >= 0.999
     assert (found == in_halves).mean() >= 0.998
     assert (found[:3] == 0).all()
