@@ -24,9 +24,11 @@ def day(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def start(*options: object, **environment: str) -> subprocess.Popen[str]:
+    # a process that has started others by itself keeps their safe path, which hides the script's
+    own = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
     return subprocess.Popen(
         [sys.executable, str(BENCHMARKS / "gpu_day.py"), *map(str, options)],
-        env={**os.environ, "PYTHONPATH": str(BENCHMARKS.parent), **environment},
+        env={**own, "PYTHONPATH": str(BENCHMARKS.parent), **environment},
         stderr=subprocess.PIPE,
         text=True,
     )
