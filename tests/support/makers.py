@@ -71,6 +71,16 @@ def make_volume(
     return Volume(raw=raw, affine=affine, **(settings | other))
 
 
+def organ_with_islands() -> NDArray[np.uint8]:
+    """Labels. Class 1: pieces of 64, 8 and 1 voxels. Class 2: one of 27, touching by a corner."""
+    labels = np.zeros((20, 20, 20), dtype=np.uint8)
+    labels[0:4, 0:4, 0:4] = 1
+    labels[10:12, 10:12, 10:12] = 1
+    labels[19, 19, 19] = 1
+    labels[4:7, 4:7, 4:7] = 2
+    return labels
+
+
 def make_card(**other: Any) -> ModelCard:
     """A valid card for two structures; keyword arguments replace its fields."""
     colours = ((230, 159, 0), (86, 180, 233))

@@ -6,21 +6,12 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 from scipy import ndimage
+from support.makers import organ_with_islands
 
 from leuda_deploy.inference.clean_up import clean_up, piece_sizes
 from leuda_deploy.model.card import Pieces
 
 SPACING = (1.0, 2.0, 5.0)  # 0.01 ml a voxel
-
-
-def organ_with_islands() -> np.ndarray:
-    """Class 1: pieces of 64, 8 and 1 voxels. Class 2: one piece of 27, touching by a corner."""
-    labels = np.zeros((20, 20, 20), dtype=np.uint8)
-    labels[0:4, 0:4, 0:4] = 1
-    labels[10:12, 10:12, 10:12] = 1
-    labels[19, 19, 19] = 1
-    labels[4:7, 4:7, 4:7] = 2
-    return labels
 
 
 def test_the_largest_piece_alone_stays_and_the_rest_is_reported():

@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from support.makers import organ_with_islands
 
 from leuda_deploy.model.card import Pieces
 from leuda_train.evaluation.anatomy import learn_anatomy
 
 SPACING = (1.0, 2.0, 5.0)  # 0.01 ml a voxel
-
-
-def organ_with_islands() -> np.ndarray:
-    """Class 1: pieces of 64, 8 and 1 voxels."""
-    labels = np.zeros((20, 20, 20), dtype=np.uint8)
-    labels[0:4, 0:4, 0:4] = 1
-    labels[10:12, 10:12, 10:12] = 1
-    labels[19, 19, 19] = 1
-    labels[4:7, 4:7, 4:7] = 2
-    return labels
 
 
 def test_rules_follow_the_training_labels():
