@@ -18,8 +18,9 @@ demo: $(READY) ## the whole job on phantoms: train, export, infer, a picture and
 test: $(READY) ## all tests
 	$(BIN)/python -m pytest
 
-fuzz: $(READY) ## 200,000 damaged and hostile inputs (nightly; FUZZ_INPUTS=N)
-	LEUDA_FUZZ_INPUTS=$(FUZZ_INPUTS) $(BIN)/python -m pytest tests/fuzz -q --durations=0
+fuzz: $(READY) ## 200,000 damaged and hostile inputs; goes on where it was stopped (FUZZ_INPUTS=N)
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
+	PYTHONPATH=.:tests $(BIN)/python -m fuzz.nightly --inputs $(FUZZ_INPUTS) --save .cache/fuzz.json
 
 test-browser: $(READY) ## the tests of the page in Chromium, which is installed first (Debian, as root)
 	apt-get install -y --no-install-recommends chromium chromium-driver

@@ -37,8 +37,12 @@ def show_report(report: Report, console: Console) -> None:
     """Structures with their volumes, then what ran and where the time went."""
     table = Table("structure")
     table.add_column("mL", justify="right")
+    predicted = report.predicted_dice
+    if predicted is not None:
+        table.add_column("predicted Dice", justify="right")
     for name, millilitres in report.volumes_ml.items():
-        table.add_row(Text(name), f"{millilitres:.1f}")
+        dice = [] if predicted is None else [f"{predicted[name]:.2f}" if name in predicted else "-"]
+        table.add_row(Text(name), f"{millilitres:.1f}", *dice)
     console.print(table)
     stages = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in report.seconds.items())
     lines = [

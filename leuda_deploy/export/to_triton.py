@@ -9,6 +9,7 @@ says how scans become windows, is the parameter "leuda.card" of the served model
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from leuda_deploy.model.model_file import ModelFile
 
 # Windows of one scan arrive together: a short wait fills batches without being felt.
 QUEUE_DELAY_US = 2000
+HEAD = "# Written by `leuda export --triton`"
 
 
 def to_triton(model: ModelFile, repository: Path, *, batch: int = 8) -> Path:
@@ -34,14 +36,27 @@ def to_triton(model: ModelFile, repository: Path, *, batch: int = 8) -> Path:
     if not re.fullmatch(r"\w[\w.-]{0,199}", card.name):
         raise InputError(f"{card.name!r} cannot name a served model: use letters, digits, - _ .")
     folder = repository / card.name
-    if folder.exists() and not (folder / "1" / MODEL_FILE).is_file():
-        raise InputError(f"{folder} is there already and was not written by leuda")
+    if os.path.lexists(folder) and not _is_ours(folder):
+        raise InputError(
+            f"{folder} is there already, and leuda did not write all of it; choose another "
+            "repository, or move it away"
+        )
     with atomic_folder(folder) as temporary:
         (temporary / "1").mkdir()
         (temporary / "1" / MODEL_FILE).write_bytes(model.content)
         config = server_config(model.graph(), card, batch)
         (temporary / "config.pbtxt").write_text(config, encoding="utf-8")
     return folder
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder holds what `to_triton` writes, and nothing else."""
+    config = folder / "config.pbtxt"
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    if folder.is_symlink() or there != {"1", f"1/{MODEL_FILE}", config.name}:
+        return False
+    with config.open("rb") as file:
+        return file.read(len(HEAD)) == HEAD.encode()
 
 
 def server_config(model: onnx.ModelProto, card: ModelCard, batch: int) -> str:
@@ -54,7 +69,7 @@ def server_config(model: onnx.ModelProto, card: ModelCard, batch: int) -> str:
     entry, scores = ends
     classes = 1 + len(card.structures)
     return f"""\
-# Written by `leuda export --triton`; schema: ModelConfig of the Triton Inference Server.
+{HEAD}; schema: ModelConfig of the Triton Inference Server.
 name: {_quoted(card.name)}
 backend: "onnxruntime"
 max_batch_size: {batch}

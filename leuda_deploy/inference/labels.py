@@ -74,12 +74,36 @@ def winners(planes: Float32 | Iterable[Float32]) -> UInt8:
     return labels
 
 
+class ExpectedDice:
+    """The Dice that labels would have if the probabilities that they were chosen by were right.
+
+    Of a class, 2 Σ p over the pixels that won / (Σ 1 over these + Σ p over all), with p its
+    probability: the Dice with a truth that is drawn, pixel by pixel, with these probabilities.
+    """
+
+    def __init__(self, classes: int) -> None:
+        self._won, self._probable, self._both = np.zeros((3, classes))
+
+    def add(self, won: UInt8, probabilities: Float32) -> None:
+        """The classes that won, (N,), and the probabilities of all, (K, N)."""
+        classes = len(self._won)
+        of_winner = np.take_along_axis(probabilities, won[None].astype(np.intp), axis=0)[0]
+        self._won += np.bincount(won, minlength=classes)
+        self._probable += probabilities.sum(axis=1, dtype=np.float64)
+        self._both += np.bincount(won, weights=of_winner, minlength=classes)
+
+    def by_class(self) -> dict[int, float]:
+        """Of each class that was found, without the background."""
+        every = zip(self._won, self._probable, self._both, strict=True)
+        return {k: float(2 * b / (w + p)) for k, (w, p, b) in enumerate(every) if k and w}
+
+
 class Uncertainty:
     """How sure the network was, gathered slab by slab.
 
-    The share of structure pixels of low confidence is always estimated, on every fourth row and
-    column of the model grid: a share needs no more. The entropy map on the scan's own grid is made
-    only if wanted: one byte a voxel.
+    What is said of structures as a whole is always estimated, on every fourth row and column of the
+    model grid: a share, or a ratio of sums, needs no more. The entropy map on the scan's own grid
+    is made only if wanted: one byte a voxel.
 
     probabilities  the scores are after a softmax already
     """
@@ -87,6 +111,7 @@ class Uncertainty:
     def __init__(self, stack: Stack, *, wanted: bool, probabilities: bool = False) -> None:
         self._stack, self._low, self._structure = stack, 0, 0
         self._probabilities = probabilities
+        self._dice: ExpectedDice | None = None
         self.entropy: UInt8 | None = None
         if wanted:
             self.entropy = np.zeros(stack.volume.raw.shape, dtype=np.uint8, order="F")
@@ -94,15 +119,25 @@ class Uncertainty:
 
     def add(self, slices: Sequence[int], scores: Float32) -> None:
         """Scores (d, K, h, w) of these slices."""
-        some = np.moveaxis(scores[:, :, ::SAMPLED, ::SAMPLED], 1, 0)
-        some = self._logits(some[:, winners(some) > 0])  # (K, N), pixels of a structure
-        total = np.exp(some - some.max(axis=0)).sum(axis=0)  # 1 / probability of the winner
-        self._structure += total.size
-        self._low += int(np.count_nonzero(total > 1 / LOW_CONFIDENCE))
+        classes = scores.shape[1]
+        some = np.moveaxis(scores[:, :, ::SAMPLED, ::SAMPLED], 1, 0).reshape(classes, -1)
+        won = winners(some)
+        powers = self._logits(some)
+        powers = np.exp(powers - powers.max(axis=0))
+        total = powers.sum(axis=0)  # 1 / probability of the winner
+        self._structure += int(np.count_nonzero(won))
+        self._low += int(np.count_nonzero(total[won > 0] > 1 / LOW_CONFIDENCE))
+        self._dice = self._dice or ExpectedDice(classes)
+        self._dice.add(won, powers / total)
         if self.entropy is not None:
             for index, plane in zip(slices, scores, strict=True):
                 unsure = resize(entropy(self._logits(plane)), self._stack.plane_shape)
                 self._entropy_stack[index] = np.rint(unsure * np.float32(255)).astype(np.uint8)
+
+    @property
+    def expected_dice(self) -> dict[int, float]:
+        """See `ExpectedDice`; by class that was found."""
+        return self._dice.by_class() if self._dice else {}
 
     def _logits(self, scores: Float32) -> Float32:
         """What a softmax turns into the probabilities; their logarithms are that, too."""

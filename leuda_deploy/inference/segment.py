@@ -49,6 +49,8 @@ class Segmentation:
         uncertainty: (X, Y, Z) uint8 entropy of the softmax, 255 = all classes alike; or None.
         low_confidence: Share of the voxels labelled as a structure whose class has a probability
             below 0.7, on the model grid.
+        expected_dice: By class that was found, the Dice that its labels would have if the model's
+            doubts were right, on the model grid, before any clean-up. Models doubt too little.
         intensity: Clip limits and normalisation fitted to this scan, in scanner units.
         scored: How many slices of the model grid were scored.
         searched: How many of them to find where there is something; None: every slice was scored.
@@ -62,6 +64,7 @@ class Segmentation:
     uncertainty: NDArray[np.uint8] | None
     low_confidence: float
     intensity: Intensity
+    expected_dice: dict[int, float]
     seconds: dict[str, float]
     scored: int
     searched: int | None = None
@@ -145,6 +148,7 @@ def segment(
         uncertainty=unsure.entropy,
         low_confidence=unsure.low_share,
         intensity=stack.intensity,
+        expected_dice=unsure.expected_dice,
         seconds=clock.seconds,
         scored=int(walk.scored.sum()),
         searched=walk.searched,

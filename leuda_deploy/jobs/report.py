@@ -19,6 +19,7 @@ from leuda_deploy.jobs.picture.flags import Flag, flags_of
 from leuda_deploy.jobs.picture.overlay import Shown, draw_overlay
 from leuda_deploy.machine.clock import Clock
 from leuda_deploy.machine.memory import peak_bytes
+from leuda_deploy.model.card import ModelCard
 from leuda_deploy.scans.formats.seg_nrrd import ENDING as SEG_NRRD
 from leuda_deploy.scans.formats.seg_nrrd import write_seg_nrrd
 from leuda_deploy.scans.intensity import Intensity
@@ -45,11 +46,14 @@ class Report:
     implausible     what is odd about the scan's geometry; volumes depend on it
     asked           frame, engine, precision, mirror and clean-up as they were asked for
     low_confidence  share of the structures' voxels whose class has a probability below 0.7
+    predicted_dice  of each structure found: predicted from the model's doubts, not measured; None:
+                    the card has no dice_curve, or the scan is unlike those of training
     intensity       clip limits, shift, scale and quartiles of this scan
     cleaned_ml      millilitres of islands that were taken away, by structure; None: none was looked
                     for, as it was not asked for or the card has no rules
     flags           what is odd about a structure's labels, e.g. that the scan's border cuts it
     threads         CPU threads that the engine computed on; None: a GPU did
+    same_bytes      whether the scan is sure to get the same labels again here; no GPU promises that
     slices          how many the scan has on the model grid, how many were scored, and searched;
                     why all were scored (full_because), else null: the others are background
     series          of DICOM: which series it is, its phase, and what was done to mend its slices;
@@ -80,6 +84,7 @@ class Report:
     implausible: Sequence[str]
     asked: Mapping[str, object]
     low_confidence: float
+    predicted_dice: Mapping[str, float] | None
     intensity: dict[str, float | tuple[float, ...]]
     cleaned_ml: Mapping[str, float] | None
     flags: tuple[Flag, ...]
@@ -87,6 +92,7 @@ class Report:
     slices: Mapping[str, int | str | None]
     series: Mapping[str, object] | None
     threads: int | None
+    same_bytes: bool
     total_seconds: float
     predicted_peak_mb: float
     slab: int
@@ -236,6 +242,7 @@ def _report(result: Result, written: Mapping[str, str], not_written: Mapping[str
     job, volume, peak = scan.job, scan.stack.volume, peak_bytes()
     names = [structure.name for structure in card.structures]
     millilitres = volumes_ml(found.labels, volume, names)
+    domain = None if card.domain is None else likeness(found.intensity, card.domain)
     return Report(
         scan=str(job.scan),
         labels=str(job.output),
@@ -251,17 +258,19 @@ def _report(result: Result, written: Mapping[str, str], not_written: Mapping[str
         asked=scan.asked,
         engine=result.engine.description,
         threads=result.engine.threads,
+        same_bytes=result.engine.threads is not None,
         feed=card.feed,
         shape=volume.shape,
         spacing_mm=tuple(round(size, 4) for size in volume.spacing_mm),
         volumes_ml={name: round(volume_ml, 3) for name, volume_ml in millilitres.items()},
         low_confidence=round(found.low_confidence, 4),
+        predicted_dice=_predicted_dice(found, card) if domain is None or domain.fits else None,
         intensity=_rounded(found.intensity),
         cleaned_ml=None
         if (cleaned := found.cleaned_ml) is None
         else {card.label_names[value]: round(ml, 3) for value, ml in cleaned.items()},
         flags=tuple(flags_of(found.labels, card.structures, volume.voxel_ml)),
-        domain=None if card.domain is None else asdict(likeness(found.intensity, card.domain)),
+        domain=None if domain is None else asdict(domain),
         series=None if scan.series is None else scan.series.about(job.frame),
         seconds={name: round(s, 4) for name, s in {**found.seconds, **scan.clock.seconds}.items()},
         slices={
@@ -276,6 +285,13 @@ def _report(result: Result, written: Mapping[str, str], not_written: Mapping[str
         slab=result.plan.slab,
         batch=result.plan.batch,
     )
+
+
+def _predicted_dice(found: Segmentation, card: ModelCard) -> dict[str, float] | None:
+    if (curve := card.dice_curve) is None:
+        return None
+    expected = found.expected_dice.items()
+    return {card.label_names[value]: round(curve.predict(dice), 3) for value, dice in expected}
 
 
 def _rounded(intensity: Intensity) -> dict[str, float | tuple[float, ...]]:

@@ -103,6 +103,27 @@ def plan_outputs(
     _check_folders(outputs)
 
 
+def plan_folder(folder: Path, names: Iterable[str], *, what: str, option: str = "--out") -> None:
+    """Check a folder that a command is going to fill, where it has not begun to.
+
+    Args:
+        folder: Which may be there, with other things in it.
+        names: Of the files and folders that will be written in it.
+        what: It is, in messages: "run".
+        option: That chooses another place, in messages.
+
+    Raises:
+        InputError: One of the names is taken, or the folder cannot be made or written.
+    """
+    for name in sorted(names):
+        if os.path.lexists(folder / name):
+            raise InputError(
+                f"{folder / name} stands where the {what} would be written, and leuda did not "
+                f"write it; choose another {option}, or move it away"
+            )
+    _check_folders([Output(path=folder / "any", what=what, option=option)])
+
+
 def _place(path: Path) -> Path:
     """The path with its folder resolved, but not the file: a link is replaced, not followed."""
     return path.parent.resolve() / path.name

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from leuda_deploy.errors import ModelError, describe, printable
 from leuda_deploy.machine.outside import parse_json
+from leuda_deploy.model.dice_curve import DiceCurve
 from leuda_deploy.model.search import Search
 from leuda_deploy.model.tiling import Tiling
 from leuda_deploy.scans.dicom.rules import SeriesRules
@@ -178,6 +179,7 @@ class ModelCard(_Part):
     series  which DICOM series of a study the model is for
     int8    of a graph in int8: on what it was proven; None: another precision, or not known
     search  how few slices find all there is, where the export proved it; None: score every slice
+    dice_curve  how far the model's own doubts can be believed; None: no Dice is predicted
     sha256  over graph, weights and card; see `model_file`
     """
 
@@ -195,6 +197,7 @@ class ModelCard(_Part):
     series: SeriesRules = SeriesRules()
     int8: Int8 | None = None
     search: Search | None = None
+    dice_curve: DiceCurve | None = None
     opset: Annotated[int, Field(ge=1)]
     licence: Lines
     provenance: Provenance

@@ -147,6 +147,7 @@ def make_card(
         feed=facts.feed,
         options=_with_multiple(options, facts),
         domain=facts.domain,
+        dice_curve=facts.dice_curve,
         tiling=tiling,
         opset=OPSET,
         licence=licence,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from leuda_deploy.errors import TrainingError
 from leuda_deploy.model.card import Anatomy, Code
+from leuda_deploy.model.dice_curve import DiceCurve
 from leuda_deploy.scans.likeness import IntensityProfile
 from leuda_deploy.scans.recipe import Recipe
 from leuda_train.loop import checkpoint
@@ -50,6 +51,7 @@ class ProductFacts(BaseModel):
     domain: IntensityProfile | None = None  # a run from before it was kept has none
     extents_mm: dict[str, float] | None = None  # the same; see prove_search.py
     anatomy: dict[str, Anatomy] = {}  # by structure; the same
+    dice_curve: DiceCurve | None = None  # the same; nor has one that was adapted without source
     class_shares: tuple[float, ...] | None = None  # (K,) of the source's labels; the same
 
 

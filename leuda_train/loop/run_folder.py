@@ -15,6 +15,16 @@ class RunFolder:
     path: Path
 
     @property
+    def names(self) -> set[str]:
+        """Of all files and folders that a run writes; by the lock alone nothing is known."""
+        paths = (
+            *(self.config, self.scans, self.checkpoints, self.model, self.windows, self.metrics),
+            *(self.tensorboard, self.profile, self.predictions, self.oracle, self.evaluation),
+            *(self.page, self.run_picture, self.predictions_picture),
+        )
+        return {path.name for path in paths}
+
+    @property
     def config(self) -> Path:
         """The resolved config, TOML."""
         return self.path / "config.toml"

@@ -24,10 +24,13 @@ from rich.table import Table
 
 from leuda_deploy.errors import InputError, LeudaError, TrainingError, keep_traceback, one_line
 from leuda_deploy.machine.files import atomic_path, write_json
+from leuda_deploy.machine.outputs import plan_folder
+from leuda_deploy.machine.outside import read_json
 from leuda_deploy.machine.progress import ShowProgress, show_nothing, titled
 from leuda_train.config.load import load_config
 from leuda_train.config.schema import TrainConfig
 from leuda_train.data.cohort import Cohort
+from leuda_train.loop.run_folder import MAX_EVALUATION_BYTES
 from leuda_train.runs.networks_table import (
     figure,
     mean_of_networks,
@@ -39,6 +42,7 @@ from leuda_train.runs.train import train
 
 _log = logging.getLogger(__name__)
 NAME_WIDTH = 16  # of a method, so that the table has 80 columns
+RESULTS = ("comparison.json", "comparison.csv", "comparison.txt", "comparison.png")
 VARIANTS = ("as_predicted", "largest_component")
 
 
@@ -84,6 +88,8 @@ def compare(
         count: cohort if count is None else cohort.with_labelled(count) for count in asked.labelled
     }
     check_comparable(cohort, [config for by_seed in configs.values() for config in by_seed])
+    if not _is_comparison(out / RESULTS[0]):  # which is written before the others
+        plan_folder(out, RESULTS, what="comparison")
     head: dict[str, Any] = {
         "cohort": cohort.spec.name,
         "config": Path(asked.config).stem,
@@ -131,6 +137,17 @@ def check_comparable(cohort: Cohort, configs: Sequence[TrainConfig]) -> None:
         check_labels(config, cohort, None)
 
 
+def _is_comparison(path: Path) -> bool:
+    """Whether a file is what `_write` wrote."""
+    if not path.is_file():
+        return False
+    try:
+        content = read_json(path, most=MAX_EVALUATION_BYTES)
+    except InputError:
+        return False
+    return isinstance(content, dict) and {"cohort", "config", "leuda", "rows"} <= set(content)
+
+
 def summarise_seeds(
     method: str, labelled: int | None, found: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
@@ -172,18 +189,19 @@ def _mean(
 
 def _write(out: Path, head: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
     comparison = {**head, "rows": rows}
-    write_json(out / "comparison.json", comparison)
+    as_json, as_csv, as_text, as_picture = (out / name for name in RESULTS)
+    write_json(as_json, comparison)
     text = io.StringIO()
     flat = [{k: v for k, v in row.items() if not isinstance(v, dict | list)} for row in rows]
     writer = csv.DictWriter(text, fieldnames=list(flat[0]))
     writer.writeheader()
     writer.writerows(flat)
-    _replace(out / "comparison.csv", text.getvalue())
+    _replace(as_csv, text.getvalue())
     console = Console(width=140, file=io.StringIO())
     console.print(table(comparison))
     assert isinstance(console.file, io.StringIO)
-    _replace(out / "comparison.txt", console.file.getvalue())
-    _draw(out / "comparison.png", rows)
+    _replace(as_text, console.file.getvalue())
+    _draw(as_picture, rows)
     return comparison
 
 

@@ -5,7 +5,6 @@ The main job end to end. Whatever is there already is reused; a killed demo goes
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +13,16 @@ from typing import Any
 
 from rich.table import Table
 
+from leuda_deploy.errors import InputError
 from leuda_deploy.inference.segmenter import Segmenter
 from leuda_deploy.jobs.find_jobs import Job
+from leuda_deploy.jobs.outputs import plan_job_outputs
 from leuda_deploy.jobs.run_jobs import run_job
 from leuda_deploy.machine.files import write_json
+from leuda_deploy.machine.outputs import Output, plan_folder, plan_outputs
+from leuda_deploy.machine.outside import read_json
 from leuda_deploy.machine.progress import Progress, ShowProgress, show_nothing, titled
+from leuda_deploy.model.export_folder import check_replaceable
 from leuda_train.config.load import load_config
 from leuda_train.data.cohort import read_cohort
 from leuda_train.data.phantom.phantom_cohort import write_cohort
@@ -35,14 +39,18 @@ SUMMARY = "summary.json"
 def read_demo(out: Path) -> dict[str, Any] | None:
     """The summary of a finished demo all of whose results are still there; else None."""
     path = out / SUMMARY
-    if not path.is_file():
+    if not (path.is_file() and _is_summary(path)):
         return None
-    summary: dict[str, Any] = json.loads(path.read_text())
+    summary: dict[str, Any] = read_json(path)
     return summary if all(Path(there).exists() for there in summary["look_at"].values()) else None
 
 
 def run_demo(out: Path, show: ShowProgress = show_nothing) -> dict[str, Any]:
-    """Do everything, under `out`; returns and keeps summary.json."""
+    """Do everything, under `out`; returns and keeps summary.json.
+
+    Raises InputError, before any work, if files stand there that leuda did not write.
+    """
+    _check_free(out)
     seconds: dict[str, float] = {}
 
     @contextmanager
@@ -92,6 +100,24 @@ def run_demo(out: Path, show: ShowProgress = show_nothing) -> dict[str, Any]:
     }
     write_json(out / SUMMARY, summary)
     return summary
+
+
+def _check_free(out: Path) -> None:
+    summary = Output(path=out / SUMMARY, what="summary", option="--out", is_ours=_is_summary)
+    plan_outputs([summary])
+    plan_job_outputs([Job(scan=out / "cohort", output=out / "labels.nii.gz")], overlay=True)
+    check_replaceable(out / "model")
+    for folder in (RunFolder(out / method) for method in METHODS):
+        if not folder.config.is_file():
+            plan_folder(folder.path, folder.names, what="run")
+
+
+def _is_summary(path: Path) -> bool:
+    try:
+        content = read_json(path)
+    except InputError:
+        return False
+    return isinstance(content, dict) and {"look_at", "parity", "seed"} <= set(content)
 
 
 def _dice(evaluation: dict[str, Any]) -> dict[str, float]:

@@ -13,6 +13,7 @@ from torch import nn
 
 from leuda_deploy.machine.progress import Progress
 from leuda_deploy.model.card import Anatomy
+from leuda_deploy.model.dice_curve import DiceCurve
 from leuda_deploy.scans.label_map import read_label_map
 from leuda_deploy.scans.likeness import profile_of
 from leuda_deploy.scans.stack import Stack
@@ -20,13 +21,15 @@ from leuda_deploy.scans.volume import read_volume
 from leuda_train.config.schema import TrainConfig
 from leuda_train.config.streams import Stream
 from leuda_train.config.tested import Feed
+from leuda_train.data.aligned_sets import AlignedSets
 from leuda_train.data.slices import Slices
 from leuda_train.evaluation.anatomy import cohort_anatomy
+from leuda_train.evaluation.dice_curve import LabelledScan, fit_dice_curve, spread
 from leuda_train.evaluation.held_out import HeldOut, oracle
 from leuda_train.evaluation.ranking import rank_correlation
 from leuda_train.export.extents import extents_mm
 from leuda_train.export.product_file import ProductFacts, save_product
-from leuda_train.networks.product import DeployedNetwork
+from leuda_train.networks.product import DeployedNetwork, TorchEngine
 from leuda_train.objective.label_free import label_free_score
 from leuda_train.runs.pictures import draw_predictions, draw_run
 from leuda_train.runs.run import Run
@@ -44,6 +47,7 @@ class Trained:
 
     slices: Slices
     translated: TranslatedSets
+    sets: AlignedSets
     adapted: Adapted
 
 
@@ -163,6 +167,7 @@ def product_facts(run: Run, trained: Trained) -> ProductFacts:
         domain=profile_of(trained.slices.target_intensities),
         extents_mm=before.extents_mm if before else _extents_mm(run),
         anatomy=_anatomy(run),
+        dice_curve=_dice_curve(run, trained),
         class_shares=before.class_shares if before else _class_shares(run, trained.slices),
     )
 
@@ -173,6 +178,29 @@ def _anatomy(run: Run) -> dict[str, Anatomy]:
         return run.first.facts.anatomy
     found = cohort_anatomy(run.cohort, run.recipe)
     return {name: found[n] for name, n in run.cohort.structures.items() if n in found}
+
+
+def _dice_curve(run: Run, trained: Trained) -> DiceCurve | None:
+    """How far the product's doubts can be believed, on labelled source scans; None without any.
+
+    On scans that training held out, if it did. Where they were translated, what looks like the
+    target is fed: that is what the product is for.
+    """
+    slices, images, sets = trained.slices, trained.translated.images, trained.sets
+    held_out = sets.held_out_rows is not None and len(sets.held_out_rows) > 0
+    rows = sets.held_out_rows if held_out else sets.labelled_rows
+    of_scan, fed = slices.source_scans, images.get("source_as_target", images.get("source"))
+    if run.config.uses_target_labels:
+        of_scan, fed = slices.target_scans, images["target"]
+    if of_scan is None or fed is None or rows is None:
+        return None
+    by_scan = [spread(rows[of_scan[rows] == scan]) for scan in np.unique(of_scan[rows])]
+    scans = [
+        LabelledScan(images=np.asarray(fed[some]), labels=np.asarray(sets.labels[some]))
+        for some in by_scan
+    ]
+    engine = TorchEngine(trained.adapted.chosen, run.hardware)
+    return fit_dice_curve(engine, scans, classes=run.classes, held_out=held_out)
 
 
 def _class_shares(run: Run, slices: Slices) -> tuple[float, ...]:

@@ -16,6 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from leuda_deploy.errors import InputError, TrainingError
+from leuda_deploy.machine.outputs import plan_folder
 from leuda_deploy.machine.outside import read_toml
 from leuda_train.config.load import parse_config
 from leuda_train.config.schema import TrainConfig
@@ -38,9 +39,10 @@ log = logging.getLogger(__name__)
 
 
 def check_same_run(folder: RunFolder, config: TrainConfig, cohort: Cohort) -> None:
-    """Raises InputError if the folder holds a run of another config or cohort."""
+    """Raises InputError if the folder holds a run of another config or cohort, or others' files."""
     path = folder.config
     if not path.is_file():
+        plan_folder(folder.path, folder.names, what="run")
         return
     content = read_toml(path)
     refused = f"{folder.path} holds a run of another config or cohort"

@@ -210,7 +210,7 @@ def _do_stages(run: Run, page: LivePage, beginning: Beginning | None) -> Trained
         )
     if run.metrics is not None:
         run.metrics.close()
-    return Trained(slices=slices, translated=translated, adapted=adapted)
+    return Trained(slices=slices, translated=translated, sets=sets, adapted=adapted)
 
 
 def aligned_sets(

@@ -69,7 +69,7 @@ def test_infer_prints_json_and_nothing_else_on_stdout(
         "asked", "flags", "low_confidence", "intensity", "domain", "total_seconds",
         "predicted_peak_mb", "slab", "batch", "dicom_seg", "dicom_sr", "rtstruct",
         "written", "not_written", "implausible", "slices", "cleaned_ml",
-        "threads", "series",
+        "threads", "series", "predicted_dice", "same_bytes",
     }  # fmt: skip
     assert report["labels"] == str(output)
     assert set(report["volumes_ml"]) == {"grey", "bright"}
@@ -208,6 +208,8 @@ def test_brackets_in_names_are_shown_as_they_are() -> None:
         asked={},
         flags=(),
         low_confidence=0.5,
+        predicted_dice={"aorta [/wall]": 0.81},
+        same_bytes=True,
         intensity={},
         domain=None,
         total_seconds=1.0,
@@ -222,5 +224,5 @@ def test_brackets_in_names_are_shown_as_they_are() -> None:
     with console.capture() as captured:
         show_report(report, console)
     shown = captured.get()
-    for text in ("study[ct].png", "out[/a].nii", "aorta [/wall]"):
+    for text in ("study[ct].png", "out[/a].nii", "aorta [/wall]", "0.81"):
         assert text in shown

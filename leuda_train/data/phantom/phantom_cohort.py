@@ -5,11 +5,15 @@ No subject is scanned twice, so the two modalities are unpaired.
 
 from __future__ import annotations
 
+import filecmp
+import os
+import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from nibabel.affines import voxel_sizes
+from numpy.typing import NDArray
 
 from leuda_deploy.errors import InputError
 from leuda_deploy.machine.files import atomic_path
@@ -86,11 +90,31 @@ def _write_subject(out: Path, role: Role, number: int, seed: int) -> None:
         inter = (0, -1024)[rng.integers(2)]  # some scanners store HU + 1024
         stored = render_ct(tissue, rng, spacing) - np.int16(inter)
     name = f"{role.modality}_{number}"
-    write_scan(out / role.images / f"{name}_image.nii.gz", stored, affine, scale=(1.0, inter))
+    _write_new(out / role.images / f"{name}_image.nii.gz", stored, affine, (1.0, inter))
     if role.labels:
         raw = np.array([RAW_LABEL.get(t, 0) for t in Tissue], np.int16)
         label = out / role.labels / f"{name}_label.nii.gz"
-        write_scan(label, raw[tissue], affine, scale=(1.0, 0.0))
+        _write_new(label, raw[tissue], affine, (1.0, 0.0))
+
+
+def _write_new(
+    path: Path,
+    stored: NDArray[Any],
+    affine: NDArray[np.floating[Any]],
+    scale: tuple[float, float],
+) -> None:
+    """Write a scan, or leave it if it stands there. Raises InputError if another one does."""
+    if not os.path.lexists(path):
+        write_scan(path, stored, affine, scale=scale)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / path.name
+        write_scan(made, stored, affine, scale=scale)
+        if not (path.is_file() and filecmp.cmp(made, path, shallow=False)):
+            raise InputError(
+                f"{path} is another scan than the one that would be written there: of another "
+                "seed, or changed since; choose an empty folder"
+            )
 
 
 def write_cohort(
@@ -106,7 +130,8 @@ def write_cohort(
     """Write MR source and CT target phantoms under `out` and return the path of `cohort.toml`.
 
     A subject depends on `seed` and its own number alone, so the size of one role changes no other.
-    Scans of another cohort already there would join this one, so they raise InputError.
+    Scans of another cohort already there would join this one, so they raise InputError, and so do
+    a cohort.toml or scans that are not those that would be written: nothing is replaced.
     """
     counts = (source_labelled, source_unlabelled, target_unlabelled, target_test)
     if not all(0 <= count <= SUBJECTS_PER_ROLE for count in counts):
@@ -120,10 +145,12 @@ def write_cohort(
     for found in sorted(out.glob("*/*.nii.gz")):
         if found.name.rsplit("_", 1)[0] not in names:
             raise InputError(f"{found} is not of this cohort; choose an empty folder")
+    path = out / "cohort.toml"
+    if os.path.lexists(path) and not (path.is_file() and path.read_bytes() == COHORT_TOML.encode()):
+        raise InputError(f"{path} is another cohort, or was changed since; choose an empty folder")
     for done, (role, number) in enumerate(plan, start=1):
         _write_subject(out, role, number, seed)
         progress(done, len(plan), f"{role.modality}_{number}")
-    path = out / "cohort.toml"
     with atomic_path(path) as temporary:
         temporary.write_text(COHORT_TOML, encoding="utf-8")
     return path

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from support.makers import MakeVolume
 
-from leuda_deploy.inference.labels import Uncertainty, entropy, label_plane, winners
+from leuda_deploy.inference.labels import ExpectedDice, Uncertainty, entropy, label_plane, winners
 from leuda_deploy.inference.pipelined import prefetch
 from leuda_deploy.scans.recipe import Recipe
 from leuda_deploy.scans.resample import resize, taps
@@ -100,6 +100,22 @@ def test_uncertainty_counts_structures_and_maps_entropy(make_volume: MakeVolume)
     assert Uncertainty(stack, wanted=False).low_share == 0
 
 
+def test_the_expected_dice_is_that_with_truths_drawn_from_the_probabilities() -> None:
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet((0.5, 0.3, 0.4), size=4000).T.astype(np.float32)
+    won = winners(probabilities)
+    doubts = ExpectedDice(3)
+    doubts.add(won[:1000], probabilities[:, :1000])
+    doubts.add(won[1000:], probabilities[:, 1000:])
+    drawn = (rng.random(4000) > probabilities.cumsum(axis=0)[:2, None]).sum(axis=0)[0]
+    found = doubts.by_class()
+    assert set(found) == {1, 2}  # of the background nobody asks
+    for k, expected in found.items():
+        dice = 2 * np.sum((won == k) & (drawn == k)) / (np.sum(won == k) + np.sum(drawn == k))
+        assert expected == pytest.approx(dice, abs=0.03)
+    assert ExpectedDice(3).by_class() == {}
+
+
 def test_prefetch_keeps_the_order_and_is_never_more_than_one_prefetch() -> None:
     made: list[int] = []
     where: set[int] = set()
@@ -144,6 +160,7 @@ def test_probabilities_are_as_doubtful_as_their_logits(make_volume: MakeVolume) 
         found[probabilities] = Uncertainty(stack, wanted=True, probabilities=probabilities)
         found[probabilities].add(range(len(values)), values)
     assert 0 < found[False].low_share == found[True].low_share < 1
+    assert found[True].expected_dice == pytest.approx(found[False].expected_dice)
     one, other = found[False].entropy, found[True].entropy
     assert one is not None
     assert other is not None

@@ -14,6 +14,7 @@ from support.command import leuda_here
 from support.makers import MakeCard, MakeModel
 
 from leuda_deploy.model.card import parse_card
+from leuda_deploy.model.dice_curve import DiceCurve
 from leuda_deploy.scans.intensity import Intensity, fit_intensity
 from leuda_deploy.scans.likeness import Z_LIMIT, likeness, profile_of
 from leuda_deploy.scans.recipe import Recipe
@@ -74,7 +75,8 @@ def test_report_says_whether_the_scan_fits_and_one_line_warns(
     phantoms: Phantoms, tmp_path: Path, make_model: MakeModel
 ) -> None:
     profile = profile_of([intensity(scan) for scan in phantoms["CT"][:4]])
-    model = make_model(tmp_path / "model", RECIPE, domain=profile)
+    curve = DiceCurve(shift=-1.0, slope=1.2, error=0.03, scans=4, held_out=False)
+    model = make_model(tmp_path / "model", RECIPE, domain=profile, dice_curve=curve)
     (tmp_path / "in").mkdir()
     for modality in ("CT", "MR"):
         path = tmp_path / "in" / f"{modality}.nii.gz"
@@ -84,14 +86,20 @@ def test_report_says_whether_the_scan_fits_and_one_line_warns(
     warnings = [line for line in done.stderr.splitlines() if "look like" in line]
     assert len(warnings) == 1
     assert "MR.nii.gz does not look like the scans of training" in warnings[0]
-    said = {
-        modality: json.loads((tmp_path / f"{modality}_labels.json").read_text())["domain"]
+    reports = {
+        modality: json.loads((tmp_path / f"{modality}_labels.json").read_text())
         for modality in ("CT", "MR")
     }
+    said = {modality: report["domain"] for modality, report in reports.items()}
     assert said["CT"]["fits"] is True
     assert said["MR"]["fits"] is False
     assert said["MR"]["z"] > 4
     assert said["MR"]["figure"] == "low"
+    predicted = reports["CT"]["predicted_dice"]
+    assert set(predicted) == {name for name, ml in reports["CT"]["volumes_ml"].items() if ml}
+    assert all(0 < dice < 1 for dice in predicted.values())
+    assert reports["MR"]["predicted_dice"] is None  # the curve says nothing of such a scan
+    assert reports["CT"]["same_bytes"] is True
 
 
 def test_card_keeps_the_profile_under_its_old_key(make_card: MakeCard) -> None:

@@ -1,6 +1,6 @@
 """Kill `leuda train` with SIGKILL at ten random moments; it must end as if nothing had happened.
 
-    python benchmarks/kill_and_resume.py
+    python benchmarks/promises/kill_and_resume.py
 
 Trains a small LE-UDA run on phantoms once undisturbed, then once more killed ten times and started
 again each time. Compares the two products bit by bit, reads every file that was left behind, and
@@ -114,7 +114,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    results = Path(__file__).parent / "results" / "kill_and_resume.json"
+    results = Path(__file__).parents[1] / "results" / "kill_and_resume.json"
     parser.add_argument("--results", type=Path, default=results)
     options = parser.parse_args()
     moments = random.Random(options.seed)

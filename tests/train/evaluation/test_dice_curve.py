@@ -1,0 +1,73 @@
+"""How far a network's doubts can be believed is found on labelled scans, and what it predicts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from leuda_deploy.model.dice_curve import DiceCurve
+from leuda_train.evaluation.dice_curve import (
+    LabelledScan,
+    dice_pairs,
+    fit_dice_curve,
+    spread,
+)
+
+Float32 = NDArray[np.float32]
+TOO_SURE = 12.0
+
+
+def scans_of(seed: int, count: int = 6) -> list[LabelledScan]:
+    """Slices whose class is the sign of what is seen, fainter from scan to scan."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for k in range(count):
+        labels = (rng.random((6, 24, 24)) < 0.4).astype(np.uint8)
+        seen = (labels - 0.5) * (1 - 0.12 * k) + rng.normal(scale=0.25, size=labels.shape)
+        made.append(LabelledScan(images=seen.astype(np.float32), labels=labels))
+    return made
+
+
+def engine(windows: Float32) -> Float32:
+    """A network that sees right and is far too sure of it."""
+    scores: Float32 = np.concatenate([-windows, windows], axis=1) * np.float32(TOO_SURE)
+    return scores
+
+
+def test_a_network_that_is_too_sure_is_corrected() -> None:
+    curve = fit_dice_curve(engine, scans_of(0), classes=2, held_out=True)
+    assert curve is not None
+    assert curve.held_out
+    assert curve.scans == 6
+    off = []
+    for scan in scans_of(1):  # others of the same kind
+        ((expected, true),) = dice_pairs(engine, scan, 2).values()
+        assert curve.predict(expected) <= expected
+        off.append((expected - true, curve.predict(expected) - true))
+    before, after = np.abs(np.array(off)).mean(axis=0)
+    assert after < 0.7 * before
+    assert curve.error == pytest.approx(after, abs=0.05)
+
+
+def test_a_curve_never_promises_more_than_the_model_and_never_falls() -> None:
+    curve = DiceCurve(shift=2.0, slope=1.5, error=0.0, scans=1, held_out=False)
+    expected = np.linspace(0, 1, 101)
+    predicted = np.array([curve.predict(value) for value in expected])
+    assert (predicted <= expected).all()
+    assert (np.diff(predicted) >= 0).all()
+    assert curve.predict(0.0) == 0.0
+
+
+def test_too_little_to_fit_a_curve_is_no_curve() -> None:
+    nothing = LabelledScan(
+        images=np.full((2, 8, 8), -9.0, np.float32), labels=np.zeros((2, 8, 8), np.uint8)
+    )
+    assert fit_dice_curve(engine, [nothing], classes=2, held_out=False) is None
+    assert fit_dice_curve(engine, [], classes=2, held_out=False) is None
+
+
+def test_rows_are_spread() -> None:
+    rows = np.arange(100)
+    assert spread(rows, 3).tolist() == [0, 50, 99]
+    assert spread(rows[:2], 3).tolist() == [0, 1]
