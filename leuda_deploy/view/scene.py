@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from leuda_deploy.errors import InputError, ModelError, one_line
+from leuda_deploy.errors import InputError, ModelError
 from leuda_deploy.jobs.find_jobs import (
     EXTENSIONS,
     LABEL_SUFFIXES,
@@ -18,6 +17,7 @@ from leuda_deploy.jobs.find_jobs import (
     report_path,
     stem,
 )
+from leuda_deploy.machine.outside import read_toml
 from leuda_deploy.model.card import MAX_CARD_BYTES, ModelCard, parse_card
 from leuda_deploy.model.export_folder import CARD_FILE
 
@@ -117,10 +117,7 @@ def find_scenes(folder: Path) -> list[Scene]:
 
 def read_class_values(path: Path) -> dict[str, int]:
     """Names and label values from the table [classes] of a TOML file, e.g. a cohort's."""
-    try:
-        table = tomllib.loads(path.read_text()).get("classes")
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {one_line(error)}") from error
+    table = read_toml(path).get("classes")
     if not isinstance(table, dict) or not all(type(value) is int for value in table.values()):
         raise InputError(f"{path} has no table [classes] with lines such as liver = 1")
     return table

@@ -82,7 +82,8 @@ def test_class_values_come_from_a_toml_table(tmp_path: Path) -> None:
     path = tmp_path / "cohort.toml"
     path.write_text("[classes]\nliver = 1\nspleen = 205\n")
     assert read_class_values(path) == {"liver": 1, "spleen": 205}
-    for wrong in ("", "[classes]\nliver = 'x'\n", "no toml"):
+    deep = "[classes]\nliver = " + "[" * 3000
+    for wrong in ("", "[classes]\nliver = 'x'\n", "no toml", deep):
         path.write_text(wrong)
         with pytest.raises(InputError):
             read_class_values(path)
