@@ -95,12 +95,20 @@ def _score(name: str, predicted: Mask, true: Mask, spacing_mm: Spacing) -> Struc
 def _borders(a: Mask, b: Mask) -> list[NDArray[np.float64]]:
     """Places (n, 3) of the border voxels of two masks (X, Y, Z) that both hold a voxel.
 
-    A border voxel has a 6-neighbour outside its mask, and beyond the array is outside. Only the box
-    around the two masks is computed on; places are counted from its corner.
+    A border voxel has a 6-neighbour outside its mask, and beyond the array is outside. Where both
+    masks lie in one and the same slice, the 4 neighbours within it count alone: else all would be
+    border. Only the box around the two masks is computed on; places are counted from its corner.
     """
     box = ndimage.find_objects((a | b).astype(np.uint8))[0]
+    neighbours = ndimage.generate_binary_structure(3, 1)
+    flat = [axis for axis, size in enumerate(a[box].shape) if size == 1]
+    if len(flat) == 1:
+        ends = np.moveaxis(neighbours, flat[0], 0)  # a view
+        ends[[0, 2]] = False
     return [
-        np.argwhere(mask[box] & ~ndimage.binary_erosion(mask[box], border_value=0)).astype(float)
+        np.argwhere(
+            mask[box] & ~ndimage.binary_erosion(mask[box], structure=neighbours, border_value=0)
+        ).astype(float)
         for mask in (a, b)
     ]
 

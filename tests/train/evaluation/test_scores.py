@@ -33,9 +33,12 @@ def box(shape, *ranges):
     return labels
 
 
-def brute_border(mask):
+def brute_border(mask, both):
     voxels = {tuple(map(int, v)) for v in np.argwhere(mask)}
     steps = [s for s in product((-1, 0, 1), repeat=3) if sum(map(abs, s)) == 1]
+    flat = [axis for axis, places in enumerate(np.nonzero(both)) if len(set(places.tolist())) == 1]
+    if len(flat) == 1:  # both in one slice: borders are within it
+        steps = [s for s in steps if s[flat[0]] == 0]
     return np.array(
         sorted(
             v
@@ -47,7 +50,7 @@ def brute_border(mask):
 
 def brute_distances(a, b, spacing):
     """(ASSD, HD95) over all pairs of border voxels."""
-    x, y = (brute_border(mask) * np.array(spacing) for mask in (a, b))
+    x, y = (brute_border(mask, a + b) * np.array(spacing) for mask in (a, b))
     pairs = np.sqrt(((x[:, None] - y[None]) ** 2).sum(-1))
     there, back = pairs.min(1), pairs.min(0)
     assd = (there.sum() + back.sum()) / (len(there) + len(back))
@@ -85,6 +88,20 @@ def test_two_cubes_one_voxel_apart_by_hand():
     assert result.dice == pytest.approx(2 * 18 / 54)
     assert result.assd_mm == pytest.approx((9 * 3 + 0.5) / 26)
     assert result.hd95_mm == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("slices", [1, 5])
+def test_masks_of_one_slice_have_borders_within_it(axis: int, slices: int) -> None:
+    """Of squares of 9 and 7 pixels, one within the other: a pixel apart all around."""
+    outer, inner = np.zeros((2, 15, 15, slices), np.uint8)
+    outer[3:12, 3:12, slices // 2] = 1
+    inner[4:11, 4:11, slices // 2] = 1
+    outer, inner = (np.moveaxis(labels, 2, axis) for labels in (outer, inner))
+    (score,) = score_volume(inner, outer, (1.0, 1.0, 1.0), {"a": 1})
+    corners = 4  # of the outer one, at sqrt(2)
+    expected = (24 + 32 - corners + corners * 2**0.5) / (24 + 32)
+    assert score.assd_mm == pytest.approx(expected)
 
 
 def test_hd95_is_the_larger_direction_and_not_the_pooled_percentile():
