@@ -199,7 +199,7 @@ def measure(model: ModelFile, settings: Settings, scan: Path, rounds: int) -> tu
         for phase, seconds in {**clock.seconds, **found.seconds}.items():
             phases.setdefault(phase, []).append(seconds)
     stack, peak = segmenter.stack(volume), peak_bytes()
-    least = least_seconds(scan, stack, found.labels, 1 + len(segmenter.card.structures))
+    least = least_seconds(scan, stack, found.labels, segmenter.card.score_count)
     p50, p95, p99 = np.percentile(totals[1:], (50, 95, 99)).tolist()
     return settled, Row(
         engine=settings.engine,

@@ -284,6 +284,20 @@ def certificates(folder: Path) -> Tls:
     return Tls(certificate=cert, key=folder / "key.pem", authority=cert)
 
 
+def test_who_ends_no_handshake_keeps_nobody_waiting(
+    tmp_path: Path, segmenter: Segmenter, archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("leuda_deploy.jobs.node.receive.HANDSHAKE_S", 1.0)
+    tls = certificates(tmp_path)
+    node = make_node(tmp_path, segmenter, archive.port, door=Door(port=0, tls=tls))
+    with node.open(), socket.create_connection(("127.0.0.1", node.receiver.port)) as silent:
+        echo = call(node.receiver.port, tls=(tls.calling(), "127.0.0.1"))
+        assert echo.is_established
+        echo.release()
+        silent.settimeout(30)
+        assert silent.recv(1) == b""  # hung up on
+
+
 def test_with_tls_both_ways_are_secret(tmp_path: Path, segmenter: Segmenter) -> None:
     tls = certificates(tmp_path)
     archive = Archive(ssl_context=tls.accepting())
@@ -347,7 +361,7 @@ def test_orthanc_gets_all_of_a_burst_though_the_node_is_killed(tmp_path: Path) -
     out = tmp_path / "found.json"
     measured = subprocess.run(
         [
-            *(sys.executable, ROOT / "benchmarks" / "hospital_node.py", out),
+            *(sys.executable, ROOT / "benchmarks" / "neighbours" / "hospital_node.py", out),
             *("--studies", "4", "--kills", "2", "--quiet", "1"),
         ],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
