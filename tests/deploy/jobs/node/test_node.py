@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -203,6 +203,52 @@ def test_what_is_not_for_the_model_is_passed_over_and_what_is_broken_fails(
     reasons = {each.uid: each.reason for each in in_state(node.queue, "passed over")()}
     assert reasons.keys() == {"1.2.5", "1.2.7"}
     assert archive.got == []
+
+
+@contextmanager
+def small_disk(folder: Path, kilobytes: int) -> Iterator[Path]:
+    """A file system of its own, of this size (Linux, as root)."""
+    folder.mkdir()
+    size = f"size={kilobytes}k"
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", size, "leuda-test", folder], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("no file system can be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """A file that leaves no room."""
+    filler = disk / "filler"
+    with suppress(OSError), filler.open("ab", buffering=0) as file:
+        while True:
+            file.write(b"0" * 1024)
+    return filler
+
+
+def test_a_disk_that_is_full_under_a_living_node_loses_nothing(
+    tmp_path: Path, segmenter: Segmenter, archive: Archive, caplog: pytest.LogCaptureFixture
+) -> None:
+    with small_disk(tmp_path / "queue", 4096) as disk:
+        node = make_node(tmp_path, segmenter, archive.port, quiet_s=1.0)
+        with working(node) as port:
+            images = make_series()
+            filler = fill(disk)
+            assert {*store(port, images)} == {0xA700}  # out of resources: the sender keeps them
+            filler.unlink()
+            assert store(port, images) == [0] * len(images)
+            filler = fill(disk)  # full when it is to be labelled
+            until(lambda: "cannot be used now" in caplog.text or "tried again" in caplog.text)
+            assert archive.got == []
+            filler.unlink()
+            (entry,) = until(in_state(node.queue, "sent"))
+        node.queue.close()
+    assert entry.images == len(images)
+    assert [each.Modality for each in archive.got] == ["SEG", "SR"]
 
 
 def test_an_archive_that_is_away_or_full_gets_it_later(
