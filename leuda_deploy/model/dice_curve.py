@@ -7,6 +7,7 @@ run finds out on labelled scans of the source, and writes it into the card.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import exp, log
 from typing import Annotated
 
@@ -40,3 +41,12 @@ class DiceCurve(BaseModel):
         inside = min(max(expected, ENDS), 1 - ENDS)
         line = self.shift + self.slope * log(inside / (1 - inside))
         return min(expected, 1 / (1 + exp(-line)))
+
+
+def predict_all(
+    curve: DiceCurve | None, expected: Mapping[int, float], names: Mapping[int, str]
+) -> dict[str, float] | None:
+    """By name, of each class of which a Dice is expected, to three digits; None without a curve."""
+    if curve is None:
+        return None
+    return {names[value]: round(curve.predict(dice), 3) for value, dice in expected.items()}
