@@ -204,7 +204,7 @@ class TrainConfig(Part):
         objective = self.objective
         change: dict[str, object] = {}
         if objective.lambda_pseudo > 0 and epoch < objective.pseudo_from_epoch:
-            change = {"lambda_pseudo": 0.0, "copy_paste": 0.0}
+            change = {"lambda_pseudo": 0.0, "copy_paste": 0.0, "source_pseudo_share": 0.0}
         elif objective.pseudo_by == "volume" and epoch < objective.pseudo_volumes_from_epoch:
             change = {"pseudo_by": "slice"}
         changed = objective.model_copy(update=change)

@@ -234,6 +234,7 @@ def aligned_sets(
         labels=slices.source_labels,
         labelled_rows=rows,
         held_out_rows=held_out,
+        source_scans=slices.source_scans,
         target_scans=slices.target_scans,
         known_shares=None if first is None else torch.tensor(first.class_shares),
     )

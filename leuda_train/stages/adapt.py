@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from leuda_train.config.schema import TrainConfig
 from leuda_train.config.tested import Feed
 from leuda_train.data.aligned_sets import AlignedSets, take_rows
 from leuda_train.data.batches import Draw, make_batch, seed_dropout, step_generator
+from leuda_train.data.slices import UNLABELLED
 from leuda_train.export.first_model import FirstModel
 from leuda_train.loop.hardware import Hardware, compile_networks
 from leuda_train.loop.loop import StageRun, run_steps
@@ -127,9 +129,18 @@ def draw_of(config: TrainConfig, step: int) -> Draw:
         augment=config.augment,
         style=config.style,
         appearance=None if look is None else (look, config.target_appearance),
+        source_pseudo_share=config.objective.source_pseudo_share,
         structure_share=config.schedule.structure_share,
         copy_paste=config.objective.copy_paste,
         size=config.window_at(step),
+    )
+
+
+def unlabelled_rows(sets: AlignedSets) -> NDArray[np.int64]:
+    """The rows of the source that have no labels."""
+    labels = sets.labels[:, 0, 0]
+    return np.flatnonzero(
+        np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels) == UNLABELLED
     )
 
 
@@ -152,8 +163,10 @@ class Adaptation:
         self.to_source = hardware.place(to_source) if to_source is not None else None
         labelled = not (config.uses_target_labels or config.source_free)  # in the source
         self.probe = make_probe(sets, hardware, config.seed) if labelled else None
+        self.unlabelled_source = unlabelled_rows(sets) if labelled else np.empty(0, np.int64)
         self.updates_before = first.facts.steps if first is not None else 0
         self.pseudo: Tensor | None = None  # (N, h, w) labels of the target scans, if made by scan
+        self.source_pseudo: Tensor | None = None  # (n, h, w), of the unlabelled source slices
         self.scores: list[Row] = []
         self.looks: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {}
@@ -207,6 +220,7 @@ class Adaptation:
         self.nets.student_optimizer.param_groups[0]["lr"] = rate
         with phase("pseudo-labels"):
             self._label_target(step, config)
+            self._label_source(step, config)
         with phase("data"):
             self.draw = draw_of(self.config, step)
             batch = make_batch(self.sets, self.draw, self.hardware, step, self.pseudo)
@@ -246,6 +260,38 @@ class Adaptation:
                 hardware=self.hardware,
             )
 
+    def _label_source(self, step: int, config: TrainConfig) -> None:
+        """As often: labels of the unlabelled source scans, by the intra-domain teacher."""
+        objective, every = config.objective, config.objective.pseudo_every_epochs
+        if not objective.source_pseudo_share or not len(self.unlabelled_source):
+            return
+        if self.source_pseudo is None or not step % (every * config.schedule.steps_per_epoch):
+            rows, scans = self.unlabelled_source, self.sets.source_scans
+            assert scans is not None
+            self._use_source_labels(
+                label_volumes(
+                    self.nets.intra_teacher,
+                    take_rows(self.sets.images["source"], rows, self.hardware),
+                    scans[rows],
+                    self.sets.class_shares,
+                    strength=0.0,
+                    floor=0.0,
+                    hardware=self.hardware,
+                )
+            )
+
+    def _use_source_labels(self, made: Tensor) -> None:
+        """Put a teacher's labels beside the true ones."""
+        self.source_pseudo = made
+        labels, rows = self.sets.labels, self.unlabelled_source
+        if isinstance(labels, Tensor):
+            labels = labels.clone()
+            labels[torch.from_numpy(rows).to(labels.device)] = made.to(labels.device)
+        else:
+            labels = np.array(labels)
+            labels[rows] = made.numpy()
+        self.sets = replace(self.sets, labels=labels, self_labelled_rows=rows)
+
     def product(self, network: str, feed: Feed) -> DeployedNetwork:
         """What would be shipped of a network as it is now, to be fed so."""
         through = feed == "target_as_source"
@@ -284,7 +330,7 @@ class Adaptation:
         """Every network, optimiser and the scaler, and what was selected so far."""
         parts = {name: part.state_dict() for name, part in vars(self.nets).items()}
         found = {"scores": self.scores, "best": self.best, "looks": self.looks}
-        return parts | found | {"pseudo": self.pseudo}
+        return parts | found | {"pseudo": self.pseudo, "source_pseudo": self.source_pseudo}
 
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
@@ -296,3 +342,5 @@ class Adaptation:
         if self.best:  # of a run from before a network could be chosen on either feed
             self.best.setdefault("feed", self.config.test.feed_of(self.best["network"]))
         self.pseudo = state.get("pseudo")
+        if state.get("source_pseudo") is not None:
+            self._use_source_labels(state["source_pseudo"])
