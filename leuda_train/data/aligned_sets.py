@@ -30,7 +30,7 @@ class AlignedSets:
     labels         (N, h, w) uint8, of the rows of the family that is supervised
     labelled_rows  the rows whose labels are trained on
     held_out_rows  rows that have labels, too, but are chosen by; none: nothing is chosen
-    source_scans, target_scans  (N,) which scan each slice is of; slices of a scan follow one another
+    source_scans, target_scans  (N,) which scan a slice is of; those of a scan follow one another
     self_labelled_rows  source rows whose labels a teacher made; none of them is in the others
     known_shares   (K,) what `class_shares` is of labels that are not at hand
     """

@@ -43,8 +43,8 @@ from leuda_train.loop.hardware import check_compiler, choose_hardware
 from leuda_train.loop.metrics_log import Metrics
 from leuda_train.loop.ranks import Ranks, process_group
 from leuda_train.loop.run_folder import MAX_EVALUATION_BYTES, RunFolder
+from leuda_train.pages.live_page import LivePage
 from leuda_train.runs.checks import check_classes, warn_if_long
-from leuda_train.runs.live_page import LivePage
 from leuda_train.runs.results import Trained, draw_pictures, evaluate_run, save_result
 from leuda_train.runs.resume import (
     Beginning,

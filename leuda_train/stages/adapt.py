@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from leuda_train.config.schema import TrainConfig
 from leuda_train.config.tested import Feed
 from leuda_train.data.aligned_sets import AlignedSets, take_rows
 from leuda_train.data.batches import Draw, make_batch, seed_dropout, step_generator
-from leuda_train.data.slices import UNLABELLED
 from leuda_train.export.first_model import FirstModel
 from leuda_train.loop.hardware import Hardware, compile_networks
 from leuda_train.loop.loop import StageRun, run_steps
@@ -31,7 +29,7 @@ from leuda_train.objective.ema import teacher_mode
 from leuda_train.objective.label_free import Probe, label_free_score, make_probe
 from leuda_train.objective.schedules import lambdas, learning_rate
 from leuda_train.objective.step import Networks, le_uda_step
-from leuda_train.objective.volume_labels import label_volumes
+from leuda_train.stages.self_labels import SelfLabels
 
 FEED_BATCHES = 8  # batches read at once when batch norms are re-estimated: steadier statistics
 
@@ -136,14 +134,6 @@ def draw_of(config: TrainConfig, step: int) -> Draw:
     )
 
 
-def unlabelled_rows(sets: AlignedSets) -> NDArray[np.int64]:
-    """The rows of the source that have no labels."""
-    labels = sets.labels[:, 0, 0]
-    return np.flatnonzero(
-        np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels) == UNLABELLED
-    )
-
-
 class Adaptation:
     """One LE-UDA iteration at a time."""
 
@@ -156,17 +146,15 @@ class Adaptation:
         to_source: Generator | None = None,
         first: FirstModel | None = None,
     ) -> None:
-        self.sets, self.config, self.hardware = sets.on_device(hardware), config, hardware
+        self.config, self.hardware = config, hardware
+        self.labels = SelfLabels(sets.on_device(hardware), hardware)
         last = config.schedule.epochs * config.schedule.steps_per_epoch - 1
         self.draw = draw_of(config, last)
         self.images_per_step = self.draw.images_per_step
         self.to_source = hardware.place(to_source) if to_source is not None else None
         labelled = not (config.uses_target_labels or config.source_free)  # in the source
         self.probe = make_probe(sets, hardware, config.seed) if labelled else None
-        self.unlabelled_source = unlabelled_rows(sets) if labelled else np.empty(0, np.int64)
         self.updates_before = first.facts.steps if first is not None else 0
-        self.pseudo: Tensor | None = None  # (N, h, w) labels of the target scans, if made by scan
-        self.source_pseudo: Tensor | None = None  # (n, h, w), of the unlabelled source slices
         self.scores: list[Row] = []
         self.looks: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {}
@@ -219,11 +207,10 @@ class Adaptation:
         rate = learning_rate(step, config.schedule, objective.warmup_epochs)
         self.nets.student_optimizer.param_groups[0]["lr"] = rate
         with phase("pseudo-labels"):
-            self._label_target(step, config)
-            self._label_source(step, config)
+            self.labels.renew(step, config, self.nets)
         with phase("data"):
             self.draw = draw_of(self.config, step)
-            batch = make_batch(self.sets, self.draw, self.hardware, step, self.pseudo)
+            batch = make_batch(self.labels.sets, self.draw, self.hardware, step, self.labels.target)
         seed_dropout(config.seed, "dropout", step, self.hardware)
         every = config.schedule.shares_every
         terms = le_uda_step(
@@ -239,58 +226,6 @@ class Adaptation:
         with phase("selection"):
             self._select(step + 1)
         return terms
-
-    def _label_target(self, step: int, config: TrainConfig) -> None:
-        """Every few epochs of self-training by scan: the target's pseudo-labels, made anew."""
-        objective, epoch_steps = config.objective, config.schedule.steps_per_epoch
-        if objective.lambda_pseudo == 0 or objective.pseudo_by == "slice":
-            return
-        renewed = step >= objective.pseudo_renewed_from_epoch * epoch_steps
-        due = renewed and not step % (objective.pseudo_every_epochs * epoch_steps)
-        if self.pseudo is None or due:
-            assert self.sets.target_scans is not None
-            self.pseudo = label_volumes(
-                self.nets.inter_teacher,
-                self.sets.images["target"],
-                self.sets.target_scans,
-                self.sets.class_shares,
-                strength=objective.pseudo_prior,
-                floor=objective.pseudo_confidence,
-                refine=objective.pseudo_refine,
-                hardware=self.hardware,
-            )
-
-    def _label_source(self, step: int, config: TrainConfig) -> None:
-        """As often: labels of the unlabelled source scans, by the intra-domain teacher."""
-        objective, every = config.objective, config.objective.pseudo_every_epochs
-        if not objective.source_pseudo_share or not len(self.unlabelled_source):
-            return
-        if self.source_pseudo is None or not step % (every * config.schedule.steps_per_epoch):
-            rows, scans = self.unlabelled_source, self.sets.source_scans
-            assert scans is not None
-            self._use_source_labels(
-                label_volumes(
-                    self.nets.intra_teacher,
-                    take_rows(self.sets.images["source"], rows, self.hardware),
-                    scans[rows],
-                    self.sets.class_shares,
-                    strength=0.0,
-                    floor=0.0,
-                    hardware=self.hardware,
-                )
-            )
-
-    def _use_source_labels(self, made: Tensor) -> None:
-        """Put a teacher's labels beside the true ones."""
-        self.source_pseudo = made
-        labels, rows = self.sets.labels, self.unlabelled_source
-        if isinstance(labels, Tensor):
-            labels = labels.clone()
-            labels[torch.from_numpy(rows).to(labels.device)] = made.to(labels.device)
-        else:
-            labels = np.array(labels)
-            labels[rows] = made.numpy()
-        self.sets = replace(self.sets, labels=labels, self_labelled_rows=rows)
 
     def product(self, network: str, feed: Feed) -> DeployedNetwork:
         """What would be shipped of a network as it is now, to be fed so."""
@@ -330,7 +265,7 @@ class Adaptation:
         """Every network, optimiser and the scaler, and what was selected so far."""
         parts = {name: part.state_dict() for name, part in vars(self.nets).items()}
         found = {"scores": self.scores, "best": self.best, "looks": self.looks}
-        return parts | found | {"pseudo": self.pseudo, "source_pseudo": self.source_pseudo}
+        return parts | found | self.labels.state()
 
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
@@ -341,6 +276,4 @@ class Adaptation:
         self.looks = list(state.get("looks", []))
         if self.best:  # of a run from before a network could be chosen on either feed
             self.best.setdefault("feed", self.config.test.feed_of(self.best["network"]))
-        self.pseudo = state.get("pseudo")
-        if state.get("source_pseudo") is not None:
-            self._use_source_labels(state["source_pseudo"])
+        self.labels.restore(state)

@@ -126,8 +126,8 @@ def test_the_first_models_labels_stand_for_the_first_epochs(sent, target):
     made, first = beginning(sent, target, pseudo_renewed_from_epoch=2, pseudo_every_epochs=1)
     expected = label_volumes(
         first.network,
-        made.sets.images["target"],
-        made.sets.target_scans,
+        made.labels.sets.images["target"],
+        made.labels.sets.target_scans,
         torch.tensor(first.class_shares),
         strength=made.config.objective.pseudo_prior,
         floor=made.config.objective.pseudo_confidence,
@@ -137,7 +137,7 @@ def test_the_first_models_labels_stand_for_the_first_epochs(sent, target):
     seen = []
     for step in range(9):
         made.step(step)
-        seen.append(made.pseudo)
+        seen.append(made.labels.target)
     assert torch.equal(seen[0], expected)
     assert all(labels is seen[0] for labels in seen[:6])
     assert seen[6] is not seen[0]
