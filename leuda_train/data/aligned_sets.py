@@ -27,6 +27,7 @@ class AlignedSets:
 
     Memory-mapped, or, after `on_device`, tensors on the GPU.
 
+    classes        K, background included, whether or not each is in the labels
     labels         (N, h, w) uint8, of the rows of the family that is supervised
     labelled_rows  the rows whose labels are trained on
     held_out_rows  rows that have labels, too, but are chosen by; none: nothing is chosen
@@ -36,6 +37,7 @@ class AlignedSets:
     """
 
     images: Mapping[Stream, NDArray[np.float32] | Tensor]
+    classes: int
     labels: NDArray[np.uint8] | Tensor
     labelled_rows: NDArray[np.int64]
     held_out_rows: NDArray[np.int64] | None = None
@@ -57,13 +59,6 @@ class AlignedSets:
 
     def _showing(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.array([r for r in rows if (self.labels[int(r)] > 0).any()], dtype=np.int64)
-
-    @cached_property
-    def classes(self) -> int:
-        """K: one more than the highest class number in the labels."""
-        if self.known_shares is not None:
-            return len(self.known_shares)
-        return 1 + max((int(self.labels[int(row)].max()) for row in self.labelled_rows), default=0)
 
     @cached_property
     def class_shares(self) -> Tensor:

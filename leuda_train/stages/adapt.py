@@ -61,18 +61,17 @@ class Adapted:
 
 def adapt(
     sets: AlignedSets,
-    classes: int,
     config: TrainConfig,
     run: StageRun,
     to_source: Generator | None = None,
     first: FirstModel | None = None,
 ) -> Adapted:
-    """Train by the config's method; classes counts background. Resumes from the run's folder.
+    """Train by the config's method. Resumes from the run's folder.
 
     to_source  the generator of stage 1, where a network is tested on x^{t→s}
     first      what a source-free run goes on from
     """
-    trainer = Adaptation(sets, classes, config, run.hardware, to_source, first)
+    trainer = Adaptation(sets, config, run.hardware, to_source, first)
     schedule = config.schedule
     steps = schedule.epochs * schedule.steps_per_epoch
     history = run_steps(trainer, run, name=config.method, steps=steps)
@@ -140,7 +139,6 @@ class Adaptation:
     def __init__(
         self,
         sets: AlignedSets,
-        classes: int,
         config: TrainConfig,
         hardware: Hardware,
         to_source: Generator | None = None,
@@ -159,7 +157,7 @@ class Adaptation:
         self.looks: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {}
         torch.manual_seed(config.seed)
-        student: nn.Module = UNet(classes, config.unet.widths, config.unet.dropout)
+        student: nn.Module = UNet(sets.classes, config.unet.widths, config.unet.dropout)
         if first is not None:
             student.load_state_dict(first.network.state_dict())
         if hardware.ranks.size > 1 or config.objective.batchnorm_over == "stream":

@@ -96,7 +96,7 @@ def trainer(**objective: object) -> Adaptation:
         tiny.aligned_sets(), source_scans=scans, target_scans=scans, labelled_rows=np.arange(3)
     )
     sets.labels[3:] = UNLABELLED
-    return Adaptation(sets, 3, config, tiny.CPU)
+    return Adaptation(sets, config, tiny.CPU)
 
 
 def test_labels_are_made_when_self_training_begins_and_anew_every_few_epochs():

@@ -117,8 +117,8 @@ def beginning(sent: Path, target: Path, **objective: object) -> tuple[Adaptation
     config = config.model_copy(update={"objective": terms})
     recipe = make_recipe(config, cohort.spec.slices.axis, cohort.spec.slices.spacing_mm)
     slices = load_slices(cohort, recipe, target.parent / "cache")
-    sets = aligned_sets(slices, untranslated(slices), config, first)
-    return Adaptation(sets, 3, config, tiny.CPU, first=first), first
+    sets = aligned_sets(slices, untranslated(slices), 3, config, first)
+    return Adaptation(sets, config, tiny.CPU, first=first), first
 
 
 @pytest.mark.slow
