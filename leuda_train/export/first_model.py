@@ -104,7 +104,7 @@ def read_first_model(path: Path) -> FirstModel:
         raise InputError(
             f"{path} ships {facts.network} behind a generator that was trained on source scans; "
             "`leuda adapt` needs a network that reads the target itself, as --method "
-            "self-training-without-pseudo trains one"
+            "style trains one"
         )
     if facts.class_shares is None:
         raise InputError(
