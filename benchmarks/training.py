@@ -101,6 +101,7 @@ def make_sets(size: int, count: int = 32) -> AlignedSets:
         classes=CLASSES,
         labels=labels,
         labelled_rows=np.arange(count // 2),
+        source_scans=np.arange(count) // 16,
         target_scans=np.arange(count) // 16,
     )
 
