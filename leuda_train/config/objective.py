@@ -62,9 +62,9 @@ class ObjectiveConfig(Part):
     pseudo_refine      with "volume": the teacher's probabilities first follow the slices' edges
     pseudo_renewed_from_epoch  with "volume": the first labels stand until it
     pseudo_from_epoch  no self-training before it; from then on with the ramp of the other λ
-    source_pseudo_share  from pseudo_from_epoch on: the share of the supervised images that are of
-                       unlabelled source scans, with labels by the intra-domain teacher, made of
-                       whole scans every pseudo_every_epochs; not in the paper
+    source_pseudo_share  with "volume": the share of the supervised images that are of unlabelled
+                       source scans, labelled by the intra-domain teacher as the target's are; not
+                       in the paper
     copy_paste         how often a labelled source region is pasted into the image that the student
                        self-trains on, with its label; not in the paper
     batchnorm_over     what batch norm takes its statistics over in training, where a network reads
@@ -206,9 +206,10 @@ class ObjectiveConfig(Part):
 
     @model_validator(mode="after")
     def _some_true_labels_are_left(self) -> Self:
-        if self.source_pseudo_share > 0 and self.lambda_pseudo == 0:
+        if self.source_pseudo_share > 0 and (self.lambda_pseudo == 0 or self.pseudo_by == "slice"):
             raise ValueError(
-                "source_pseudo_share is a part of self-training: it needs lambda_pseudo"
+                "source_pseudo_share is of whole scans: it needs lambda_pseudo and pseudo_by = "
+                '"volume"'
             )
         if self.source_pseudo_share == 1:
             raise ValueError("source_pseudo_share = 1 leaves no image with true labels")

@@ -247,7 +247,10 @@ def test_a_base_that_cannot_be_is_one_line(base, said, tmp_path):
     ("objective", "said"),
     [
         ({"source_pseudo_share": 0.5}, "needs lambda_pseudo"),
-        ({"source_pseudo_share": 1.0, "lambda_pseudo": 1.0}, "no image with true labels"),
+        (
+            {"source_pseudo_share": 1.0, "lambda_pseudo": 1.0, "pseudo_by": "volume"},
+            "no image with true labels",
+        ),
     ],
 )
 def test_true_labels_are_always_among_the_supervised(objective, said):
