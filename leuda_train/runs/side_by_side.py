@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import queue
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any, Protocol
 import torch
 
 from leuda_deploy.engines.threads import usable_cores
-from leuda_deploy.errors import LeudaError
+from leuda_deploy.errors import LeudaError, keep_traceback
 from leuda_deploy.machine.isolated import keep_children_safe
 from leuda_deploy.machine.progress import Progress
 from leuda_deploy.machine.stop import end_with_parent
@@ -44,7 +45,7 @@ Evaluations = dict[str, dict[str, Any]]  # by method
 
 
 class LaneError(LeudaError):
-    """A lane's process ended without a word."""
+    """A lane's process ended otherwise than it should."""
 
 
 class _Heard(Protocol):
@@ -117,12 +118,15 @@ def _lane(
 ) -> None:
     """In a process of its own: train a lane and tell of it."""
     end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: whoever started it ends it
     torch.set_num_threads(threads)
     try:
         done = _train_lane(lane, work, lambda *heard: told.put((number, "progress", heard)))
         told.put((number, "done", done))
     except LeudaError as error:
         told.put((number, "error", error))
+    except Exception as error:  # noqa: BLE001  (said in one line, as errors are)
+        told.put((number, "error", LaneError(keep_traceback(error))))
 
 
 def _train_lane(lane: Lane, work: Work, heard: _Heard) -> Evaluations:
