@@ -248,7 +248,7 @@ def test_a_base_that_cannot_be_is_one_line(base, said, tmp_path):
     [
         ({"source_pseudo_share": 0.5}, "needs lambda_pseudo"),
         (
-            {"source_pseudo_share": 1.0, "lambda_pseudo": 1.0, "pseudo_by": "volume"},
+            {"source_pseudo_share": 1.0, "lambda_pseudo": 1.0},
             "no image with true labels",
         ),
     ],
