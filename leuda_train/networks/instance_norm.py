@@ -1,7 +1,7 @@
 """instance norm of images that lie channels last, without a copy there and back.
 
-torch's own (2.13, on CPUs) copies them to channels first and back, forward and backward: an eighth of
-a CycleGAN's step in fp32. For a batch of one its gradient is wrong if it arrives channels last.
+torch's own (2.13, on CPUs) copies them to channels first and back, forward and backward: an eighth
+of a CycleGAN's step in fp32. For a batch of one its gradient is wrong if it arrives channels last.
 """
 
 from __future__ import annotations
