@@ -25,7 +25,6 @@ from leuda_deploy.model.dice_curve import predict_all
 from leuda_deploy.model.regions import region_mask
 from leuda_deploy.scans.formats.seg_nrrd import ENDING as SEG_NRRD
 from leuda_deploy.scans.formats.seg_nrrd import write_seg_nrrd
-from leuda_deploy.scans.intensity import Intensity
 from leuda_deploy.scans.intensity.likeness import likeness
 from leuda_deploy.scans.nifti import write_labels, write_map
 from leuda_deploy.scans.stack import Stack
@@ -56,7 +55,7 @@ class Report:
     predicted_dice  of what was found, from the model's doubts: not measured. None: no dice_curve in
                     the card, or the scan is unlike those of training
     intensity       clip limits, shift, scale and quartiles of this scan
-    cleaned_ml      millilitres of islands taken away, by structure; None: not asked for, or no rules
+    cleaned_ml      mL of islands taken away, by structure; None: not asked for, or no rules for it
     flags           what is odd about a structure's labels, e.g. that the scan's border cuts it
     threads         CPU threads that the engine computed on; None: a GPU did
     same_bytes      whether the scan is sure to get the same labels again here; no GPU promises that
@@ -275,9 +274,10 @@ def _report(result: Result, written: Mapping[str, str], not_written: Mapping[str
         volumes_ml={name: round(volume_ml, 3) for name, volume_ml in millilitres.items()},
         low_confidence=round(found.low_confidence, 4),
         predicted_dice=predict_all(curve, found.expected_dice, card.label_names),
-        intensity=_rounded(found.intensity),
-        cleaned_ml=found.cleaned_ml
-        and {card.label_names[value]: round(ml, 3) for value, ml in found.cleaned_ml.items()},
+        intensity=found.intensity.rounded(),
+        cleaned_ml=None
+        if (cleaned := found.cleaned_ml) is None
+        else {card.label_names[value]: round(ml, 3) for value, ml in cleaned.items()},
         flags=tuple(flags_of(found.labels, card.structures, volume.voxel_ml, found.regions)),
         domain=None if domain is None else asdict(domain),
         series=None if scan.series is None else scan.series.about(job.frame),
@@ -294,11 +294,3 @@ def _report(result: Result, written: Mapping[str, str], not_written: Mapping[str
         slab=result.plan.slab,
         batch=result.plan.batch,
     )
-
-
-def _rounded(intensity: Intensity) -> dict[str, float | tuple[float, ...]]:
-    quartiles = tuple(round(value, 4) for value in intensity.quartiles)
-    figures = {
-        name: round(getattr(intensity, name), 4) for name in ("low", "high", "shift", "scale")
-    }
-    return figures | {"quartiles": quartiles}

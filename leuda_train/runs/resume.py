@@ -38,11 +38,16 @@ UNFINISHED = {
 log = logging.getLogger(__name__)
 
 
+def check_free(folder: RunFolder) -> None:
+    """Raises InputError if no run began in the folder, and others' files stand where it would."""
+    if not folder.config.is_file():
+        plan_folder(folder.path, folder.names, what="run")
+
+
 def check_same_run(folder: RunFolder, config: TrainConfig, cohort: Cohort) -> None:
-    """Raises InputError if the folder holds a run of another config or cohort, or others' files."""
+    """Raises InputError if the folder holds a run of another config or cohort."""
     path = folder.config
     if not path.is_file():
-        plan_folder(folder.path, folder.names, what="run")
         return
     content = read_toml(path)
     refused = f"{folder.path} holds a run of another config or cohort"

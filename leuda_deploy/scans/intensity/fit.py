@@ -41,6 +41,11 @@ class Intensity:
         """The normalised value of the darkest voxel; what lies outside the scan is given it."""
         return (self.low - self.shift) / self.scale
 
+    def rounded(self) -> dict[str, float | tuple[float, ...]]:
+        """All of it by name, to four digits."""
+        found = {name: round(getattr(self, name), 4) for name in ("low", "high", "shift", "scale")}
+        return found | {"quartiles": tuple(round(value, 4) for value in self.quartiles)}
+
     @property
     def ceiling(self) -> float:
         """The normalised value of the brightest voxel."""
