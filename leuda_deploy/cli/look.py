@@ -60,7 +60,10 @@ def view(
     ],
     labels: Annotated[
         list[Path] | None,
-        typer.Argument(help="One or two label files. Default: those beside the scan."),
+        typer.Argument(
+            help="One or two label files, or folders of them beside a folder of scans; two are "
+            "compared. Default: those beside the scan."
+        ),
     ] = None,
     uncertainty: Annotated[
         Path | None, typer.Option(help="Entropy map. Default: the one that the report names.")
@@ -98,12 +101,12 @@ def view(
     from leuda_deploy.view.scene import find_scenes, make_scene, read_class_values
 
     folder = scan.is_dir() and not is_series(scan)
-    if folder and (labels or uncertainty or frame is not None):
-        raise InputError(f"{scan} is a folder: labels, map and frame are for a single scan")
+    if folder and (uncertainty or frame is not None):
+        raise InputError(f"{scan} is a folder: map and frame are for a single scan")
     if marks is not None and not folder:
         raise InputError("--marks is for a folder; a single scan is not marked")
     scenes = (
-        find_scenes(scan)
+        find_scenes(scan, labels or ())
         if folder
         else [make_scene(scan, tuple(labels or ()), uncertainty=uncertainty, frame=frame)]
     )

@@ -2,7 +2,7 @@
 "use strict";
 const { Niivue, NVImage, SLICE_TYPE, SHOW_RENDER, MULTIPLANAR_TYPE } = niivue;
 const $ = (id) => document.getElementById(id);
-const MOST_VOXELS = { processor: 8e6, card: 400e6 }; // that are drawn in full: by software, by a graphics card
+const MOST_VOXELS = { processor: 4e6, card: 400e6 }; // that are drawn in full: by software, by a graphics card
 const SAMPLES = 300000; // voxels that are looked at for windows and centres
 const HOUNSFIELD = { "Soft tissue": [-160, 240], Liver: [-20, 180], Lung: [-1350, 150], Bone: [-500, 1300], Brain: [0, 80] };
 const state = { list: [], marks: null, index: 0, turn: 0, facts: null, images: {}, windows: {}, every: [1, 1, 1], hidden: new Set(), chosen: false };
@@ -41,12 +41,13 @@ async function getImage(index, which, colormap, opacity) {
   return NVImage.new(bytes, `${which}.nii`, colormap, opacity, null, NaN, NaN, false);
 }
 
-/** Steps along the array axes that leave at most `limit` voxels: the finest axis is thinned first. */
+/** Steps along the array axes that leave at most `limit` voxels: the finest axes are thinned first. */
 function thinned(shape, spacing, limit) {
   const every = [1, 1, 1], voxels = () => shape.reduce((product, n, k) => product * Math.ceil(n / every[k]), 1);
   while (voxels() > limit && Math.max(...every) < 9) {
     const size = spacing.map((mm, k) => (every[k] > 8 ? Infinity : mm * every[k]));
-    every[size.indexOf(Math.min(...size))] += 1;
+    const finest = 1.01 * Math.min(...size);
+    size.forEach((mm, k) => { every[k] += mm <= finest ? 1 : 0; });
   }
   return every;
 }

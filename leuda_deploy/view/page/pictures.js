@@ -43,13 +43,21 @@ function colourLabels() {
   }
 }
 
+/** Fetch an image once it is wanted: of a large scan each takes a while. */
+async function fetchLate(which, wanted, colormap, opacity) {
+  const { images, index } = state;
+  if (!wanted || images[which]) return;
+  images[`${which}, on its way`] ||= getImage(index, which, colormap, opacity);
+  images[which] = await images[`${which}, on its way`];
+}
+
 /** Show what the controls say. Uploads the volumes anew. */
 async function draw() {
   const shown = $("shown").value, beside = shown === "beside", scan = state.images.scan;
   if (!scan) return;
-  if ((shown === "difference") && !state.images.difference) {
-    state.images.difference = await getImage(state.index, "difference", "gray", 1);
-  }
+  await fetchLate("difference", shown === "difference", "gray", 1);
+  await fetchLate("uncertainty", $("uncertainty").value > 0, "inferno", 0);
+  if (scan !== state.images.scan) return; // another scan was chosen meanwhile
   colourLabels();
   const [low, high] = state.windows[$("window").value] || Object.values(state.windows)[0];
   Object.assign(scan, { cal_min: low, cal_max: high });
@@ -76,6 +84,10 @@ async function draw() {
   keyOfDifference(shown === "difference");
 }
 
+function redraw() {
+  draw().catch((error) => say(error.message, true));
+}
+
 /** "card" or "processor": who draws. */
 function drawnBy() {
   const { gl } = views[0], known = gl.getExtension("WEBGL_debug_renderer_info");
@@ -95,7 +107,7 @@ function drawn() {
 
 /** 3D by the processor takes a second a picture, which would stop the slices: on demand then. */
 function chooseLayout() {
-  if (state.chosen || drawnBy() === "card") return;
+  if (state.chosen || state.drawnBy === "card") return;
   $("layout").value = "planes";
   state.slow = note("3D is left out: it is slow without a graphics card. Press 1 or 6 to see it.");
 }
@@ -108,7 +120,16 @@ function layOut() {
   }
 }
 
-const scrolling = { move: [0, 0, 0], began: 0, busy: false };
+const scrolling = { move: [0, 0, 0], began: 0, busy: false, ended: 0 };
+const COARSE = { ratio: 0.5, rest_ms: 250 }; // pixels while the processor scrolls, until it rests
+
+/** Draw with so many pixels a pixel of the screen; 0: as many as it has. */
+function resolve(ratio) {
+  for (const one of views.filter(({ opts }) => opts.forceDevicePixelRatio !== ratio)) {
+    one.opts.forceDevicePixelRatio = ratio;
+    one.resizeListener();
+  }
+}
 
 /** Move some slices along an axis. Input that comes while a picture is drawn waits and is added up. */
 async function step(by, axis = LAYOUTS[$("layout").value][1]) {
@@ -117,6 +138,8 @@ async function step(by, axis = LAYOUTS[$("layout").value][1]) {
   scrolling.began ||= performance.now();
   if (scrolling.busy) return;
   scrolling.busy = true;
+  clearTimeout(scrolling.ended);
+  if (state.drawnBy === "processor") resolve(COARSE.ratio);
   while (scrolling.move.some(Boolean)) {
     const { move, began } = scrolling;
     Object.assign(scrolling, { move: [0, 0, 0], began: 0 });
@@ -126,6 +149,7 @@ async function step(by, axis = LAYOUTS[$("layout").value][1]) {
     performance.measure("leuda:step", { start: began }); // from the key or wheel to the finished picture
   }
   scrolling.busy = false;
+  scrolling.ended = setTimeout(() => resolve(0), COARSE.rest_ms);
 }
 
 /** The axis through the slices under the mouse; undefined over the 3D rendering. */
@@ -147,3 +171,15 @@ function goTo(value) {
   views[0].drawScene();
   views[0].sync();
 }
+
+/** What graphics drew is blank on paper: a copy stands in for it there. */
+addEventListener("beforeprint", () => {
+  resolve(0);
+  for (const one of views) {
+    one.drawScene();
+    const paper = one.canvas.parentElement.querySelector(".paper") || document.createElement("canvas");
+    Object.assign(paper, { className: "paper", width: one.canvas.width, height: one.canvas.height, role: "img", ariaLabel: one.canvas.ariaLabel });
+    paper.getContext("2d").drawImage(one.canvas, 0, 0);
+    one.canvas.after(paper);
+  }
+});

@@ -13,6 +13,7 @@ from support.makers import MakeCard, MakeVolume
 
 from leuda_deploy.jobs.picture.flags import Flag, flags_of
 from leuda_deploy.jobs.picture.grey_window import SOFT_TISSUE, choose_window
+from leuda_deploy.jobs.picture.hatching import tinted
 from leuda_deploy.jobs.picture.movie import write_movie
 from leuda_deploy.jobs.picture.overlay import (
     GAP,
@@ -157,6 +158,20 @@ def test_windows_show_the_organs(make_volume: MakeVolume) -> None:
     assert grey.tolist()[::2] == [0, 255]
     assert 80 < grey[1] < 180
     assert grey[3] == 0
+
+
+def test_structures_are_told_apart_without_colour() -> None:
+    """Printed in one ink, no two of seven look alike, on dark or on bright tissue."""
+    for grey in (20, 200):
+        picture = np.full((60, 60, 3), grey, np.uint8)
+        seen = []
+        for value in range(1, 8):
+            labels = np.full((60, 60), value, np.uint8)
+            one = Structure(name="x", value=value, colour=(128, 128, 128))
+            seen.append(tinted(picture, labels, [one])[5:-5, 5:-5, 0].astype(int))
+        for k, one in enumerate(seen):
+            for other in seen[k + 1 :]:
+                assert (np.abs(one - other) > 20).mean() > 0.01
 
 
 def test_flags_are_facts_about_structures(make_card: MakeCard) -> None:
