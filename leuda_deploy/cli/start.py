@@ -52,7 +52,9 @@ def next_steps(here: Path) -> list[Step]:
         if run.name not in exported
     ][:1]
     steps += [Step(f"read about the run {run}", f"leuda report {run}") for run in runs[:1]]
-    out = next((f"runs/{name}" for name in NAMES if not (here / "runs" / name).exists()), "runs/NEW")
+    out = next(
+        (f"runs/{name}" for name in NAMES if not (here / "runs" / name).exists()), "runs/NEW"
+    )
     steps += [
         Step(f"train on {cohort}", f"leuda train {cohort} --out {out}") for cohort in cohorts
     ][:1]

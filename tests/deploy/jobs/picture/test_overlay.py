@@ -24,8 +24,10 @@ from leuda_deploy.jobs.picture.overlay import (
     draw_overlay,
 )
 from leuda_deploy.jobs.picture.planes import choose_slices, cut, degrees_off, plane_of_slices
+from leuda_deploy.jobs.picture.shown_files import read_shown
 from leuda_deploy.model.card import Structure
 from leuda_deploy.scans.likeness import Likeness
+from leuda_deploy.view.scene import read_class_values
 
 SHAPE = (40, 20, 9)
 HEAD = LINE + 2 * GAP
@@ -209,6 +211,13 @@ def test_the_command_draws_any_label_values(tmp_path: Path, scan_file: Path) -> 
     done = leuda_here("picture", scan_file, labels, "-o", tmp_path / "p.png")
     assert done.returncode == 0, done.stderr
     assert near(pixels(tmp_path / "p.png"), COLOUR).sum() > 100  # the palette's first
+    classes = tmp_path / "cohort.toml"
+    classes.write_text("[classes]\nliver = 420\n")
+    named = read_shown(scan_file, labels, class_values=read_class_values(classes))
+    assert [structure.name for structure in named.structures] == ["liver"]
+    options = ["--classes", classes, "-o", tmp_path / "named.png"]
+    assert leuda_here("picture", scan_file, labels, *options).returncode == 0
+    assert (pixels(tmp_path / "named.png") != pixels(tmp_path / "p.png")).any()
     before = scan_file.read_bytes()
     for wrong in (["-o", tmp_path / "p.jpg"], ["-o", scan_file]):
         assert leuda_here("picture", scan_file, *wrong).returncode == 2
