@@ -24,7 +24,14 @@ import numpy as np
 from tour import LEUDA, chromium, served
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-from made_ct import SIZE, affine, anatomy, place, scales_at, write_scan
+from made_ct import (  # type: ignore[import-not-found]  # of the benchmarks
+    SIZE,
+    affine,
+    anatomy,
+    place,
+    scales_at,
+    write_scan,
+)
 
 SLICES, FILLED = 600, range(150, 450)
 STEPS, ARROW_UP, SECONDS = 60, "\ue013", 180.0
