@@ -55,6 +55,7 @@ class Workload:
         tiling: How windows are laid.
         mirror: Whether mirrored windows are scored, too.
         uncertainty: Whether an entropy map is made.
+        regions: Whether the structures may overlap.
         scans: How many are held at once, where others are read and written meanwhile.
         results: The same of labels.
     """
@@ -65,6 +66,7 @@ class Workload:
     tiling: Tiling = DEFAULT_TILING
     mirror: bool = False
     uncertainty: bool = False
+    regions: bool = False
     scans: int = 1
     results: int = 1
 
@@ -101,13 +103,14 @@ def _plan_for(batch: int, stack: Stack, workload: Workload) -> MemoryPlan:
     # of the scan's own slices, those that a slab of the model grid is made of
     read = stack.slices_read(slab)
     images = 4 * slab * grid + read * (4 * grid * (read != slab) + itemsize * plane)
+    images *= stack.channels
     # blended scores besides the engine's own, where windows overlap
     scores = 4 * classes * grid * slab
     # and a second set of a batch's, blended, mirrored or put together
     copies = (per_slice > 1) + workload.mirror + tiling.skip_floor
     blending = 4 * classes * prod(stack.window) * batch * copies
     # blocks of slices that overlap: images and sums held, a block's scores in the making
-    held = blocks * (4 * slab * grid + 3 * scores)
+    held = blocks * (4 * slab * grid * stack.channels + 3 * scores)
     # grid slices that wait for the next, where the scan has others
     held += (stack.depth != stack.scan_depth) * 2 * scores
     voxels = stack.volume.raw.size
@@ -117,8 +120,8 @@ def _plan_for(batch: int, stack: Stack, workload: Workload) -> MemoryPlan:
         parts={
             "program": workload.loaded_bytes + SLACK_BYTES,
             "network": _growth(workload.growth_bytes, batch),
-            "scan": workload.scans * voxels * itemsize,
-            "labels": workload.results * (2 if workload.uncertainty else 1) * voxels,
+            "scan": workload.scans * voxels * itemsize * stack.channels,
+            "labels": workload.results * (1 + workload.uncertainty + workload.regions) * voxels,
             "slabs": SLABS_ALIVE * (images + scores)
             + blending
             + held

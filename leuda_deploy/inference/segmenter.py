@@ -31,8 +31,9 @@ from leuda_deploy.proof.choose_engine import (
     installed_engines,
     is_settled,
 )
-from leuda_deploy.scans.likeness import likeness
-from leuda_deploy.scans.stack import Stack
+from leuda_deploy.scans.channels import channels_of, together
+from leuda_deploy.scans.intensity.likeness import likeness
+from leuda_deploy.scans.stack import Stack, stack_of
 from leuda_deploy.scans.volume import Volume, read_volume, volume_of
 
 
@@ -112,7 +113,8 @@ class Segmenter:
         """Label a scan.
 
         Args:
-            scan: A file, a nibabel image, a `Volume`, or an array (X, Y, Z) with its affine.
+            scan: A file, a nibabel image, a `Volume`, or an array (X, Y, Z) with its affine. Of a
+                model with channels: a 4D one of these, or a list, in the order of the card.
             affine: (4, 4) voxel index -> RAS+ world in mm; needed with an array, refused otherwise.
             frame: Which one of a 4D scan, from 0.
             uncertainty: Also make the entropy map.
@@ -136,6 +138,10 @@ class Segmenter:
         frame: int | None = None,
     ) -> Volume:
         """Whatever `__call__` takes -> Volume. Raises InputError."""
+        if self.card.scan_count > 1 and not isinstance(scan, Volume):
+            if frame is not None:
+                raise InputError("the frames of a 4D scan are this model's channels: no frame")
+            return channels_of(scan, affine, self.card.channels)
         if isinstance(scan, np.ndarray):
             if affine is None:
                 raise InputError("an array does not say where it lies; give its affine")
@@ -150,7 +156,9 @@ class Segmenter:
 
     def stack(self, volume: Volume) -> Stack:
         """The scan as this model's recipe has it."""
-        return Stack(volume, self.card.recipe, window_depth=self.card.depth)
+        if 1 + len(volume.more) != self.card.scan_count:
+            volume = together([volume, *volume.more], self.card.channels or ("one scan",))
+        return stack_of(volume, self.card.recipe, self.card.depth)
 
     def plan(
         self, stack: Stack, *, uncertainty: bool = False, scans: int = 1, results: int = 1
@@ -168,12 +176,13 @@ class Segmenter:
         """
         loaded, choice = self._ready_for(stack)
         workload = Workload(
-            classes=1 + len(self.card.structures),
+            classes=self.card.score_count,
             loaded_bytes=loaded.resident_bytes,
             growth_bytes=choice.trial.growth_bytes,
             tiling=self.card.tiling,
             mirror=self.settings.mirror,
             uncertainty=uncertainty,
+            regions=self.card.options.regions,
             scans=scans,
             results=results,
         )
@@ -195,6 +204,7 @@ class Segmenter:
             slab=plan.slab,
             mirror=self.settings.mirror,
             probabilities=self.card.probabilities,
+            region_threshold=self.card.region_threshold,
         )
         engine = self.engine_for(stack)
         find, full_because = self.find_for(stack, uncertainty=uncertainty)

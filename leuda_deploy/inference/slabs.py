@@ -38,6 +38,7 @@ class Scoring:
         slab: Slices held at a time, by default as many as fill a batch; a 3D window has its own.
         mirror: Average over mirrored windows, along the axes that `tiling` allows.
         probabilities: The engine's scores are after a softmax.
+        region_threshold: The score above which a pixel is in a region; None: structures are none.
     """
 
     tiling: Tiling = DEFAULT_TILING
@@ -45,6 +46,7 @@ class Scoring:
     slab: int | None = None
     mirror: bool = False
     probabilities: bool = False
+    region_threshold: float | None = None
 
 
 DEFAULT_SCORING = Scoring()
@@ -90,7 +92,7 @@ class BlockScorer(SlabScorer):
         super().__init__(engine, stack, scoring, fill=fill)
         tiling = scoring.tiling
         self._size = stack.window_slices
-        self._starts = window_starts(stack.depth, self._size, tiling.overlap)
+        self._starts = window_starts(stack.depth, self._size, tiling.overlap, tiling.steps)
         self.cuts = [min(start + self._size, stack.depth) for start in self._starts]
         self._weights = blend_weights((self._size,), tiling.blending)
         self._next = 0  # of the windows
@@ -124,13 +126,13 @@ class BlockScorer(SlabScorer):
         return range(start, start + done), found
 
     def _weighted_scores(self, block: Float32) -> Float32:
-        """(n, h, w), n up to the window's -> (n, K, h, w)."""
+        """(n, h, w) or (n, C, h, w), n up to the window's -> (n, K, h, w)."""
         missing = self._size - len(block)
         before = missing // 2
-        padded = np.pad(
-            block, [(before, missing - before), (0, 0), (0, 0)], constant_values=self._fill
-        )
-        (scores,) = self._score(padded[None])
+        beside = [(0, 0)] * (block.ndim - 1)
+        padded = np.pad(block, [(before, missing - before), *beside], constant_values=self._fill)
+        # the window's slices stand beside its rows and columns, after the channels
+        (scores,) = self._score(np.moveaxis(padded, 0, -3)[None])
         found = np.moveaxis(scores, 0, 1)[before : before + len(block)]
         return np.ascontiguousarray(found * self._weights[: len(block), None, None, None])
 
@@ -143,11 +145,12 @@ def windows_of(stack: Stack, tiling: Tiling) -> int:
 
 
 def sample_windows(stack: Stack, count: int = TRIED_WINDOWS) -> Float32:
-    """Windows from the middle of evenly spread slices of a scan: (count, 1, *window) float32."""
+    """Windows from the middle of evenly spread slices of a scan: (count, C, *window) float32."""
     starts = ((np.arange(count) + 0.5) / count * (stack.depth - stack.window_slices + 1)).astype(
         int
     )
-    return np.stack([stack.window_at(start)[None] for start in starts.tolist()])
+    windows = np.stack([stack.window_at(start) for start in starts.tolist()])
+    return windows.reshape(count, stack.channels, *stack.window)
 
 
 class ScanSlices:

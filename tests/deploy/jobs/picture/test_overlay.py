@@ -26,7 +26,7 @@ from leuda_deploy.jobs.picture.overlay import (
 from leuda_deploy.jobs.picture.planes import choose_slices, cut, degrees_off, plane_of_slices
 from leuda_deploy.jobs.picture.shown_files import read_shown
 from leuda_deploy.model.card import Structure
-from leuda_deploy.scans.likeness import Likeness
+from leuda_deploy.scans.intensity.likeness import Likeness
 from leuda_deploy.view.scene import read_class_values
 
 SHAPE = (40, 20, 9)
