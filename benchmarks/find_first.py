@@ -47,8 +47,8 @@ from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.model.model_file import write_model as write_model_file
 from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import read_volume
-from leuda_train.export.prove_search import MARGINS, STEPS, prove_search
-from leuda_train.export.whole_scans import label_in_full
+from leuda_train.export.shortcuts.prove_search import MARGINS, STEPS, prove_search
+from leuda_train.export.shortcuts.whole_scans import label_in_full
 
 LENGTH_MM, THIRD_MM = 300.0, (100.0, 200.0)
 PROOF_SLICES, PROOF_SCANS = 60, 3

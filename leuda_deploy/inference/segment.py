@@ -27,6 +27,7 @@ from leuda_deploy.inference.pipelined import prefetch
 from leuda_deploy.inference.slabs import (
     DEFAULT_SCORING,
     BlockScorer,
+    Part,
     ScanSlices,
     Scoring,
     SlabScorer,
@@ -52,6 +53,7 @@ class Segmentation:
         intensity: Clip limits and normalisation fitted to this scan, in scanner units.
         scored: How many slices of the model grid were scored.
         searched: How many of them to find where there is something; None: every slice was scored.
+        part: What of each slice was scored, and by windows of which size.
         full_because: Why every slice was scored; None: it was not, or nobody says.
         seconds: Busy wall seconds by part of the work; the parts overlap.
         cleaned_ml: Millilitres of islands that were taken out of `labels`, by label value; None: it
@@ -64,6 +66,7 @@ class Segmentation:
     intensity: Intensity
     seconds: dict[str, float]
     scored: int
+    part: Part
     searched: int | None = None
     full_because: FullBecause | None = None
     cleaned_ml: dict[int, float] | None = None
@@ -100,7 +103,9 @@ def segment(
     if scoring.mirror:
         engine = mirrored(engine, scoring.tiling.mirror)
     if scoring.tiling.skip_floor:
-        engine = scoring_floor_once(engine, stack.intensity.floor)
+        bright = stack.intensity.ceiling - stack.intensity.floor
+        reach = (scoring.tiling.air or 0.0) * bright
+        engine = scoring_floor_once(engine, stack.intensity.floor, reach)
     scorer_type = BlockScorer if stack.window_slices > 1 else SlabScorer
     score = scorer_type(engine, stack, scoring, fill=fill)
 
@@ -147,6 +152,7 @@ def segment(
         intensity=stack.intensity,
         seconds=clock.seconds,
         scored=int(walk.scored.sum()),
+        part=score.part,
         searched=walk.searched,
     )
 

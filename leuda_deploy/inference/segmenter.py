@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leuda_deploy.engines.engine import Engine, EngineName, EngineSettings, Float32
+from leuda_deploy.engines.engine import TENSORRT, Engine, EngineName, EngineSettings, Float32
 from leuda_deploy.engines.open_engine import open_engine
 from leuda_deploy.errors import InputError
 from leuda_deploy.inference.clean_up import clean_up
@@ -18,7 +18,13 @@ from leuda_deploy.inference.find_first import Find, FullBecause, find_in
 from leuda_deploy.inference.memory_plan import MemoryPlan, Workload, make_plan
 from leuda_deploy.inference.segment import Segmentation, segment
 from leuda_deploy.inference.settings import DEFAULT_SETTINGS, Settings
-from leuda_deploy.inference.slabs import Scoring, sample_windows, windows_of
+from leuda_deploy.inference.slabs import (
+    Scoring,
+    as_many_usual,
+    part_of,
+    sample_windows,
+    windows_of,
+)
 from leuda_deploy.machine.clock import Clock
 from leuda_deploy.machine.memory import resident_bytes
 from leuda_deploy.machine.progress import Progress, no_progress
@@ -93,7 +99,7 @@ class Segmenter:
 
     @property
     def card(self) -> ModelCard:
-        """The model's card."""
+        """Of the model."""
         return self.model.card
 
     @property
@@ -167,17 +173,22 @@ class Segmenter:
             InputError: It is more than `max_bytes`; names the least that would do.
         """
         loaded, choice = self._ready_for(stack)
+        scoring = self._scoring(choice.engine)
         workload = Workload(
             classes=1 + len(self.card.structures),
             loaded_bytes=loaded.resident_bytes,
             growth_bytes=choice.trial.growth_bytes,
-            tiling=self.card.tiling,
+            tiling=scoring.tiling,
+            multiple=scoring.multiple,
             mirror=self.settings.mirror,
             uncertainty=uncertainty,
             scans=scans,
             results=results,
         )
-        batch = self.settings.batch or choice.trial.batch
+        part = part_of(stack, scoring.tiling, scoring.multiple)
+        # as many pixels at a time as in the trial, and a window for each stream
+        usual = choice.trial.batch // as_many_usual(part, stack, 1)
+        batch = self.settings.batch or max(loaded.engine.streams, usual)
         return make_plan(stack, workload, batch=batch, max_bytes=self.settings.max_bytes)
 
     def segment(
@@ -189,17 +200,11 @@ class Segmenter:
         progress: Progress = no_progress,
     ) -> Segmentation:
         """Label a scan as planned."""
-        scoring = Scoring(
-            tiling=self.card.tiling,
-            batch=plan.batch,
-            slab=plan.slab,
-            mirror=self.settings.mirror,
-            probabilities=self.card.probabilities,
-        )
-        engine = self.engine_for(stack)
+        loaded, choice = self._ready_for(stack)
+        scoring = replace(self._scoring(choice.engine), batch=plan.batch, slab=plan.slab)
         find, full_because = self.find_for(stack, uncertainty=uncertainty)
         found = segment(
-            stack, engine, scoring, find=find, uncertainty=uncertainty, progress=progress
+            stack, loaded.engine, scoring, find=find, uncertainty=uncertainty, progress=progress
         )
         found = replace(found, full_because=full_because)
         rules = {s.value: s.anatomy.pieces for s in self.card.structures if s.anatomy}
@@ -209,6 +214,18 @@ class Segmenter:
         with clock("clean up"):
             taken = clean_up(found.labels, stack.voxel_spacing_mm, rules)
         return replace(found, cleaned_ml=taken, seconds=found.seconds | clock.seconds)
+
+    def _scoring(self, engine: EngineName) -> Scoring:
+        """As the export proved it, which saw no mirrored windows. TensorRT takes few sizes."""
+        card, settings = self.card, self.settings
+        other_sizes = card.options.dynamic_window and engine not in TENSORRT
+        as_proven = settings.tiling == "auto" and not settings.mirror
+        return Scoring(
+            tiling=card.tiling if as_proven else card.tiling.in_windows,
+            multiple=card.options.window_multiple if other_sizes else None,
+            mirror=settings.mirror,
+            probabilities=card.probabilities,
+        )
 
     def find_for(
         self, stack: Stack, *, uncertainty: bool = False
@@ -238,16 +255,10 @@ class Segmenter:
 
         Not what it came to here: another machine's choice for "auto" is as good an answer.
         """
-        settings = self.settings
-        asked: dict[str, object] = {
-            "engine": settings.engine,
-            "precision": settings.precision,
-            "mirror": settings.mirror,
-            "clean_up": settings.clean_up,
-        }
-        if settings.search != "auto":
-            asked["search"] = settings.search
-        return asked
+        always = ("engine", "precision", "mirror", "clean_up")
+        unless_auto = ("search", "tiling")
+        names = [*always, *(n for n in unless_auto if getattr(self.settings, n) != "auto")]
+        return {name: getattr(self.settings, name) for name in names}
 
     @property
     def settled(self) -> bool:

@@ -251,4 +251,10 @@ def parse_card(text: str, origin: str) -> ModelCard:
         raise ModelError(f"the model card of {origin} numbers its structures out of order")
     if card.depth is None and "slices" in card.tiling.mirror:
         raise ModelError(f"the model card of {origin} mirrors slices, but its graph is 2D")
+    if card.tiling.whole and (card.depth or not card.options.dynamic_window):
+        raise ModelError(
+            f"the model card of {origin} scores whole slices, but its graph has a fixed window"
+        )
+    if card.tiling.air and card.depth:
+        raise ModelError(f"the model card of {origin} leaves out air, but its graph is 3D")
     return card

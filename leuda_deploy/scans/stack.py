@@ -25,6 +25,7 @@ from leuda_deploy.scans.resample import Kernel, Kernels, fit_to_window, left_alo
 from leuda_deploy.scans.volume import Volume
 
 Float32 = NDArray[np.float32]
+Span = tuple[int, int]  # from, up to
 MAX_GRID = 8192  # pixels a side; more means a wrong pixel size somewhere
 MAX_PLANE = 1 << 24  # pixels of a slice; the same
 # For a slice axis that is a world direction: where the axes D, H, W of the stack point.
@@ -75,6 +76,7 @@ class Stack:
         self._image_kernels: Kernels = ("smooth", "smooth", "smooth")
         self.score_kernels: Kernels = self._image_kernels
         self._clip_by_slice = False
+        self._bodies: dict[float, tuple[Span, Span]] = {}
         if recipe.resampling == "spline":
             alone = left_alone(have, tuple(want))
             self._image_kernels = _kernels("spline", alone)
@@ -106,6 +108,32 @@ class Stack:
     def outside(self) -> float:
         """The normalised value of what a window holds beyond the scan."""
         return self.intensity.floor if self.recipe.outside == "floor" else 0.0
+
+    @property
+    def has_voxels(self) -> bool:
+        """Whether the voxels were read, too, not the header alone."""
+        return any(self.volume.raw.strides)
+
+    def body(self, air: float) -> tuple[Span, Span]:
+        """The box around all pixels, of any slice, that are no air: rows and columns of the grid.
+
+        air  share of the way from the scan's darkest value to its brightest, up to which it is air
+        """
+        if air not in self._bodies:
+            self._bodies[air] = self._body(air)
+        return self._bodies[air]
+
+    def _body(self, air: float) -> tuple[Span, Span]:
+        low, high = self.intensity.low, self.intensity.high
+        # padding and NaN are no tissue; a slope may turn the order around
+        brightest = (np.fmax if self.volume.slope > 0 else np.fmin).reduce(self._raw, axis=0)
+        values = brightest * np.float64(self.volume.slope) + self.volume.inter
+        lit = values > low + air * (high - low)
+        if not lit.any():
+            return (0, self.grid_shape[0]), (0, self.grid_shape[1])
+        return _span(lit.any(axis=1), self.grid_shape[0]), _span(
+            lit.any(axis=0), self.grid_shape[1]
+        )
 
     def slices_read(self, count: int) -> int:
         """How many of the scan's slices so many of the grid are made of, at most."""
@@ -194,6 +222,13 @@ class Stack:
         assert view.shape == (self.scan_depth, *self.plane_shape)
         assert np.may_share_memory(view, values)
         return view
+
+
+def _span(lit: NDArray[np.bool_], size: int) -> Span:
+    """From the first to the last that is lit, on a grid of another size, and a pixel around."""
+    places = np.flatnonzero(lit)
+    first, stop = int(places[0]) * size // len(lit), -(-(int(places[-1]) + 1) * size // len(lit))
+    return max(0, first - 1), min(size, stop + 1)
 
 
 def _kernels(kernel: Kernel, alone: tuple[bool, ...]) -> Kernels:

@@ -214,6 +214,7 @@ def test_brackets_in_names_are_shown_as_they_are() -> None:
         predicted_peak_mb=2.0,
         cleaned_ml=None,
         threads=2,
+        windows={"slice": (9, 8), "part": (9, 8), "window": (4, 4), "count": (4, 3)},
         slices={"all": 9, "scored": 4, "searched": 2, "full_because": None},
         slab=1,
         batch=1,

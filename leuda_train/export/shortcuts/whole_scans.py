@@ -5,6 +5,7 @@ Target scans are read here without their labels, if they have any.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ from leuda_deploy.inference.segment import segment
 from leuda_deploy.inference.slabs import Scoring
 from leuda_deploy.machine.outside import read_json
 from leuda_deploy.machine.progress import Progress, no_progress
+from leuda_deploy.model.card import ModelCard
 from leuda_deploy.scans.recipe import Recipe
 from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import read_volume
@@ -35,6 +37,7 @@ class FullPass:
 
     open_again        the scan
     counts            (D, 1 + K) voxels of each class in each slice
+    packed            its labels (D, H, W), compressed
     slice_spacing_mm  from slice to slice
     voxel_ml          volume of a voxel
     """
@@ -42,8 +45,15 @@ class FullPass:
     open_again: Callable[[], Stack]
     name: str
     counts: NDArray[np.int64]
+    packed: bytes
+    shape: tuple[int, int, int]
     slice_spacing_mm: float
     voxel_ml: float
+
+    @property
+    def labels(self) -> NDArray[np.uint8]:
+        """(D, H, W)."""
+        return np.frombuffer(zlib.decompress(self.packed), dtype=np.uint8).reshape(self.shape)
 
     @property
     def holds(self) -> NDArray[np.bool_]:
@@ -82,6 +92,15 @@ def _open(image: Path, recipe: Recipe, pixel_spacing_mm: tuple[float, float] | N
     return Stack(read_volume(image), recipe, pixel_spacing_mm=pixel_spacing_mm)
 
 
+def scoring_of(card: ModelCard) -> Scoring:
+    """How a model scores a scan."""
+    return Scoring(
+        tiling=card.tiling,
+        probabilities=card.probabilities,
+        multiple=card.options.window_multiple if card.options.dynamic_window else None,
+    )
+
+
 def label_in_full(
     scans: Sequence[NamedScan],
     engine: Scorer,
@@ -102,6 +121,8 @@ def label_in_full(
                 open_again=opening,
                 name=name,
                 counts=slice_counts(labels, classes),
+                packed=zlib.compress(labels.tobytes(), 1),
+                shape=(stack.scan_depth, *stack.plane_shape),
                 slice_spacing_mm=stack.slice_spacing_mm,
                 voxel_ml=stack.volume.voxel_ml,
             )
