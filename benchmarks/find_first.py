@@ -53,6 +53,7 @@ from leuda_train.export.shortcuts.whole_scans import label_in_full
 LENGTH_MM, THIRD_MM = 300.0, (100.0, 200.0)
 PROOF_SLICES, PROOF_SCANS = 60, 3
 THREADS = 2
+WAYS, FILLED = ("find", "full", "monai", "nnunet"), ("third", "every")
 
 
 # --- what is given to all
@@ -149,7 +150,7 @@ def measured(command: list[Any], **popen: Any) -> dict[str, Any]:
 def speed(asked: argparse.Namespace) -> dict[str, Any]:
     """Every way on both scans, in turn."""
     folder, model, found = asked.folder, model_of(asked.folder), {}
-    for name in ("third", "every"):
+    for name in asked.filled:
         scan = scan_of(folder, name, asked.slices)
         out = {way: folder / f"{name}_{way}.nii.gz" for way in ("find", "full", "monai", "nnunet")}
         ways = {
@@ -158,10 +159,13 @@ def speed(asked: argparse.Namespace) -> dict[str, Any]:
             "monai": other("monai", scan, model, out["monai"]),
             "nnunet": other("nnunet", scan, model, out["nnunet"]),
         }
-        ways = {way: command for way, command in ways.items() if way not in asked.without}
+        ways = {way: command for way, command in ways.items() if way in asked.ways}
         if "find" in ways:  # the trials of this machine are made, as at any second scan
             measured(ways["find"])
-        runs: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
+        before = asked.before.get(name, {})  # what other calls measured of this scan
+        same = before.get("shape") == [512, 512, asked.slices]
+        runs: dict[str, list[dict[str, Any]]] = before["runs"] if same else {}
+        runs = runs | {way: [] for way in ways if way not in runs}
         for turn in range(asked.rounds):
             for way, command in ways.items():
                 runs[way].append(measured(command))
@@ -183,14 +187,16 @@ def speed(asked: argparse.Namespace) -> dict[str, Any]:
                     for key in ("wall_seconds", "cpu_seconds", "peak_mb")
                 }
                 for way in middle
-                if way != "find"
+                if way != "find" and "find" in middle
             },
             "labels_of_find_beside": {
-                way: compare(out["find"], out[way]) for way in ways if way != "find"
+                way: compare(out["find"], out[way])
+                for way in runs
+                if way != "find" and out["find"].is_file() and out[way].is_file()
             },
             "load_average_after": os.getloadavg(),
         }
-    return found
+    return asked.before | found
 
 
 def compare(one: Path, other: Path) -> dict[str, Any]:
@@ -334,7 +340,8 @@ def main() -> None:
     parser.add_argument("parts", nargs="+", choices=PARTS)
     parser.add_argument("--slices", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--without", nargs="*", default=(), choices=("monai", "nnunet"))
+    parser.add_argument("--ways", nargs="*", default=WAYS, choices=WAYS)
+    parser.add_argument("--filled", nargs="*", default=FILLED, choices=FILLED)
     parser.add_argument("--scans", type=Path, nargs="*", default=())
     parser.add_argument("--model", type=Path)
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark_find_first"))
@@ -342,6 +349,7 @@ def main() -> None:
     asked.folder.mkdir(parents=True, exist_ok=True)
     path = RESULTS / "find_first.json"
     result = json.loads(path.read_text()) if path.is_file() else {}
+    asked.before = result.get("speed", {})
     for part in asked.parts:
         before = machine()
         before["versions"]["nnunetv2"] = metadata.version("nnunetv2")

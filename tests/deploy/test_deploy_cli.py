@@ -69,7 +69,7 @@ def test_infer_prints_json_and_nothing_else_on_stdout(
         "asked", "flags", "low_confidence", "intensity", "domain", "total_seconds",
         "predicted_peak_mb", "slab", "batch", "dicom_seg", "dicom_sr", "rtstruct",
         "written", "not_written", "implausible", "slices", "cleaned_ml",
-        "threads", "series",
+        "threads", "series", "windows",
     }  # fmt: skip
     assert report["labels"] == str(output)
     assert set(report["volumes_ml"]) == {"grey", "bright"}
