@@ -13,14 +13,12 @@ from leuda_train.cli import export
 from leuda_train.cli import card
 from leuda_train.cli import evaluate
 from leuda_train.cli import report
-from leuda_train.cli import bench
 from leuda_train.cli import demo
 # isort: on
 
 __all__ = [
     "adapt",
     "app",
-    "bench",
     "card",
     "cohort",
     "demo",

