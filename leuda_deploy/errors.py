@@ -37,6 +37,7 @@ ScanFault = Literal[
     "degenerate",
     "sheared",
     "nothing in it",
+    "channels",  # fewer or more than the model reads together
     "too large a grid",
     # of a DICOM series
     "partial",  # files that cannot be read, or fewer than the series says

@@ -32,7 +32,6 @@ from leuda_deploy.machine.outside import read_json
 from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.proof.choose_engine import installed_engines
 from leuda_deploy.scans.nifti import write_labels, write_scan
-from leuda_deploy.scans.volume import read_volume
 
 GATED = ("p50_seconds", "peak_mb")
 MADE_AFFINE = np.diag([-0.75, -0.75, 1.0, 1.0])
@@ -198,7 +197,7 @@ def measure(model: ModelFile, settings: Settings, scan: Path, rounds: int) -> tu
     for _ in range(rounds + 1):
         start, clock = time.perf_counter() if totals else began, Clock()
         with clock("read"):
-            volume = read_volume(scan)
+            volume = segmenter.read(scan)
         found = segmenter(volume)
         with clock("write"):
             write_labels(scan.with_name(f"{settings.engine}.nii.gz"), found.labels, volume, {})
@@ -206,7 +205,7 @@ def measure(model: ModelFile, settings: Settings, scan: Path, rounds: int) -> tu
         for phase, seconds in {**clock.seconds, **found.seconds}.items():
             phases.setdefault(phase, []).append(seconds)
     stack, peak = segmenter.stack(volume), peak_bytes()
-    least = least_seconds(scan, stack, found.labels, 1 + len(segmenter.card.structures))
+    least = least_seconds(scan, stack, found.labels, segmenter.card.score_count)
     p50, p95, p99 = np.percentile(totals[1:], (50, 95, 99)).tolist()
     return settled, Row(
         engine=settings.engine,

@@ -127,7 +127,8 @@ def installed() -> dict[str, str]:
 
 def run_once(model: ModelFile, name: EngineName) -> str:
     """Open an engine and score one window of noise; what really ran. Raises LeudaError."""
-    noise = np.random.default_rng(0).normal(size=(1, 1, *model.card.window)).astype(np.float32)
+    shape = (1, model.card.scan_count, *model.card.window)
+    noise = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     engine = open_engine(model, name, EngineSettings(precision="auto"))
     scores = engine(noise)
     if not np.isfinite(scores).all():

@@ -39,6 +39,13 @@ def infer(
             help="Export folder or *.onnx file. Default: the phantom model that comes with leuda."
         ),
     ] = None,
+    channel: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="The next channel of a model that reads several scans together, in the order of "
+            "its card; once for each but the first. CASE_0000 and a 4D SCAN need none.",
+        ),
+    ] = None,
     key: Annotated[
         Path | None,
         typer.Option(help="Public key (PEM): refuse a model whose export it has not signed."),
@@ -145,6 +152,13 @@ def infer(
             rich_help_panel=RESULTS,
         ),
     ] = None,
+    regions: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write a mask of each structure that may overlap others to this folder.",
+            rich_help_panel=RESULTS,
+        ),
+    ] = None,
     dicom_seg: Annotated[
         Path | None,
         typer.Option(
@@ -240,7 +254,7 @@ def infer(
     from leuda_deploy.inference.segmenter import Segmenter
     from leuda_deploy.inference.settings import Settings
     from leuda_deploy.jobs.dicom_out.findings import uncoded_line
-    from leuda_deploy.jobs.jobs_of import Wanted, jobs_of
+    from leuda_deploy.jobs.jobs_of import Wanted, for_model, jobs_of
     from leuda_deploy.jobs.outputs import plan_job_outputs
     from leuda_deploy.jobs.prepare import Wishes
     from leuda_deploy.jobs.run_jobs import run_job, run_jobs, volumes_output
@@ -283,6 +297,7 @@ def infer(
         model = default_model()
         say(f"no --model given: using {model}, trained on phantoms, not for patients")
     opened = ModelFile.open(model) if key is None else ModelFile.open_signed(model, key)
+    todo = for_model(todo, opened.card, others=channel or (), regions=regions)
     if wanted.dicom and (line := uncoded_line(opened.card)):
         say(line)
     table = None if alone else volumes_output(todo[0].output.parent, shard)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from leuda_deploy.cli.app import JsonOption, app, say
-from leuda_deploy.errors import printable
+from leuda_deploy.errors import InputError, printable
 
 if TYPE_CHECKING:
     from leuda_deploy.jobs.node.queue import Queue
@@ -51,7 +51,8 @@ def listen(
         str | None,
         typer.Option(
             "--return",
-            help="AET@HOST:PORT that gets the results. Default: they stay in the queue's folder.",
+            help="AET@HOST:PORT, or https://HOST/dicom-web (STOW-RS), that gets the results. "
+            "Default: they stay in the queue's folder.",
             rich_help_panel=NETWORK,
         ),
     ] = None,
@@ -143,6 +144,8 @@ def listen(
         model = default_model()
         say(f"no --model given: using {model}, trained on phantoms, not for patients")
     opened = ModelFile.open(model) if key is None else ModelFile.open_signed(model, key)
+    if opened.card.scan_count > 1 or opened.card.options.regions:
+        raise InputError(f"{opened.path} has channels or regions: a node offers neither")
     if line := uncoded_line(opened.card):
         say(line)
     max_bytes = parse_bytes(max_memory) if max_memory else None

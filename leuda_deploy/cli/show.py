@@ -200,12 +200,15 @@ def _tiling_line(tiling: ProofTiling) -> str:
     return f"{what}, {tiling.pixels:.0%} of the pixels: {found}"
 
 
-def export_summary(model: ModelFile, served: Path | None) -> dict[str, Any]:
+FOR = ("triton", "monai")  # programs that an export is also written for
+
+
+def export_summary(model: ModelFile, written: Mapping[str, Path]) -> dict[str, Any]:
     """What an export folder holds: facts for programs, and the same as "lines" for people.
 
     Args:
         model: The model file of the folder.
-        served: Where it was written in a Triton model repository, if it was.
+        written: Where it was written for other programs: "triton", "monai".
     """
     folder, card = model.folder, model.card
     engines = read_manifest(folder).engines
@@ -247,14 +250,13 @@ def export_summary(model: ModelFile, served: Path | None) -> dict[str, Any]:
             f"{passport.engine_mb} MB, {passport.build_seconds} s; {state})"
         )
         lines.append(("engine", line))
-    if served is not None:
-        lines.append(("triton", str(served)))
+    lines += [(program, str(path)) for program, path in written.items()]
     option = "" if runs_on_the_cpu(card.precision) else " --engine openvino"
     lines.append(("next", f"leuda infer SCAN.nii.gz --model {folder}{option}"))
     return {
         "card": card.model_dump(mode="json"),
         "parity": whole_proof,
         "engines": {name: passport.model_dump(mode="json") for name, passport in engines.items()},
-        "triton": None if served is None else str(served),
+        **{program: str(written[program]) if program in written else None for program in FOR},
         "lines": [(word, _shown(line)) for word, line in lines],
     }

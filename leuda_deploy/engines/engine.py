@@ -1,7 +1,8 @@
-"""the contract: windows (B, 1, h, w) float32 -> scores (B, K, h, w) float32, background first.
+"""the contract: windows (B, C, h, w) float32 -> scores (B, K, h, w) float32, background first.
 
-A 3D graph reads and gives (d, h, w) in place of (h, w). Scores are logits, or probabilities where
-the card says that the graph ends in a softmax.
+C is 1, but for a card with channels. A 3D graph reads and gives (d, h, w) in place of (h, w).
+Scores are logits, or probabilities where the card says that the graph ends in a softmax. Where the
+card's structures are regions, each has a score and background has none.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class Engine(Protocol):
 
 def score_bytes(card: ModelCard) -> int:
     """What the scores of one window take."""
-    return 4 * (1 + len(card.structures)) * prod(card.window)
+    return 4 * card.score_count * prod(card.window)
 
 
 def check_shapes(shapes: list[list[Any]], model: ModelFile) -> None:
@@ -92,7 +93,7 @@ def check_shapes(shapes: list[list[Any]], model: ModelFile) -> None:
     shapes  of inputs, then outputs; a side that the graph leaves open is anything but an int
     """
     card = model.card
-    wanted = [[None, 1, *card.window], [None, 1 + len(card.structures), *card.window]]
+    wanted = [[None, card.scan_count, *card.window], [None, card.score_count, *card.window]]
     fits = [len(shape) for shape in shapes] == [len(shape) for shape in wanted] and all(
         not isinstance(have, int) or want in (None, have)
         for shape, want_shape in zip(shapes, wanted, strict=True)

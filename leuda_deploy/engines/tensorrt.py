@@ -71,12 +71,12 @@ def open_tensorrt(
 def _largest_group(passport: Passport, card: ModelCard) -> tuple[int, ...]:
     """Shape (b, 1, h, w) of the most windows, and the largest, that the engine's profile holds."""
     times = LARGEST_WINDOW if card.options.dynamic_window else 1
-    return passport.batch[2], 1, *(times * size for size in passport.window)
+    return passport.batch[2], card.scan_count, *(times * size for size in passport.window)
 
 
 def _gpu_bytes(passport: Passport, card: ModelCard) -> int:
     """Code and weights, activations, and the windows and scores of the group in each slot."""
-    buffers = buffer_bytes(_largest_group(passport, card), 1 + len(card.structures))
+    buffers = buffer_bytes(_largest_group(passport, card), card.score_count)
     return int(1e6 * (passport.engine_mb + (passport.memory_mb or 0.0))) + buffers
 
 
@@ -112,13 +112,13 @@ class TensorRTEngine:
             trt,
             engine,
             self.passport.family,
-            classes=1 + len(self.card.structures),
+            classes=self.card.score_count,
             cuda_graph=cuda_graph,
         )
         largest = _largest_group(self.passport, self.card)
         self._slots = [Buffers(self._loaded, largest) for _ in range(SLOTS)]
         # now, so that what keeps the engine from running, or from a CUDA graph, is known
-        self._slots[0].run((self.passport.batch[1], 1, *self.passport.window))
+        self._slots[0].run((self.passport.batch[1], *largest[1:2], *self.passport.window))
         self._lock = threading.Lock()
         self.provider, self._gpu = self.passport.family, gpu
 

@@ -107,6 +107,7 @@ def prove_engine(model: ModelFile, name: str, probes: Probes) -> Parity:
         probes,
         stage=f"ONNX {card.precision} -> {engine.description}",
         classes=class_names(card),
+        region_threshold=card.region_threshold,
         # a reference of the same precision: two ways to round the same graph
         tolerances=TOLERANCES[card.precision],
     )

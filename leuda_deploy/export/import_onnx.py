@@ -100,7 +100,7 @@ def package_graph(source: Path, card_file: Path, output: Path) -> ModelFile:
             raise
         except LeudaError as error:
             raise ModelError(str(error)) from error
-        wanted = (PROBED, 1 + len(card.structures), *card.window)
+        wanted = (PROBED, card.score_count, *card.window)
         if scores.shape != wanted:
             raise ModelError(f"{source} gives scores {scores.shape}, its card says {wanted}")
         if not np.isfinite(scores).all():
@@ -188,5 +188,5 @@ def _scores_of_noise(model: ModelFile) -> Float32:
 
 
 def _noise(card: ModelCard) -> Float32:
-    noise = np.random.default_rng(0).normal(size=(PROBED, 1, *card.window))
+    noise = np.random.default_rng(0).normal(size=(PROBED, card.scan_count, *card.window))
     return noise.astype(np.float32)

@@ -18,7 +18,7 @@ INPUT, OUTPUT = "windows", "logits"
 
 
 class WithSoftmax(torch.nn.Module):
-    """(B, 1, h, w) -> probabilities (B, K, h, w) of a module that gives logits."""
+    """(B, C, h, w) -> probabilities (B, K, h, w) of a module that gives logits."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         super().__init__()
@@ -30,14 +30,14 @@ class WithSoftmax(torch.nn.Module):
 
 
 def to_onnx(module: torch.nn.Module, card: ModelCard, path: Path | str) -> ModelFile:
-    """Write (B, 1, h, w) float32 -> (B, K, h, w) float32 with a dynamic batch and a fixed window.
+    """Write (B, C, h, w) float32 -> (B, K, h, w) float32 with a dynamic batch and a fixed window.
 
     Of a card with a depth, (d, h, w) in place of (h, w).
 
     With `card.options.dynamic_window` h and w are open, too: any multiples of `window_multiple`.
     Batch norm is folded into the convolutions; weights are inside the file.
     """
-    example = torch.zeros(2, 1, *card.window)
+    example = torch.zeros(2, card.scan_count, *card.window)
     for name in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():

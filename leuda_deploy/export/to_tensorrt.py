@@ -267,7 +267,8 @@ def _profile(builder: Any, network: Any, batch: int, card: ModelCard) -> Any:
     if card.options.dynamic_window:
         least = (2 * card.options.window_multiple,) * len(card.window)
         most = tuple(LARGEST_WINDOW * size for size in card.window)
-    shapes = [(1, 1, *least), (batch, 1, *card.window), (batch, 1, *most)]
+    count = card.scan_count
+    shapes = [(1, count, *least), (batch, count, *card.window), (batch, count, *most)]
     profile.set_shape(entry.name, *shapes)
     return profile
 

@@ -52,17 +52,16 @@ def server_config(model: onnx.ModelProto, card: ModelCard, batch: int) -> str:
     if len(model.graph.input) != 1 or len(model.graph.output) != 1:
         raise ModelError(f"a model to serve has one input and one output; this graph has {ends}")
     entry, scores = ends
-    classes = 1 + len(card.structures)
     return f"""\
 # Written by `leuda export --triton`; schema: ModelConfig of the Triton Inference Server.
 name: {_quoted(card.name)}
 backend: "onnxruntime"
 max_batch_size: {batch}
 input [
-  {{ name: {entry} data_type: TYPE_FP32 dims: [ 1, {window} ] }}
+  {{ name: {entry} data_type: TYPE_FP32 dims: [ {card.scan_count}, {window} ] }}
 ]
 output [
-  {{ name: {scores} data_type: TYPE_FP32 dims: [ {classes}, {window} ] }}
+  {{ name: {scores} data_type: TYPE_FP32 dims: [ {card.score_count}, {window} ] }}
 ]
 version_policy {{ latest {{ num_versions: 1 }} }}
 dynamic_batching {{ max_queue_delay_microseconds: {QUEUE_DELAY_US} }}

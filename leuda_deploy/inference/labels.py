@@ -11,8 +11,10 @@ from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from leuda_deploy.engines.engine import Float32
+from leuda_deploy.model.regions import region_bits
 from leuda_deploy.scans.resample import Kernel, resize, taps
 from leuda_deploy.scans.stack import Stack
 
@@ -58,6 +60,16 @@ def label_plane(
     return labels
 
 
+def region_plane(
+    scores: Float32,
+    shape: tuple[int, int],
+    threshold: float,
+    kernels: tuple[Kernel, Kernel] = ("smooth", "smooth"),
+) -> UInt8:
+    """Which regions each pixel is in: scores (K, h, w) -> (H, W) uint8, a bit a region."""
+    return region_bits((resize(plane, shape, kernels) for plane in scores), threshold)
+
+
 def winners(planes: Float32 | Iterable[Float32]) -> UInt8:
     """The class with the largest score, the first of equals: K planes (...) -> (...) uint8.
 
@@ -81,12 +93,20 @@ class Uncertainty:
     column of the model grid: a share needs no more. The entropy map on the scan's own grid is made
     only if wanted: one byte a voxel.
 
-    probabilities  the scores are after a softmax already
+    probabilities  the scores are after a softmax, or a sigmoid, already
+    regions        each score is of a region by itself; a pixel is as unsure as its least sure one
     """
 
-    def __init__(self, stack: Stack, *, wanted: bool, probabilities: bool = False) -> None:
+    def __init__(
+        self,
+        stack: Stack,
+        *,
+        wanted: bool,
+        probabilities: bool = False,
+        regions: bool = False,
+    ) -> None:
         self._stack, self._low, self._structure = stack, 0, 0
-        self._probabilities = probabilities
+        self._probabilities, self._regions = probabilities, regions
         self.entropy: UInt8 | None = None
         if wanted:
             self.entropy = np.zeros(stack.volume.raw.shape, dtype=np.uint8, order="F")
@@ -95,14 +115,37 @@ class Uncertainty:
     def add(self, slices: Sequence[int], scores: Float32) -> None:
         """Scores (d, K, h, w) of these slices."""
         some = np.moveaxis(scores[:, :, ::SAMPLED, ::SAMPLED], 1, 0)
+        if self._regions:
+            inside = self._inside(some[some > (0.5 if self._probabilities else 0)])
+            self._structure += inside.size
+            self._low += int(np.count_nonzero(inside < LOW_CONFIDENCE))
+        else:
+            self._add_classes(some)
+        if self.entropy is not None:
+            for index, plane in zip(slices, scores, strict=True):
+                unsure = resize(self._entropy(plane), self._stack.plane_shape)
+                self._entropy_stack[index] = np.rint(unsure * np.float32(255)).astype(np.uint8)
+
+    def _add_classes(self, some: Float32) -> None:
         some = self._logits(some[:, winners(some) > 0])  # (K, N), pixels of a structure
         total = np.exp(some - some.max(axis=0)).sum(axis=0)  # 1 / probability of the winner
         self._structure += total.size
         self._low += int(np.count_nonzero(total > 1 / LOW_CONFIDENCE))
-        if self.entropy is not None:
-            for index, plane in zip(slices, scores, strict=True):
-                unsure = resize(entropy(self._logits(plane)), self._stack.plane_shape)
-                self._entropy_stack[index] = np.rint(unsure * np.float32(255)).astype(np.uint8)
+
+    def _entropy(self, plane: Float32) -> Float32:
+        if not self._regions:
+            return entropy(self._logits(plane))
+        inside = np.clip(self._inside(plane), 1e-6, 1 - 1e-6)
+        each = -(inside * np.log2(inside) + (1 - inside) * np.log2(1 - inside))
+        unsure: Float32 = each.max(axis=0)
+        return unsure
+
+    def _inside(self, scores: Float32) -> Float32:
+        """The probability of being in a region, of its score."""
+        if self._probabilities:
+            return scores
+        inside: Float32 = expit(scores)
+        return inside
 
     def _logits(self, scores: Float32) -> Float32:
         """What a softmax turns into the probabilities; their logarithms are that, too."""

@@ -56,6 +56,7 @@ class Workload:
         multiple: See `Scoring`.
         mirror: Whether mirrored windows are scored, too.
         uncertainty: Whether an entropy map is made.
+        regions: Whether the structures may overlap.
         scans: How many are held at once, where others are read and written meanwhile.
         results: The same of labels.
     """
@@ -67,6 +68,7 @@ class Workload:
     multiple: int | None = None
     mirror: bool = False
     uncertainty: bool = False
+    regions: bool = False
     scans: int = 1
     results: int = 1
 
@@ -104,6 +106,7 @@ def _plan_for(batch: int, stack: Stack, workload: Workload) -> MemoryPlan:
     # of the scan's own slices, those that a slab of the model grid is made of
     read = stack.slices_read(slab)
     images = 4 * slab * grid + read * (4 * grid * (read != slab) + itemsize * plane)
+    images *= stack.channels
     # blended scores besides the engine's own, where windows overlap
     scores = 4 * classes * grid * slab
     # and a second set of a batch's, blended, mirrored or put together
@@ -111,7 +114,7 @@ def _plan_for(batch: int, stack: Stack, workload: Workload) -> MemoryPlan:
     copies += part.shape != stack.grid_shape  # put where they belong
     blending = 4 * classes * prod(part.window) * batch * copies
     # blocks of slices that overlap: images and sums held, a block's scores in the making
-    held = blocks * (4 * slab * grid + 3 * scores)
+    held = blocks * (4 * slab * grid * stack.channels + 3 * scores)
     # grid slices that wait for the next, where the scan has others
     held += (stack.depth != stack.scan_depth) * 2 * scores
     voxels = stack.volume.raw.size
@@ -121,8 +124,8 @@ def _plan_for(batch: int, stack: Stack, workload: Workload) -> MemoryPlan:
         parts={
             "program": workload.loaded_bytes + SLACK_BYTES,
             "network": _growth(workload.growth_bytes, as_many_usual(part, stack, batch)),
-            "scan": workload.scans * voxels * itemsize,
-            "labels": workload.results * (2 if workload.uncertainty else 1) * voxels,
+            "scan": workload.scans * voxels * itemsize * stack.channels,
+            "labels": workload.results * (1 + workload.uncertainty + workload.regions) * voxels,
             "slabs": SLABS_ALIVE * (images + scores)
             + blending
             + held

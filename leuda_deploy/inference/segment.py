@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from leuda_deploy.engines.engine import Float32, Scorer
 from leuda_deploy.errors import ModelError
 from leuda_deploy.inference.find_first import Find, FullBecause, Walk
-from leuda_deploy.inference.labels import Uncertainty, label_plane
+from leuda_deploy.inference.labels import Uncertainty, label_plane, region_plane
 from leuda_deploy.inference.pipelined import prefetch
 from leuda_deploy.inference.slabs import (
     DEFAULT_SCORING,
@@ -33,9 +33,10 @@ from leuda_deploy.inference.slabs import (
     SlabScorer,
     Slices,
 )
-from leuda_deploy.inference.sliding_window import mirrored, scoring_floor_once
+from leuda_deploy.inference.sliding_window import mirrored, of_channels, scoring_floor_once
 from leuda_deploy.machine.clock import Clock
 from leuda_deploy.machine.progress import Progress, no_progress
+from leuda_deploy.model.regions import label_map, region_counts
 from leuda_deploy.scans.intensity import Intensity
 from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import Volume
@@ -56,6 +57,8 @@ class Segmentation:
         part: What of each slice was scored, and by windows of which size.
         full_because: Why every slice was scored; None: it was not, or nobody says.
         seconds: Busy wall seconds by part of the work; the parts overlap.
+        regions: (X, Y, Z) uint8, bit k: the voxel is in the region of class k + 1; its label is
+            the last of them. None: the model's structures do not overlap.
         cleaned_ml: Millilitres of islands that were taken out of `labels`, by label value; None: it
             was not asked for, or the model's card has no rules.
     """
@@ -67,6 +70,7 @@ class Segmentation:
     seconds: dict[str, float]
     scored: int
     part: Part
+    regions: NDArray[np.uint8] | None = None
     searched: int | None = None
     full_because: FullBecause | None = None
     cleaned_ml: dict[int, float] | None = None
@@ -85,7 +89,7 @@ def segment(
 
     Args:
         stack: The scan as the model's recipe has it.
-        engine: (B, 1, h, w) float32 normalised windows -> (B, K, h, w) scores, background first;
+        engine: (B, C, h, w) float32 normalised windows -> (B, K, h, w) scores, background first;
             where the stack has a window depth, (d, h, w) in place of (h, w).
         scoring: How windows are laid, blended and mirrored, and how many are held at a time.
         find: Score the slices that this search leads to alone, for a 2D engine; the others are
@@ -100,6 +104,8 @@ def segment(
     clock = Clock()
     with clock("normalise"):
         fill = stack.outside
+    if stack.channels > 1:
+        engine = of_channels(engine)
     if scoring.mirror:
         engine = mirrored(engine, scoring.tiling.mirror)
     if scoring.tiling.skip_floor:
@@ -128,7 +134,19 @@ def segment(
 
     labels = np.zeros(stack.volume.raw.shape, dtype=np.uint8, order="F")
     label_stack = stack.of_scan(labels)
-    unsure = Uncertainty(stack, wanted=uncertainty, probabilities=scoring.probabilities)
+    threshold = scoring.region_threshold
+    unsure = Uncertainty(
+        stack,
+        wanted=uncertainty,
+        probabilities=scoring.probabilities,
+        regions=threshold is not None,
+    )
+
+    def decide(plane: Float32) -> NDArray[np.uint8]:
+        if threshold is None:
+            return label_plane(plane, stack.plane_shape, stack.score_kernels[1:])
+        return region_plane(plane, stack.plane_shape, threshold, stack.score_kernels[1:])
+
     on_scan = ScanSlices(stack.depth, stack.scan_depth, stack.score_kernels[0])
     walk, planned = Walk(stack.depth, find), 0
     for wanted in walk:
@@ -137,16 +155,15 @@ def segment(
             for slices, found in on_scan(slab, on_grid):
                 with clock("labels"):
                     for index, plane in zip(slices, found, strict=True):
-                        label_stack[index] = label_plane(
-                            plane, stack.plane_shape, stack.score_kernels[1:]
-                        )
+                        label_stack[index] = decide(plane)
                 with clock("doubts"):
                     unsure.add(slices, found)
             for index in slab:
                 walk.saw(index, find is not None and bool(label_stack[index].any()))
             progress(int(walk.scored.sum()), planned, "")
     return Segmentation(
-        labels=labels,
+        labels=labels if threshold is None else label_map(labels),
+        regions=None if threshold is None else labels,
         uncertainty=unsure.entropy,
         low_confidence=unsure.low_share,
         intensity=stack.intensity,
@@ -157,9 +174,21 @@ def segment(
     )
 
 
-def volumes_ml(labels: NDArray[np.uint8], volume: Volume, names: Sequence[str]) -> dict[str, float]:
-    """Volume of each structure in millilitres; names[k] is the structure with label k + 1."""
+def volumes_ml(
+    labels: NDArray[np.uint8],
+    volume: Volume,
+    names: Sequence[str],
+    regions: NDArray[np.uint8] | None = None,
+) -> dict[str, float]:
+    """Volume of each structure in millilitres; names[k] is the structure with label k + 1.
+
+    Of regions that overlap, see `Segmentation.regions`, each with all of its voxels.
+    """
     counts = np.zeros(256, dtype=np.int64)
-    for part in np.moveaxis(labels, -1, 0):  # bincount widens what it counts to 8 bytes a voxel
+    for part in np.moveaxis(
+        labels if regions is None else regions, -1, 0
+    ):  # bincount widens what it counts to 8 bytes a voxel
         counts += np.bincount(part.ravel(order="K"), minlength=256)
+    if regions is not None:
+        counts = region_counts(counts)
     return {name: float(counts[k + 1]) * volume.voxel_ml for k, name in enumerate(names)}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from leuda_deploy.engines.engine import TENSORRT, Engine, EngineName, EngineSettings, Float32
+from leuda_deploy.engines.engine import TENSORRT, Engine, EngineName, EngineSettings
 from leuda_deploy.engines.open_engine import open_engine
 from leuda_deploy.errors import InputError
 from leuda_deploy.inference.clean_up import clean_up
@@ -23,6 +24,7 @@ from leuda_deploy.inference.slabs import (
     as_many_usual,
     part_of,
     sample_windows,
+    scoring_of,
     windows_of,
 )
 from leuda_deploy.machine.clock import Clock
@@ -37,8 +39,9 @@ from leuda_deploy.proof.choose_engine import (
     installed_engines,
     is_settled,
 )
-from leuda_deploy.scans.likeness import likeness
-from leuda_deploy.scans.stack import Stack
+from leuda_deploy.scans.channels import channels_of, together
+from leuda_deploy.scans.intensity.likeness import likeness
+from leuda_deploy.scans.stack import Stack, stack_of
 from leuda_deploy.scans.volume import Volume, read_volume, volume_of
 
 
@@ -118,7 +121,8 @@ class Segmenter:
         """Label a scan.
 
         Args:
-            scan: A file, a nibabel image, a `Volume`, or an array (X, Y, Z) with its affine.
+            scan: A file, a nibabel image, a `Volume`, or an array (X, Y, Z) with its affine. Of a
+                model with channels: a 4D one of these, or a list, in the order of the card.
             affine: (4, 4) voxel index -> RAS+ world in mm; needed with an array, refused otherwise.
             frame: Which one of a 4D scan, from 0.
             uncertainty: Also make the entropy map.
@@ -142,6 +146,10 @@ class Segmenter:
         frame: int | None = None,
     ) -> Volume:
         """Whatever `__call__` takes -> Volume. Raises InputError."""
+        if self.card.scan_count > 1 and not isinstance(scan, Volume):
+            if frame is not None:
+                raise InputError("the frames of a 4D scan are this model's channels: no frame")
+            return channels_of(scan, affine, self.card.channels)
         if isinstance(scan, np.ndarray):
             if affine is None:
                 raise InputError("an array does not say where it lies; give its affine")
@@ -155,8 +163,10 @@ class Segmenter:
         return volume_of(scan, None, frame=frame)
 
     def stack(self, volume: Volume) -> Stack:
-        """The scan as this model's recipe has it."""
-        return Stack(volume, self.card.recipe, window_depth=self.card.depth)
+        """As this model's recipe has it."""
+        if 1 + len(volume.more) != self.card.scan_count:
+            volume = together([volume, *volume.more], self.card.channels or ("one scan",))
+        return stack_of(volume, self.card.recipe, self.card.depth)
 
     def plan(
         self, stack: Stack, *, uncertainty: bool = False, scans: int = 1, results: int = 1
@@ -175,18 +185,19 @@ class Segmenter:
         loaded, choice = self._ready_for(stack)
         scoring = self._scoring(choice.engine)
         workload = Workload(
-            classes=1 + len(self.card.structures),
+            classes=self.card.score_count,
             loaded_bytes=loaded.resident_bytes,
             growth_bytes=choice.trial.growth_bytes,
             tiling=scoring.tiling,
             multiple=scoring.multiple,
             mirror=self.settings.mirror,
             uncertainty=uncertainty,
+            regions=self.card.options.regions,
             scans=scans,
             results=results,
         )
         part = part_of(stack, scoring.tiling, scoring.multiple)
-        # as many pixels at a time as in the trial, and a window for each stream
+        # as many pixels as in the trial, and a window a stream
         usual = choice.trial.batch // as_many_usual(part, stack, 1)
         batch = self.settings.batch or max(loaded.engine.streams, usual)
         return make_plan(stack, workload, batch=batch, max_bytes=self.settings.max_bytes)
@@ -217,14 +228,11 @@ class Segmenter:
 
     def _scoring(self, engine: EngineName) -> Scoring:
         """As the export proved it, which saw no mirrored windows. TensorRT takes few sizes."""
-        card, settings = self.card, self.settings
-        other_sizes = card.options.dynamic_window and engine not in TENSORRT
-        as_proven = settings.tiling == "auto" and not settings.mirror
-        return Scoring(
-            tiling=card.tiling if as_proven else card.tiling.in_windows,
-            multiple=card.options.window_multiple if other_sizes else None,
-            mirror=settings.mirror,
-            probabilities=card.probabilities,
+        return scoring_of(
+            self.card,
+            in_windows=self.settings.tiling == "windows" or self.settings.mirror,
+            other_sizes=engine not in TENSORRT,
+            mirror=self.settings.mirror,
         )
 
     def find_for(
@@ -255,9 +263,8 @@ class Segmenter:
 
         Not what it came to here: another machine's choice for "auto" is as good an answer.
         """
-        always = ("engine", "precision", "mirror", "clean_up")
-        unless_auto = ("search", "tiling")
-        names = [*always, *(n for n in unless_auto if getattr(self.settings, n) != "auto")]
+        other = (name for name in ("search", "tiling") if getattr(self.settings, name) != "auto")
+        names = ["engine", "precision", "mirror", "clean_up", *other]
         return {name: getattr(self.settings, name) for name in names}
 
     @property
@@ -273,20 +280,16 @@ class Segmenter:
             return self._ready
 
     def _make_ready(self, stack: Stack) -> tuple[Loaded, Choice]:
-        def windows() -> Float32:
-            return sample_windows(stack)
-
-        work = windows_of(stack, self.card.tiling)
+        windows, work = partial(sample_windows, stack), windows_of(stack, self.card.tiling)
         if self._named is not None:
             assert self.settings.engine != "auto"
-            choice = check_named(self.model, self.settings.engine, self.settings, windows, work)
-            return self._named, choice
-        before = resident_bytes() or 0
-        settings = self.settings
-        candidates = installed_engines(self.model, settings.precision, settings.on_the_cpu)
+            named = self.settings.engine
+            return self._named, check_named(self.model, named, self.settings, windows, work)
+        before, asked = resident_bytes() or 0, self.settings
+        candidates = installed_engines(self.model, asked.precision, asked.on_the_cpu)
         # it may have loaded TensorRT, to ask its version
         self._resident_bytes += (resident_bytes() or 0) - before
-        choice = choose_engine(self.model, candidates, self.settings, windows, work)
+        choice = choose_engine(self.model, candidates, asked, windows, work)
         return self._load(choice.engine, choice.settings), choice
 
     def _load(self, name: EngineName, settings: EngineSettings) -> Loaded:

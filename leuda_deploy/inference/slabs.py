@@ -22,9 +22,11 @@ from leuda_deploy.inference.sliding_window import (
     window_counts,
     window_starts,
 )
+from leuda_deploy.model.card import ModelCard
 from leuda_deploy.model.tiling import DEFAULT_TILING, Tiling
+from leuda_deploy.scans.intensity.air import Span
 from leuda_deploy.scans.resample import Kernel, taps
-from leuda_deploy.scans.stack import Span, Stack
+from leuda_deploy.scans.stack import Stack
 
 Slices = Sequence[int]  # rising indices
 TRIED_WINDOWS = 8
@@ -43,6 +45,7 @@ class Scoring:
         probabilities: The engine's scores are after a softmax.
         multiple: Of its sides, the windows that an engine takes besides the usual one; None: no
             other, so that slices are never scored whole.
+        region_threshold: The score above which a pixel is in a region; None: structures are none.
     """
 
     tiling: Tiling = DEFAULT_TILING
@@ -51,9 +54,31 @@ class Scoring:
     mirror: bool = False
     probabilities: bool = False
     multiple: int | None = None
+    region_threshold: float | None = None
 
 
 DEFAULT_SCORING = Scoring()
+
+
+def scoring_of(
+    card: ModelCard, *, in_windows: bool = False, other_sizes: bool = True, mirror: bool = False
+) -> Scoring:
+    """How a model's card says that scans are scored.
+
+    Args:
+        card: Of the model.
+        in_windows: Windows over all of each slice, whatever else was proven.
+        other_sizes: The engine takes windows of any size that the graph takes.
+        mirror: See `Scoring`.
+    """
+    free = other_sizes and card.options.dynamic_window
+    return Scoring(
+        tiling=card.tiling.in_windows if in_windows else card.tiling,
+        multiple=card.options.window_multiple if free else None,
+        mirror=mirror,
+        probabilities=card.probabilities,
+        region_threshold=card.region_threshold,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +101,11 @@ class Part:
     def window_counts(self, overlap: float) -> tuple[int, int]:
         """How many windows cover it, along its rows and its columns."""
         return window_counts(self.shape, self.window, overlap)
+
+    def facts(self, slice_shape: tuple[int, int], overlap: float) -> dict[str, tuple[int, ...]]:
+        """For the report: the pixels of a slice, of the part, of a window; windows along both."""
+        count = self.window_counts(overlap)
+        return {"slice": slice_shape, "part": self.shape, "window": self.window, "count": count}
 
     def of(self, images: Float32) -> Float32:
         """The part of images or scores (..., H, W): a view (..., h, w)."""
@@ -171,7 +201,7 @@ class BlockScorer(SlabScorer):
         super().__init__(engine, stack, scoring, fill=fill)
         tiling = scoring.tiling
         self._size = stack.window_slices
-        self._starts = window_starts(stack.depth, self._size, tiling.overlap)
+        self._starts = window_starts(stack.depth, self._size, tiling.overlap, tiling.steps)
         self.cuts = [min(start + self._size, stack.depth) for start in self._starts]
         self._weights = blend_weights((self._size,), tiling.blending)
         self._next = 0  # of the windows
@@ -205,13 +235,13 @@ class BlockScorer(SlabScorer):
         return range(start, start + done), found
 
     def _weighted_scores(self, block: Float32) -> Float32:
-        """(n, h, w), n up to the window's -> (n, K, h, w)."""
+        """(n, h, w) or (n, C, h, w), n up to the window's -> (n, K, h, w)."""
         missing = self._size - len(block)
         before = missing // 2
-        padded = np.pad(
-            block, [(before, missing - before), (0, 0), (0, 0)], constant_values=self._fill
-        )
-        (scores,) = self._score(padded[None])
+        beside = [(0, 0)] * (block.ndim - 1)
+        padded = np.pad(block, [(before, missing - before), *beside], constant_values=self._fill)
+        # the window's slices stand beside its rows and columns, after the channels
+        (scores,) = self._score(np.moveaxis(padded, 0, -3)[None])
         found = np.moveaxis(scores, 0, 1)[before : before + len(block)]
         return np.ascontiguousarray(found * self._weights[: len(block), None, None, None])
 
@@ -224,11 +254,12 @@ def windows_of(stack: Stack, tiling: Tiling) -> int:
 
 
 def sample_windows(stack: Stack, count: int = TRIED_WINDOWS) -> Float32:
-    """Windows from the middle of evenly spread slices of a scan: (count, 1, *window) float32."""
+    """Windows from the middle of evenly spread slices of a scan: (count, C, *window) float32."""
     starts = ((np.arange(count) + 0.5) / count * (stack.depth - stack.window_slices + 1)).astype(
         int
     )
-    return np.stack([stack.window_at(start)[None] for start in starts.tolist()])
+    windows = np.stack([stack.window_at(start) for start in starts.tolist()])
+    return windows.reshape(count, stack.channels, *stack.window)
 
 
 class ScanSlices:

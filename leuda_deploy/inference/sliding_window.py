@@ -9,7 +9,7 @@ from itertools import combinations, product
 import numpy as np
 
 from leuda_deploy.engines.engine import Float32, Scorer
-from leuda_deploy.model.tiling import DEFAULT_TILING, Blending, MirrorAxis, Tiling
+from leuda_deploy.model.tiling import DEFAULT_TILING, Blending, MirrorAxis, Steps, Tiling
 from leuda_deploy.scans.resample import fit_to_window
 
 MIRROR_AXES: dict[MirrorAxis, int] = {"slices": -3, "rows": -2, "columns": -1}
@@ -27,7 +27,8 @@ def score_slices(
     """Scores for every pixel: images (n, h, w) -> (n, K, h, w) float32.
 
     Slices smaller than the window are padded with `fill`; larger ones are covered by windows that
-    overlap and are blended in float32. Blocks (n, d, h, w) of a 3D engine's depth are done alike.
+    overlap and are blended in float32. Blocks (n, d, h, w) of a 3D engine's depth are done alike,
+    and so are slices or blocks of several channels, by an engine `of_channels`.
     """
     count, (height, width) = len(images), images.shape[-2:]
     window = window[-2:]
@@ -36,8 +37,8 @@ def score_slices(
     places = list(
         product(
             range(count),
-            window_starts(padded_shape[0], window[0], tiling.overlap),
-            window_starts(padded_shape[1], window[1], tiling.overlap),
+            window_starts(padded_shape[0], window[0], tiling.overlap, tiling.steps),
+            window_starts(padded_shape[1], window[1], tiling.overlap, tiling.steps),
         )
     )
     if len(places) == count:  # one window a slice: nothing to blend
@@ -80,12 +81,14 @@ def window_counts(
     return rows, columns
 
 
-def window_starts(size: int, window: int, overlap: float) -> list[int]:
-    """First pixels of the windows along one axis: evenly spread, the last ends at the border."""
+def window_starts(size: int, window: int, overlap: float, steps: Steps = "even") -> list[int]:
+    """First pixels of the windows along one axis: see `Tiling`; the last ends at the border."""
     if size <= window:
         return [0]
     stride = max(1, int(window * (1.0 - overlap)))
     count = -(-(size - window) // stride) + 1
+    if steps == "fixed":
+        return [min(k * stride, size - window) for k in range(count)]
     return [round(k * (size - window) / (count - 1)) for k in range(count)]
 
 
@@ -120,6 +123,11 @@ def mirrored(engine: Scorer, axes: tuple[MirrorAxis, ...]) -> Scorer:
         return total
 
     return score
+
+
+def of_channels(engine: Scorer) -> Scorer:
+    """The engine for windows (B, 1, C, h, w), which `score_slices` makes of slices (n, C, h, w)."""
+    return lambda windows: engine(windows[:, 0])
 
 
 def scoring_floor_once(engine: Scorer, floor: float, reach: float = 0.0) -> Scorer:

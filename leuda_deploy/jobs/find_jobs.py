@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -34,10 +34,18 @@ class Job:
     """One scan and where its results go; its report and picture lie beside `output`."""
 
     scan: Path  # a file, or a folder or zip with a DICOM series
+    others: tuple[Path, ...] = ()  # the files of the other channels; none: one, or all in `scan`
     output: Path
     uncertainty: Path | None = None
     dicom: Mapping[str, Path] = field(default_factory=dict)  # of a DICOM series: see DICOM_ENDINGS
     frame: int | None = None
+    regions: Mapping[str, Path] = field(default_factory=dict)  # name of a structure -> its mask
+
+    def files_of(self, channels: Sequence[str]) -> dict[str, str]:
+        """Name of each channel -> its file, or its frame of the one file."""
+        frames = [f"{self.scan}, frame {k}" for k in range(len(channels))]
+        files = [str(path) for path in (self.scan, *self.others)] if self.others else frames
+        return dict(zip(channels, files, strict=True))
 
 
 def find_jobs(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from leuda_deploy.errors import InputError, ScanError
@@ -13,10 +14,14 @@ from leuda_deploy.jobs.find_jobs import (
     Job,
     find_jobs,
     is_series,
+    label_stem,
     stem,
     with_frames,
 )
+from leuda_deploy.model.card import ModelCard
+from leuda_deploy.scans.channels import sibling_channels
 from leuda_deploy.scans.dicom.rules import NO_CHOICE, SeriesChoice
+from leuda_deploy.scans.dicom.sources import is_dicom_source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +85,76 @@ def jobs_of(
     )
     jobs = with_frames(job, frames, series)
     return jobs, len(jobs) == 1
+
+
+def for_model(
+    jobs: Sequence[Job],
+    card: ModelCard,
+    *,
+    others: Sequence[Path] = (),
+    regions: Path | None = None,
+) -> list[Job]:
+    """The same jobs, with the channels that a model reads and the masks of its regions.
+
+    Where a model has channels, CASE_0000.nii.gz is one scan with CASE_0001 and so on beside it.
+
+    Args:
+        jobs: Of `jobs_of`.
+        card: The model's.
+        others: The other channels of the one scan, in the order of the card.
+        regions: Folder for a mask of each structure; None: no masks.
+
+    Raises:
+        InputError: The model has no channels, or no regions; or what is asked of a model with them
+            is not offered.
+    """
+    if regions is not None and not card.options.regions:
+        raise InputError("--regions: the structures of this model do not overlap")
+    if card.options.regions and any(job.dicom for job in jobs):
+        raise InputError("DICOM objects of structures that overlap are not offered: NIfTI alone")
+    if others and (card.scan_count == 1 or len(jobs) > 1):
+        what = f"reads {card.scan_count} scan(s) together, and there are {len(jobs)} to label"
+        raise InputError(f"--channel is for one scan and a model with channels; this one {what}")
+    if card.scan_count > 1:
+        if any(is_dicom_source(job.scan) for job in jobs):
+            raise InputError("channels are read from NIfTI, NRRD or MHA, not from DICOM series")
+        if any(job.frame is not None for job in jobs):
+            raise InputError("the frames of a 4D scan are this model's channels: without --frame")
+        beside = {job.scan: tuple(others or sibling_channels(job.scan)) for job in jobs}
+        parts = {path for paths in beside.values() for path in paths}
+        jobs = [
+            _of_case(job, beside[job.scan]) if not others else replace(job, others=tuple(others))
+            for job in jobs
+            if job.scan not in parts
+        ]
+    if regions is None:
+        return list(jobs)
+    return [replace(job, regions=_masks(job, card, regions)) for job in jobs]
+
+
+def _of_case(job: Job, others: tuple[Path, ...]) -> Job:
+    """CASE_0000 with its channels; what leuda names is named after the case."""
+    if not others:
+        return job
+    name = stem(job.scan)
+    case = name.removesuffix("_0000")
+
+    def renamed(path: Path) -> Path:
+        if not path.name.startswith(f"{name}_"):
+            return path
+        return path.with_name(case + path.name.removeprefix(name))
+
+    doubts = job.uncertainty and renamed(job.uncertainty)
+    return replace(job, others=others, output=renamed(job.output), uncertainty=doubts)
+
+
+def _masks(job: Job, card: ModelCard, folder: Path) -> dict[str, Path]:
+    start = label_stem(job.output).removesuffix("_labels")
+    slugs = {each.name: re.sub(r"\W+", "-", each.name).strip("-") for each in card.structures}
+    return {
+        each.name: folder / f"{start}_{each.value}_{slugs[each.name]}.nii.gz"
+        for each in card.structures
+    }
 
 
 def _in_folder(given: Path, name: str) -> Path:

@@ -29,6 +29,7 @@ _log = logging.getLogger(__name__)
 
 NIFTI = (".nii", ".nii.gz")
 LABELS = (*NIFTI, ".seg.nrrd")
+REGION = "region "  # in a report, before the name of a structure whose mask it is
 NOT_DICOM = (".nii", ".gz", ".json", ".png", ".txt", ".hdr", ".img", ".mgz", ".onnx")
 # what each report has, of whatever version
 REPORT_KEYS = {"scan", "labels", "model_sha256", "scan_sha256", "volumes_ml"}
@@ -40,10 +41,16 @@ def outputs_of(job: Job, *, overlay: bool) -> dict[str, Path]:
     outputs = {
         "labels": job.output,
         "uncertainty": job.uncertainty,
+        **{region_role(name): path for name, path in job.regions.items()},
         **job.dicom,
         "overlay": picture_path(job.output) if overlay else None,
     }
     return {role: path for role, path in outputs.items() if path is not None}
+
+
+def region_role(name: str) -> str:
+    """What a report calls the mask of a structure."""
+    return f"{REGION}{name}"
 
 
 def plan_job_outputs(
@@ -63,6 +70,7 @@ def plan_job_outputs(
     read: list[Path] = [*inputs]
     for job in jobs:
         read += [job.scan] if job.scan.is_dir() else scan_files(job.scan)
+        read += job.others
     plan_outputs(
         [each for job in jobs for each in _planned(job, overlay)], inputs=read, force=force
     )
@@ -72,6 +80,7 @@ def _planned(job: Job, overlay: bool) -> Iterator[Output]:
     kinds = {
         "labels": ("labels", "--output", LABELS, ()),
         "uncertainty": ("entropy map", "--uncertainty", NIFTI, ()),
+        "region": ("mask of a region", "--regions", NIFTI, ()),
         "dicom_seg": ("DICOM SEG", "--dicom-seg", (), NOT_DICOM),
         "dicom_sr": ("DICOM SR", "--dicom-sr", (), NOT_DICOM),
         "rtstruct": ("RTSTRUCT", "--rtstruct", (), NOT_DICOM),
@@ -83,7 +92,8 @@ def _planned(job: Job, overlay: bool) -> Iterator[Output]:
         return path.is_file() and not path.is_symlink() and file_sha256(path) in own
 
     for role, path in outputs_of(job, overlay=overlay).items():
-        what, option, endings, not_endings = kinds[role]
+        kind = "region" if role.startswith(REGION) else role
+        what, option, endings, not_endings = kinds[kind]
         yield Output(
             path=path,
             what=what,
@@ -200,7 +210,7 @@ def scan_sha256(job: Job) -> str:
 
     Of one file it is the file's; of a pair (.hdr, .img) or a series, over the hashes of its files.
     """
-    files = scan_files(job.scan)
+    files = [*scan_files(job.scan), *job.others]
     if not files or not all(path.is_file() for path in files):
         return ""
     if len(files) == 1 and not job.scan.is_dir():

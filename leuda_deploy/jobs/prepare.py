@@ -21,6 +21,7 @@ from leuda_deploy.jobs.report import PreparedScan
 from leuda_deploy.machine.clock import Clock
 from leuda_deploy.machine.files import file_sha256
 from leuda_deploy.model.card import ModelCard
+from leuda_deploy.scans.channels import read_channels
 from leuda_deploy.scans.dicom.rules import NO_CHOICE, SeriesChoice
 from leuda_deploy.scans.dicom.sources import is_dicom_source
 from leuda_deploy.scans.volume import Volume, read_volume
@@ -79,9 +80,11 @@ def prepare(
         if done:
             return None
         if segmenter.settings.max_bytes is not None and segmenter.settled:
-            header, _ = _read(job, found, wishes, voxels=False)  # refused where it shows that
+            header, _ = _read(
+                job, found, wishes, segmenter.card, voxels=False
+            )  # refused where it shows that
             segmenter.plan(segmenter.stack(header), uncertainty=job.uncertainty is not None)
-        volume, series = _read(job, found, wishes)
+        volume, series = _read(job, found, wishes, segmenter.card)
     if series is not None and series.mended is not None:
         _log.warning("%s was mended: %s", series.found.name, mended_words(series.mended))
     implausible = implausible_geometry(volume)
@@ -159,8 +162,10 @@ def _series_sha256(found: FoundSeries) -> str:
 
 
 def _read(
-    job: Job, found: FoundSeries | None, wishes: Wishes, *, voxels: bool = True
+    job: Job, found: FoundSeries | None, wishes: Wishes, card: ModelCard, *, voxels: bool = True
 ) -> tuple[Volume, Series | None]:
+    if card.scan_count > 1:
+        return read_channels(job.scan, job.others, card.channels, voxels=voxels), None
     if found is None:
         return read_volume(job.scan, frame=job.frame, voxels=voxels), None
     from leuda_deploy.scans.dicom import read_series

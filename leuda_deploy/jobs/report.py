@@ -7,26 +7,30 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from leuda_deploy.engines.engine import Engine
-from leuda_deploy.errors import InputError, LeudaError, keep_traceback, one_line
+from leuda_deploy.errors import LeudaError, keep_traceback, one_line
 from leuda_deploy.inference.memory_plan import MemoryPlan
 from leuda_deploy.inference.segment import Segmentation, volumes_ml
+from leuda_deploy.jobs.dicom_out.objects import makers
 from leuda_deploy.jobs.find_jobs import DICOM_ENDINGS, Job, picture_path
-from leuda_deploy.jobs.outputs import JobWriter
+from leuda_deploy.jobs.outputs import JobWriter, region_role
 from leuda_deploy.jobs.picture.flags import Flag, flags_of
 from leuda_deploy.jobs.picture.overlay import Shown, draw_overlay
 from leuda_deploy.machine.clock import Clock
 from leuda_deploy.machine.memory import peak_bytes
+from leuda_deploy.model.card import Structure
+from leuda_deploy.model.regions import region_mask
 from leuda_deploy.scans.formats.seg_nrrd import ENDING as SEG_NRRD
 from leuda_deploy.scans.formats.seg_nrrd import write_seg_nrrd
 from leuda_deploy.scans.intensity import Intensity
-from leuda_deploy.scans.likeness import likeness
+from leuda_deploy.scans.intensity.likeness import likeness
 from leuda_deploy.scans.nifti import write_labels, write_map
 from leuda_deploy.scans.stack import Stack
 
 if TYPE_CHECKING:
+    from leuda_deploy.jobs.dicom_out import Findings
     from leuda_deploy.jobs.dicom_out.seg import SegType
     from leuda_deploy.scans.dicom import Series
 
@@ -37,6 +41,9 @@ _log = logging.getLogger(__name__)
 class Report:
     """What `leuda infer` did to one scan.
 
+    channels        what a model with channels read as which: a file or a frame; None: one scan
+    regions         the mask of each structure that may overlap others, by its name; None: not asked
+                    for. Its voxels in `labels` are those that no later structure covers
     written         SHA-256 of each file that was written, by its field: labels, overlay, ...
     not_written     why a file that was asked for is not there, by its field
     seconds         busy wall seconds by stage; they overlap, so they add up to more than
@@ -53,8 +60,7 @@ class Report:
     slices          how many the scan has on the model grid, how many were scored, and searched;
                     why all were scored (full_because), else null: the others are background
     windows         pixels (h, w) of a slice on the model grid, of the part of it that was scored
-                    (the rest is air), and of the windows it was scored in, and their
-                    count along both
+                    (the rest is air), and of the windows it was scored in, and their count
     series          of DICOM: which series it is, its phase, and what was done to mend its slices;
                     then the labels lie on the mended grid, those of a DICOM SEG on the slices
     domain          whether it looks like the target scans of training; None if the card does not
@@ -62,7 +68,9 @@ class Report:
     """
 
     scan: str
+    channels: Mapping[str, str] | None
     labels: str
+    regions: Mapping[str, str] | None
     overlay: str | None
     model: str
     model_sha256: str
@@ -154,6 +162,10 @@ def write_results(result: Result, *, overlay: bool, seg_type: SegType = "binary"
             job.output,
             lambda path: _write_labels(path, result),
         )
+        if found.regions is not None:
+            for structure in result.engine.card.structures:
+                if structure.name in job.regions:
+                    _write_region(writer, result, structure)
         if job.uncertainty is not None and (doubts := found.uncertainty) is not None:
             writer.write(
                 "uncertainty", job.uncertainty, lambda path: write_map(path, doubts, volume)
@@ -176,42 +188,35 @@ def write_results(result: Result, *, overlay: bool, seg_type: SegType = "binary"
             )
     if series is not None and job.dicom:
         with clock("DICOM"):
-            _write_dicom(result, series, seg_type, write_if_possible)
+            for what, make in makers(_findings(result, series), seg_type).items():
+                if what in job.dicom:
+                    write_if_possible(what, job.dicom[what], make)
     report = _report(result, writer.written, not_written)
     writer.finish(report.as_dict())
     return report
 
 
-def _write_dicom(
-    result: Result,
-    series: Series,
-    seg_type: SegType,
-    write: Callable[[str, Path, Callable[[Path], None]], None],
-) -> None:
-    from leuda_deploy.jobs.dicom_out import Findings, write_rtstruct, write_seg, write_sr
+def _findings(result: Result, series: Series) -> Findings:
+    from leuda_deploy.jobs.dicom_out import Findings
 
-    findings = Findings(
+    return Findings(
         labels=result.found.labels,
         series=series,
         card=result.engine.card,
         model_sha256=result.engine.sha256,
         low_confidence=result.found.low_confidence,
     )
-    seg: list[Any] = []  # what was written
 
-    def make_sr(path: Path) -> None:
-        if not seg:
-            raise InputError("there is no DICOM SEG that it could refer to")
-        write_sr(path, findings, seg[0])
 
-    makers: dict[str, Callable[[Path], None]] = {
-        "dicom_seg": lambda path: seg.append(write_seg(path, findings, seg_type)),
-        "dicom_sr": make_sr,
-        "rtstruct": lambda path: write_rtstruct(path, findings),
-    }
-    for what, make in makers.items():
-        if what in result.scan.job.dicom:
-            write(what, result.scan.job.dicom[what], make)
+def _write_region(writer: JobWriter, result: Result, structure: Structure) -> None:
+    assert result.found.regions is not None
+    mask = region_mask(result.found.regions, structure.value)
+    volume = result.scan.stack.volume
+    writer.write(
+        region_role(structure.name),
+        result.scan.job.regions[structure.name],
+        lambda path: write_labels(path, mask, volume, {1: structure.name}),
+    )
 
 
 def _write_labels(path: Path, result: Result) -> None:
@@ -231,7 +236,10 @@ def _shown(result: Result) -> Shown:
         modality=card.modality,
         slice_axis=card.recipe.slice_axis,
         likeness=None if card.domain is None else likeness(found.intensity, card.domain),
-        flags=flags_of(found.labels, card.structures, result.scan.stack.volume.voxel_ml),
+        flags=flags_of(
+            found.labels, card.structures, result.scan.stack.volume.voxel_ml, found.regions
+        ),
+        regions=found.regions,
     )
 
 
@@ -239,10 +247,12 @@ def _report(result: Result, written: Mapping[str, str], not_written: Mapping[str
     scan, found, card = result.scan, result.found, result.engine.card
     job, volume, peak = scan.job, scan.stack.volume, peak_bytes()
     names = [structure.name for structure in card.structures]
-    millilitres = volumes_ml(found.labels, volume, names)
+    millilitres = volumes_ml(found.labels, volume, names, found.regions)
     return Report(
         scan=str(job.scan),
+        channels=job.files_of(card.channels) if card.channels else None,
         labels=str(job.output),
+        regions={name: str(path) for name, path in job.regions.items()} or None,
         overlay=str(picture_path(job.output)) if "overlay" in written else None,
         uncertainty=str(job.uncertainty) if "uncertainty" in written else None,
         **{what: str(job.dicom[what]) if what in written else None for what in DICOM_ENDINGS},
@@ -264,7 +274,7 @@ def _report(result: Result, written: Mapping[str, str], not_written: Mapping[str
         cleaned_ml=None
         if (cleaned := found.cleaned_ml) is None
         else {card.label_names[value]: round(ml, 3) for value, ml in cleaned.items()},
-        flags=tuple(flags_of(found.labels, card.structures, volume.voxel_ml)),
+        flags=tuple(flags_of(found.labels, card.structures, volume.voxel_ml, found.regions)),
         domain=None if card.domain is None else asdict(likeness(found.intensity, card.domain)),
         series=None if scan.series is None else scan.series.about(job.frame),
         seconds={name: round(s, 4) for name, s in {**found.seconds, **scan.clock.seconds}.items()},
@@ -274,12 +284,7 @@ def _report(result: Result, written: Mapping[str, str], not_written: Mapping[str
             "searched": found.searched,
             "full_because": found.full_because,
         },
-        windows={
-            "slice": scan.stack.grid_shape,
-            "part": found.part.shape,
-            "window": found.part.window,
-            "count": found.part.window_counts(card.tiling.overlap),
-        },
+        windows=found.part.facts(scan.stack.grid_shape, card.tiling.overlap),
         total_seconds=round(time.perf_counter() - scan.began, 4),
         peak_memory_mb=None if peak is None else round(peak / 1e6, 1),
         predicted_peak_mb=round(result.plan.peak_bytes / 1e6, 1),

@@ -24,7 +24,7 @@ from leuda_deploy.machine.files import atomic_path, file_sha256
 from leuda_deploy.machine.outputs import Output
 from leuda_deploy.machine.outside import read_json
 from leuda_deploy.machine.progress import ShowProgress, show_nothing
-from leuda_deploy.scans.likeness import likeness
+from leuda_deploy.scans.intensity.likeness import likeness
 
 _log = logging.getLogger(__name__)
 # of a report, in the table of volumes

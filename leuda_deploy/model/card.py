@@ -12,10 +12,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from leuda_deploy.errors import ModelError, describe, printable
 from leuda_deploy.machine.outside import parse_json
+from leuda_deploy.model.regions import MOST_REGIONS
 from leuda_deploy.model.search import Search
 from leuda_deploy.model.tiling import Tiling
 from leuda_deploy.scans.dicom.rules import SeriesRules
-from leuda_deploy.scans.likeness import IntensityProfile
+from leuda_deploy.scans.intensity.likeness import IntensityProfile
 from leuda_deploy.scans.recipe import Depth, Recipe
 
 SCHEMA_VERSION = 1
@@ -136,16 +137,19 @@ class Provenance(_Part):
 
 
 class GraphOptions(_Part):
-    """What the graph does beyond (B, 1, *window) -> logits with a fixed window.
+    """What the graph does beyond (B, C, *window) -> logits with a fixed window.
 
     dynamic_window    it takes any window whose sides are multiples of window_multiple
     window_multiple   see dynamic_window; 1 if the window is fixed
-    output            its scores: logits, or after a softmax over the classes
+    output            its scores: logits, or after a softmax over the classes; of regions, a sigmoid
+    regions           it has one score for each structure and none for background: structures are
+                      regions, which may overlap; in one label map, the later of two is seen
     """
 
     dynamic_window: bool = False
     window_multiple: Annotated[int, Field(ge=1, le=4096)] = 1
     output: Literal["logits", "probabilities"] = "logits"
+    regions: bool = False
 
 
 class Int8(_Part):
@@ -166,6 +170,7 @@ class ModelCard(_Part):
     schema_version  of this table
     name            of the model
     modality        of the scans it is for
+    channels        what the network reads together, in order, as T1, T2; none: one scan
     structures      the classes, in order; background is class 0 and has no entry
     opset           of ONNX
     licence         under which the weights may be used
@@ -185,6 +190,7 @@ class ModelCard(_Part):
     name: Text
     modality: Text
     recipe: Recipe
+    channels: Annotated[tuple[Text, ...], Field(max_length=32)] = ()
     structures: Annotated[tuple[Structure, ...], Field(min_length=1, max_length=255)]
     feed: Literal["target", "target_as_source"]
     precision: Precision = "fp32"
@@ -209,6 +215,23 @@ class ModelCard(_Part):
     def probabilities(self) -> bool:
         """Whether the graph's scores are after a softmax."""
         return self.options.output == "probabilities"
+
+    @property
+    def scan_count(self) -> int:
+        """C: how many scans the network reads together."""
+        return max(1, len(self.channels))
+
+    @property
+    def score_count(self) -> int:
+        """K: how many scores a pixel has; background has one, unless structures are regions."""
+        return len(self.structures) + (not self.options.regions)
+
+    @property
+    def region_threshold(self) -> float | None:
+        """The score above which a pixel is in a region; None: it is in the class of the largest."""
+        if not self.options.regions:
+            return None
+        return 0.5 if self.probabilities else 0.0
 
     @property
     def label_names(self) -> dict[int, str]:
@@ -251,10 +274,26 @@ def parse_card(text: str, origin: str) -> ModelCard:
         raise ModelError(f"the model card of {origin} numbers its structures out of order")
     if card.depth is None and "slices" in card.tiling.mirror:
         raise ModelError(f"the model card of {origin} mirrors slices, but its graph is 2D")
-    if card.tiling.whole and (card.depth or not card.options.dynamic_window):
-        raise ModelError(
-            f"the model card of {origin} scores whole slices, but its graph has a fixed window"
-        )
-    if card.tiling.air and card.depth:
-        raise ModelError(f"the model card of {origin} leaves out air, but its graph is 3D")
+    if (line := _unsupported(card)) is not None:
+        raise ModelError(f"the model card of {origin} {line}")
     return card
+
+
+def _unsupported(card: ModelCard) -> str | None:
+    """What does not go together with the graph's windows, channels or regions; None if all does."""
+    if card.tiling.whole and not card.options.dynamic_window:
+        return "scores whole slices, but its graph has a fixed window"
+    plain = card.depth is None and card.scan_count == 1 and not card.options.regions
+    if (card.tiling.whole or card.tiling.air) and not plain:
+        return "scores slices whole, or less air: that is for 2D graphs of one scan and its classes"
+    if card.scan_count > 1:
+        if card.recipe.outside != "zero":
+            return 'has several channels: that needs "outside": "zero" in its recipe'
+        if card.domain is not None or card.search is not None or card.tiling.skip_floor:
+            return "has several channels: domain, search and skip_floor are of one scan alone"
+    if card.options.regions:
+        if len(card.structures) > MOST_REGIONS:
+            return f"has {len(card.structures)} regions; at most {MOST_REGIONS} are told apart"
+        if card.search is not None or any(each.anatomy for each in card.structures):
+            return "has regions: search and anatomy are of structures that do not overlap"
+    return None

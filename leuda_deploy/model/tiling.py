@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Blending = Literal["gaussian", "constant", "nnunet"]
 Pixels = Annotated[int, Field(ge=1, le=8192)]
+Steps = Literal["even", "fixed"]
 MirrorAxis = Literal["slices", "rows", "columns"]
 
 
@@ -15,6 +16,8 @@ class Tiling(BaseModel):
     """How windows cover a slice, and what may be done with them.
 
     overlap     least share of a window that it has in common with the next
+    steps       from window to window: "even", or "fixed" as MONAI has them, but for the last, which
+                ends at the border
     blending    weights of a window's scores where windows overlap: a Gaussian about the middle,
                 constant, or nnU-Net's Gaussian, which is about pixel size // 2 and has no floor
     mirror      axes along which a mirrored window means the same (no left and right organs among
@@ -33,6 +36,7 @@ class Tiling(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     overlap: Annotated[float, Field(ge=0, le=0.9)] = 0.5
+    steps: Steps = "even"
     blending: Blending = "gaussian"
     mirror: tuple[MirrorAxis, ...] = ()
     skip_floor: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from leuda_deploy.engines.engine import Float32, Scorer
 from leuda_deploy.errors import ParityError
 from leuda_deploy.model.card import ModelCard, Precision
+from leuda_deploy.model.regions import region_bits
 from leuda_deploy.proof.probes import Probes
 
 
@@ -97,8 +99,9 @@ class Parity:
 
 
 def class_names(card: ModelCard) -> tuple[str, ...]:
-    """The classes in the order of the logits' channels."""
-    return ("background", *(structure.name for structure in card.structures))
+    """The classes, or regions, in the order of the logits' channels."""
+    names = tuple(structure.name for structure in card.structures)
+    return names if card.options.regions else ("background", *names)
 
 
 def run_windows(engine: Scorer, windows: Float32, *, batch: int = 8) -> Float32:
@@ -115,8 +118,12 @@ def check_parity(
     stage: str,
     classes: Sequence[str],
     tolerances: Tolerances,
+    region_threshold: float | None = None,
 ) -> Parity:
     """Run the candidate on the probes and compare with the reference's logits (N, K, h, w).
+
+    region_threshold: the score above which a pixel is in a region; None: its class is the one with
+    the largest score.
 
     Raises ParityError, naming stage, window and class, if a limit is passed or a value is not
     finite; its `window` is the index of the worst window.
@@ -138,7 +145,7 @@ def check_parity(
         )
     real = slice(0, probes.real)
     spread = max(float(expected[real].std(dtype=np.float64)), 1e-6)
-    labels, others = expected[real].argmax(axis=1), found[real].argmax(axis=1)
+    labels, others = (_decided(scores[real], region_threshold) for scores in (expected, found))
     gap = np.abs(np.subtract(found, expected, out=found), out=found)  # scores of 3D windows are big
     window, channel = map(int, np.unravel_index(gap[real].argmax(), gap[real].shape)[:2])
     parity = Parity(
@@ -150,13 +157,32 @@ def check_parity(
         mean_abs=float(gap[real].mean(dtype=np.float64)) / spread,
         made_up_max_abs=float(gap[probes.real : probes.flat].max(initial=0.0)) / spread,
         disagreement=float((labels != others).mean()),
-        class_dice={name: _dice(labels == k, others == k) for k, name in enumerate(classes)},
+        class_dice={
+            name: _dice(_in(labels, k, region_threshold), _in(others, k, region_threshold))
+            for k, name in enumerate(classes)
+        },
         worst_window=probes.names[window],
         worst_class=classes[channel],
         tolerances=tolerances,
     )
     _judge(parity, gap, labels != others, probes, classes)
     return parity
+
+
+def _decided(scores: Float32, region_threshold: float | None) -> NDArray[Any]:
+    """(N, K, h, w) -> (N, h, w): class numbers, or a bit for each region."""
+    if region_threshold is None:
+        classes: NDArray[np.int64] = scores.argmax(axis=1)
+        return classes
+    return region_bits(np.moveaxis(scores, 1, 0), region_threshold)
+
+
+def _in(decided: NDArray[Any], k: int, region_threshold: float | None) -> NDArray[np.bool_]:
+    """Where the pixels of channel k are."""
+    inside: NDArray[np.bool_] = (
+        decided == k if region_threshold is None else (decided >> np.uint8(k)) % 2 == 1
+    )
+    return inside
 
 
 def _dice(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float | None:

@@ -11,8 +11,9 @@ import numpy as np
 from leuda_deploy.engines.engine import Float32
 from leuda_deploy.errors import ModelError
 from leuda_deploy.model.card import ModelCard
-from leuda_deploy.scans.stack import Stack
-from leuda_deploy.scans.volume import read_volume
+from leuda_deploy.scans.channels import read_channels, sibling_channels
+from leuda_deploy.scans.stack import stack_of
+from leuda_deploy.scans.volume import Volume, read_volume
 
 REAL_WINDOWS = 64  # at least; border windows are added until there are as many
 BORDER_WINDOWS = 8  # at least
@@ -94,11 +95,17 @@ def windows_of_scans(card: ModelCard, scans: Sequence[Path]) -> dict[str, Float3
     """Windows of scans, prepared as a model's card says: by scan, (n, h, w) or (n, d, h, w)."""
     windows: dict[str, Float32] = {}
     for path in scans:
-        stack = Stack(read_volume(path), card.recipe, window_depth=card.depth)
+        stack = stack_of(_read(card, path), card.recipe, card.depth)
         # of a 3D graph, windows that lie beside each other
         starts = range(0, stack.depth, stack.window_slices)
         windows[str(path)] = np.stack([stack.window_at(start) for start in starts])
     return windows
+
+
+def _read(card: ModelCard, path: Path) -> Volume:
+    if card.scan_count == 1:
+        return read_volume(path)
+    return read_channels(path, sibling_channels(path), card.channels)
 
 
 def probes_of_scans(card: ModelCard, scans: Sequence[Path]) -> Probes:

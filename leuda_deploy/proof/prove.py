@@ -64,6 +64,7 @@ def prove(model: ModelFile, reference: Reference) -> tuple[Parity, ...]:
                 stage=f"{reference.title} -> {title} {card.precision}",
                 classes=class_names(card),
                 tolerances=reference.tolerances or TOLERANCES[card.precision],
+                region_threshold=card.region_threshold,
             )
         except ParityError as error:
             if found:  # another engine computes the same graph rightly: no layer of it is at fault

@@ -267,6 +267,7 @@ def _compared(reference: Engine, candidate: Engine, windows: Float32) -> dict[st
             stage=candidate.description,
             classes=class_names(reference.card),
             tolerances=tolerances_of(candidate.precision),
+            region_threshold=reference.card.region_threshold,
         )
     except ParityError as error:
         return {"failure": "disagrees", "detail": str(error)}

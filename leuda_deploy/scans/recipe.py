@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-SliceAxis = Literal["right", "anterior", "superior", "array-0", "array-1", "array-2"]
+SliceAxis = Literal["right", "anterior", "superior", "array-0", "array-1", "array-2", "RAS", "LPS"]
 
 
 class FixedIntensity(BaseModel):
@@ -39,7 +39,9 @@ class Recipe(BaseModel):
     """How a scan becomes what the network reads.
 
     slice_axis        a world direction (the array axis closest to it is used, and in-plane axes
-                      are turned to the viewing convention), or an array axis (nothing is turned)
+                      are turned to the viewing convention), or an array axis (nothing is turned);
+                      RAS, LPS: slices, rows and columns run right, front and up, or left, back and
+                      up, as the axes of MONAI's windows do
     spacing_mm        (row, column) pixel size of the model grid in mm, or "native"
     window            (h, w) pixels that the network reads at once
     clip_percentiles  of the whole scan's finite voxels; values outside are clipped (the paper
@@ -49,9 +51,11 @@ class Recipe(BaseModel):
     fixed             of the normalisation "fixed"; no percentile is clipped then
     crop              "nonzero": only the box around all voxels that are not 0 is looked at; what
                       lies outside enters no statistic and is background
-    resampling        "smooth": linear, of all pixels that a larger one covers. As nnU-Net does it,
-                      "spline": the scan by cubic splines, scores linearly, neither smoothed;
-                      along an axis whose voxels are over three times as long as others, the nearest
+    only_nonzero      voxels of value 0 enter no statistic, and stay 0 (brains without a skull)
+    resampling        "smooth": linear, of all pixels that a larger one covers. "linear": between
+                      the nearest two. As nnU-Net does it, "spline": the scan by cubic splines,
+                      scores linearly, neither smoothed; along an axis whose voxels are over three
+                      times as long as others, the nearest
     outside           what a window holds beyond the scan: the darkest value, or 0 after normalising
     """
 
@@ -69,7 +73,8 @@ class Recipe(BaseModel):
     normalisation: Literal["zscore", "minmax", "fixed"] = "zscore"
     fixed: FixedIntensity | None = None
     crop: Literal["none", "nonzero"] = "none"
-    resampling: Literal["smooth", "spline"] = "smooth"
+    only_nonzero: bool = False
+    resampling: Literal["smooth", "linear", "spline"] = "smooth"
     outside: Literal["floor", "zero"] = "floor"
 
     @model_validator(mode="after")

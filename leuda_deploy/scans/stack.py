@@ -20,17 +20,20 @@ from numpy.typing import NDArray
 
 from leuda_deploy.errors import ScanError
 from leuda_deploy.scans.intensity import Intensity, fit_intensity
+from leuda_deploy.scans.intensity.air import Span, box_around, not_air
 from leuda_deploy.scans.recipe import Depth, Recipe
 from leuda_deploy.scans.resample import Kernel, Kernels, fit_to_window, left_alone, resize, taps
 from leuda_deploy.scans.volume import Volume
 
 Float32 = NDArray[np.float32]
-Span = tuple[int, int]  # from, up to
+Box = tuple[slice, ...]
+ALL: Box = (slice(None),) * 3
 MAX_GRID = 8192  # pixels a side; more means a wrong pixel size somewhere
 MAX_PLANE = 1 << 24  # pixels of a slice; the same
 # For a slice axis that is a world direction: where the axes D, H, W of the stack point.
 # Rows run down the picture and columns to its right, as a radiologist looks at it.
 STACK_DIRECTIONS = {"superior": "SPL", "anterior": "AIL", "right": "RIP"}
+STACK_DIRECTIONS |= {name: name for name in ("RAS", "LPS")}
 
 
 class Stack:
@@ -39,7 +42,10 @@ class Stack:
     window_depth      of a 3D graph; with a spacing of its own, the grid has `depth` slices where
                       the scan has `scan_depth`
     pixel_spacing_mm  overrides the header's in-plane pixel size, for data whose header is wrong
+    box               of the voxels that are looked at; None: as the recipe crops
     """
+
+    channels = 1
 
     def __init__(
         self,
@@ -48,13 +54,14 @@ class Stack:
         *,
         window_depth: Depth | None = None,
         pixel_spacing_mm: tuple[float, float] | None = None,
+        box: Box | None = None,
     ) -> None:
         self.volume, self.recipe = volume, recipe
         self.window = (window_depth.slices, *recipe.window) if window_depth else recipe.window
         self.window_slices = window_depth.slices if window_depth else 1
         self._orientation = _stack_orientation(volume.affine, recipe.slice_axis)
         # a view: nothing is copied until a slab is read
-        self._box = _nonzero_box(volume) if recipe.crop == "nonzero" else (slice(None),) * 3
+        self._box = box or (_nonzero_box(volume) if recipe.crop == "nonzero" else ALL)
         self._raw = orientations.apply_orientation(volume.raw[self._box], self._orientation)
         self.scan_depth, *plane = map(int, self._raw.shape)
         self.plane_shape = (plane[0], plane[1])
@@ -77,6 +84,8 @@ class Stack:
         self.score_kernels: Kernels = self._image_kernels
         self._clip_by_slice = False
         self._bodies: dict[float, tuple[Span, Span]] = {}
+        if recipe.resampling == "linear":
+            self.score_kernels = self._image_kernels = ("linear", "linear", "linear")
         if recipe.resampling == "spline":
             alone = left_alone(have, tuple(want))
             self._image_kernels = _kernels("spline", alone)
@@ -111,29 +120,15 @@ class Stack:
 
     @property
     def has_voxels(self) -> bool:
-        """Whether the voxels were read, too, not the header alone."""
+        """Whether more than the header was read."""
         return any(self.volume.raw.strides)
 
     def body(self, air: float) -> tuple[Span, Span]:
-        """The box around all pixels, of any slice, that are no air: rows and columns of the grid.
-
-        air  share of the way from the scan's darkest value to its brightest, up to which it is air
-        """
+        """The box around all that is no air in any slice, on the grid: see `air.not_air`."""
         if air not in self._bodies:
-            self._bodies[air] = self._body(air)
+            lit = not_air(self._raw, self.volume, self.intensity, air)
+            self._bodies[air] = box_around(lit, self.grid_shape)
         return self._bodies[air]
-
-    def _body(self, air: float) -> tuple[Span, Span]:
-        low, high = self.intensity.low, self.intensity.high
-        # padding and NaN are no tissue; a slope may turn the order around
-        brightest = (np.fmax if self.volume.slope > 0 else np.fmin).reduce(self._raw, axis=0)
-        values = brightest * np.float64(self.volume.slope) + self.volume.inter
-        lit = values > low + air * (high - low)
-        if not lit.any():
-            return (0, self.grid_shape[0]), (0, self.grid_shape[1])
-        return _span(lit.any(axis=1), self.grid_shape[0]), _span(
-            lit.any(axis=0), self.grid_shape[1]
-        )
 
     def slices_read(self, count: int) -> int:
         """How many of the scan's slices so many of the grid are made of, at most."""
@@ -174,7 +169,10 @@ class Stack:
             values = raw.astype(np.float32)
             values *= np.float32(self.volume.slope)
             values += np.float32(self.volume.inter)
+            zero = values == 0 if self.recipe.only_nonzero else None
             values = self.intensity(values)
+            if zero is not None:
+                values[zero] = 0
             image[...] = resize(values, self.grid_shape, self._image_kernels[1:])
             if self._clip_by_slice:
                 np.clip(image, values.min(), values.max(), out=image)
@@ -224,11 +222,48 @@ class Stack:
         return view
 
 
-def _span(lit: NDArray[np.bool_], size: int) -> Span:
-    """From the first to the last that is lit, on a grid of another size, and a pixel around."""
-    places = np.flatnonzero(lit)
-    first, stop = int(places[0]) * size // len(lit), -(-(int(places[-1]) + 1) * size // len(lit))
-    return max(0, first - 1), min(size, stop + 1)
+class ChannelStack(Stack):
+    """Scans on one grid that a network reads together; a `Stack`, with one axis more.
+
+    Each channel is normalised by itself; where the recipe crops, the box holds all of them. What
+    speaks of one scan alone (its volume, its intensity) speaks of the first.
+    """
+
+    def __init__(
+        self, volume: Volume, recipe: Recipe, *, window_depth: Depth | None = None
+    ) -> None:
+        every = (replace(volume, more=()), *volume.more)
+        box = ALL
+        if recipe.crop == "nonzero":
+            box = _around([_nonzero_box(each) for each in every])
+        super().__init__(every[0], recipe, window_depth=window_depth, box=box)
+        self._parts = [Stack(each, recipe, window_depth=window_depth, box=box) for each in every]
+        self.channels = len(every)
+
+    def images_of(self, wanted: Sequence[int]) -> Float32:
+        """These slices as the network reads them: (d, C, h, w) float32, normalised."""
+        return np.stack([part.images_of(wanted) for part in self._parts], axis=1)
+
+    def window_at(self, start: int) -> Float32:
+        """(C, h, w) float32; of a 3D graph (C, d, h, w)."""
+        return np.stack([part.window_at(start) for part in self._parts])
+
+
+def stack_of(volume: Volume, recipe: Recipe, window_depth: Depth | None = None) -> Stack:
+    """The scan as the network sees it, of one channel or several."""
+    kind = ChannelStack if volume.more else Stack
+    return kind(volume, recipe, window_depth=window_depth)
+
+
+def _around(boxes: Sequence[Box]) -> Box:
+    """The smallest box that holds all of them; `slice(None)` is the whole axis."""
+    if any(side.start is None for box in boxes for side in box):
+        return ALL
+    x, y, z = (
+        slice(min(box[axis].start for box in boxes), max(box[axis].stop for box in boxes))
+        for axis in range(3)
+    )
+    return x, y, z
 
 
 def _kernels(kernel: Kernel, alone: tuple[bool, ...]) -> Kernels:
@@ -236,7 +271,7 @@ def _kernels(kernel: Kernel, alone: tuple[bool, ...]) -> Kernels:
     return first, second, third
 
 
-def _nonzero_box(volume: Volume) -> tuple[slice, ...]:
+def _nonzero_box(volume: Volume) -> Box:
     """The smallest box that holds all voxels of a value other than 0; of none, the whole scan."""
     zero = -volume.inter / volume.slope
     lit = np.zeros(volume.raw.shape[:2], dtype=bool)
@@ -246,7 +281,7 @@ def _nonzero_box(volume: Volume) -> tuple[slice, ...]:
         deep[place] = marked.any()
         lit |= marked
     if not deep.any():
-        return (slice(None),) * 3
+        return ALL
     found = (np.flatnonzero(line) for line in (lit.any(axis=1), lit.any(axis=0), deep))
     return tuple(slice(int(places[0]), int(places[-1]) + 1) for places in found)
 

@@ -35,6 +35,7 @@ class Volume:
         header: The NIfTI header as it was read; None for other formats.
         shape: The shape on disk: (X, Y, Z), and trailing axes of length 1 if there are any.
         padding: (lowest, highest) stored value that stands for no tissue; None: not said.
+        more: The other channels, for a network that reads several scans of one grid together.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Volume:
     header: Any
     shape: tuple[int, ...]
     padding: tuple[float, float] | None = None
+    more: tuple[Volume, ...] = ()
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:

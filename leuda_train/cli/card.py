@@ -32,6 +32,18 @@ def init(
     structures: Annotated[
         str | None, typer.Option(help="Names of the classes after background: liver,spleen")
     ] = None,
+    regions: Annotated[
+        bool | None,
+        typer.Option(
+            "--regions/--classes",
+            help="Structures may overlap, large ones first: a score each, none of background. "
+            "Default: if the graph has a single score, or a sigmoid.",
+        ),
+    ] = None,
+    channels: Annotated[
+        str | None,
+        typer.Option(help="Of a graph that reads several scans together: T1,T2,FLAIR"),
+    ] = None,
     axis: Annotated[
         Axis | None,
         typer.Option(help="Along which slices are stacked; array-2: the scan is not turned."),
@@ -83,9 +95,13 @@ def init(
         return ""
 
     said_modality = ask(modality, "--modality", "Modality of the scans", "CT")
-    said_names = ask(
-        structures, "--structures", f"Names of its {facts.classes - 1} structures, with commas"
-    )
+    overlapping = facts.regions if regions is None else regions
+    count = facts.scores - (not overlapping)
+    said_names = ask(structures, "--structures", f"Names of its {count} structures, with commas")
+    said_channels = ""
+    if facts.channels > 1:
+        question = f"Names of the {facts.channels} scans that it reads, with commas"
+        said_channels = ask(channels, "--channels", question)
     said_axis = ask(axis, "--axis", f"Axis of the slices ({', '.join(AXES)})", "superior")
     said_spacing = ask(spacing, "--spacing", "Pixels of the network's grid in mm, or native")
     between = "native"
@@ -109,6 +125,10 @@ def init(
             name=name or graph.stem,
             modality=said_modality,
             structures=[part.strip() for part in said_names.split(",")],
+            regions=regions,
+            channels=[
+                part.strip() for part in (said_channels or channels or "").split(",") if part
+            ],
             axis=AXES[said_axis],
             spacing_mm=(pixels[0], pixels[-1]) if pixels else "native",
             slice_spacing_mm=(

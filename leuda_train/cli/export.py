@@ -12,7 +12,7 @@ import typer
 from leuda_deploy.cli import JsonOption, app
 from leuda_train.cli.need import need_torch
 
-Kind = Literal["run", "onnx", "nnunet"]
+Kind = Literal["run", "onnx", "nnunet", "monai"]
 ExportPrecision = Literal["fp32", "fp16", "bf16", "int8"]
 Blending = Literal["gaussian", "constant"]
 
@@ -42,6 +42,19 @@ def export(
     from_nnunet: Annotated[
         Path | None,
         typer.Option(help="In place of SOURCE: a model folder of nnU-Net, TRAINER__PLANS__CONFIG."),
+    ] = None,
+    from_monai: Annotated[
+        Path | None,
+        typer.Option(
+            help="In place of SOURCE: a MONAI bundle with models/model.onnx or models/model.ts."
+        ),
+    ] = None,
+    region_order: Annotated[
+        str | None,
+        typer.Option(
+            help="Of --from-monai, where structures overlap: their names, the largest first, each "
+            "shown over those before it."
+        ),
     ] = None,
     fold: Annotated[
         str | None,
@@ -89,6 +102,10 @@ def export(
     triton: Annotated[
         Path | None, typer.Option(help="Also write it into this Triton model repository.")
     ] = None,
+    monai: Annotated[
+        Path | None,
+        typer.Option(help="Also write it as a MONAI bundle's metadata and graph, DIR/NAME."),
+    ] = None,
     sign: Annotated[
         Path | None,
         typer.Option(help="Private key (PEM, Ed25519): sign the export, for leuda verify --key."),
@@ -103,8 +120,8 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a model and prove it, or refuse.  [dim]A run needs: leuda\\[train].[/dim]"""
-    origin, kind = _origin(source, from_nnunet)
-    if kind != "onnx":
+    origin, kind = _origin(source, from_nnunet, from_monai)
+    if kind != "onnx" and not (kind == "monai" and (origin / "models" / "model.onnx").is_file()):
         need_torch("leuda export")
     from leuda_deploy.cli.show import export_summary
     from leuda_deploy.export.to_tensorrt import engine_targets
@@ -137,15 +154,17 @@ def export(
         series=NO_RULES if rules is None else read_rules(rules),
         licence=licence,
         folds=tuple(fold.split(",")) if fold else (),
+        region_order=tuple(name.strip() for name in (region_order or "").split(",") if name),
         targets=tuple(targets),
         prove=tuple(prove or ()),
         search=search,
         triton=triton,
+        monai=monai,
     )
-    model, served = export_as_asked(request, show_progress)
+    model, written = export_as_asked(request, show_progress)
     if sign is not None:
         sign_export(model.folder, sign)
-    summary = export_summary(model, served)
+    summary = export_summary(model, written)
     if as_json:
         typer.echo(json.dumps(summary, allow_nan=False))
         return
@@ -153,7 +172,9 @@ def export(
         typer.echo(f"{key:<9}{value}")
 
 
-def _origin(source: Path | None, from_nnunet: Path | None) -> tuple[Path, Kind]:
+def _origin(
+    source: Path | None, from_nnunet: Path | None, from_monai: Path | None
+) -> tuple[Path, Kind]:
     """What is exported, and which kind of thing it is. Raises InputError unless it is one."""
     from leuda_deploy.errors import InputError
 
@@ -162,6 +183,10 @@ def _origin(source: Path | None, from_nnunet: Path | None) -> tuple[Path, Kind]:
         given.append((source, "onnx" if source.suffix == ".onnx" else "run"))
     if from_nnunet is not None:
         given.append((from_nnunet, "nnunet"))
+    if from_monai is not None:
+        given.append((from_monai, "monai"))
     if len(given) != 1:
-        raise InputError("name one thing to export: RUN, MODEL.onnx or --from-nnunet FOLDER")
+        raise InputError(
+            "name one thing to export: RUN, MODEL.onnx, --from-nnunet FOLDER or --from-monai BUNDLE"
+        )
     return given[0]

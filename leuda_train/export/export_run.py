@@ -10,6 +10,7 @@ from pathlib import Path
 from leuda_deploy.engines.open_engine import reference_engine
 from leuda_deploy.errors import LeudaError, TrainingError, reading
 from leuda_deploy.export.to_onnx import OPSET
+from leuda_deploy.inference.slabs import scoring_of
 from leuda_deploy.machine.outside import read_json
 from leuda_deploy.machine.progress import Progress, no_progress
 from leuda_deploy.model.card import (
@@ -33,7 +34,6 @@ from leuda_train.export.shortcuts.prove_tiling import with_tiling
 from leuda_train.export.shortcuts.whole_scans import (
     label_in_full,
     named_scans,
-    scoring_of,
     target_scans,
 )
 from leuda_train.loop.run_folder import MAX_EVALUATION_BYTES, RunFolder

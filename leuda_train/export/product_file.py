@@ -17,7 +17,7 @@ from torch import Tensor
 
 from leuda_deploy.errors import TrainingError
 from leuda_deploy.model.card import Anatomy, Code
-from leuda_deploy.scans.likeness import IntensityProfile
+from leuda_deploy.scans.intensity.likeness import IntensityProfile
 from leuda_deploy.scans.recipe import Recipe
 from leuda_train.loop import checkpoint
 from leuda_train.loop.run_folder import RunFolder

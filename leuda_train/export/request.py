@@ -20,15 +20,16 @@ from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.model.tiling import DEFAULT_TILING, Tiling
 from leuda_deploy.proof.probes import Probes, probes_of_scans
 from leuda_deploy.scans.dicom.rules import NO_RULES, SeriesRules
+from leuda_train.export.elsewhere.to_monai import to_monai
 
-Kind = Literal["run", "onnx", "nnunet"]
+Kind = Literal["run", "onnx", "nnunet", "monai"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportRequest:
     """What is exported, and into what.
 
-    source     a finished run's folder, an *.onnx file, or a model folder of nnU-Net
+    source     a finished run's folder, an *.onnx file, a model folder of nnU-Net, a MONAI bundle
     kind       which of these
     output     the export folder; None: the *.onnx file's own
     card       of an *.onnx file from elsewhere: its model card
@@ -36,12 +37,15 @@ class ExportRequest:
                of a run or a model of nnU-Net: what its model file is and says
     series     of a run: which DICOM series the model takes
     folds      of a model of nnU-Net; none: all that are finished
+    region_order
+               of a MONAI bundle whose structures overlap: their names, the largest first
     targets    TensorRT engines to build
     prove      scans to compare an engine on, and to prove a search on; without them a run is
                compared on its own slices, and its search on its unlabelled target scans
     search     of a run: prove a search, and refuse the export without one; or do not look for one;
                None: if there is one
     triton     a Triton model repository to write into
+    monai      a folder to write a MONAI bundle into
     """
 
     source: Path
@@ -54,16 +58,18 @@ class ExportRequest:
     series: SeriesRules = NO_RULES
     licence: str = "not stated"
     folds: tuple[str, ...] = ()
+    region_order: tuple[str, ...] = ()
     targets: tuple[EngineTarget, ...] = ()
     prove: tuple[Path, ...] = ()
     search: bool | None = None
     triton: Path | None = None
+    monai: Path | None = None
 
 
 def export_as_asked(
     request: ExportRequest, show: ShowProgress = show_nothing
-) -> tuple[ModelFile, Path | None]:
-    """Write and prove what is asked; the model file, and the folder in the Triton repository.
+) -> tuple[ModelFile, dict[str, Path]]:
+    """Write and prove what is asked; the model file, and its folders for "triton" and "monai".
 
     Raises:
         InputError: What is asked does not go together; nothing is written then.
@@ -72,14 +78,23 @@ def export_as_asked(
         ParityError: The model or an engine disagrees with what it was made from; it is not kept.
     """
     _check(request)
-    export = {"run": _export_run, "onnx": _import_onnx, "nnunet": _export_nnunet}[request.kind]
+    export = {
+        "run": _export_run,
+        "onnx": _import_onnx,
+        "nnunet": _export_nnunet,
+        "monai": _export_monai,
+    }[request.kind]
     model = export(request, show)
     if request.targets:
         probes = _probes(request, model.card)
         with show("TensorRT") as progress:
             add_engines(model, list(request.targets), probes=probes, progress=progress)
-    served = to_triton(model, request.triton) if request.triton is not None else None
-    return model, served
+    written: dict[str, Path] = {}
+    if request.triton is not None:
+        written["triton"] = to_triton(model, request.triton)
+    if request.monai is not None:
+        written["monai"] = to_monai(model, request.monai)
+    return model, written
 
 
 def _check(request: ExportRequest) -> None:
@@ -90,19 +105,28 @@ def _check(request: ExportRequest) -> None:
         raise InputError("--search and --rules need a run")
     if request.folds and request.kind != "nnunet":
         raise InputError("--fold is for --from-nnunet")
+    if request.region_order and request.kind != "monai":
+        raise InputError("--region-order is for --from-monai; a card lists its regions in order")
     if request.kind == "nnunet" and request.tiling.mirror:
         raise InputError("--mirror is not for --from-nnunet: the checkpoint says along which axes")
-    if request.kind != "onnx":
-        if request.output is None:
-            raise InputError("say where the export goes: -o exports/NAME")
+    if request.kind != "onnx" and request.output is None:
+        raise InputError("say where the export goes: -o exports/NAME")
+    if request.kind not in ("onnx", "monai"):
         return
+    _check_given(request)
+
+
+def _check_given(request: ExportRequest) -> None:
+    """The same, of a graph that is there already."""
     if request.precision != "fp32" or request.graph != GraphOptions():
         raise InputError(
             "--precision, --dynamic-window and --probabilities need a run or --from-nnunet"
         )
-    if not request.targets and request.triton is None and request.output is None:
+    written = (request.triton, request.monai, request.output)
+    if not request.targets and written == (None, None, None):
         raise InputError(
-            f"{request.source} is an export already: ask for --trt or --triton, or -o exports/NAME"
+            f"{request.source} is an export already: ask for --trt, --triton or --monai, or "
+            "-o exports/NAME"
         )
 
 
@@ -143,6 +167,19 @@ def _export_nnunet(request: ExportRequest, show: ShowProgress) -> ModelFile:
             progress=progress,
         )
     return model
+
+
+def _export_monai(request: ExportRequest, show: ShowProgress) -> ModelFile:
+    from leuda_train.export.elsewhere.export_monai import export_monai
+
+    assert request.output is not None  # `_check`
+    return export_monai(
+        request.source,
+        request.output,
+        scans=request.prove,
+        order=request.region_order,
+        licence=request.licence,
+    )
 
 
 def _import_onnx(request: ExportRequest, show: ShowProgress) -> ModelFile:

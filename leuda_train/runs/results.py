@@ -13,8 +13,8 @@ from torch import nn
 
 from leuda_deploy.machine.progress import Progress
 from leuda_deploy.model.card import Anatomy
+from leuda_deploy.scans.intensity.likeness import profile_of
 from leuda_deploy.scans.label_map import read_label_map
-from leuda_deploy.scans.likeness import profile_of
 from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import read_volume
 from leuda_train.config.schema import TrainConfig

@@ -20,7 +20,7 @@ from shutil import rmtree
 from leuda_deploy.errors import LeudaError, keep_traceback, one_line, printable
 from leuda_deploy.inference.segmenter import Segmenter
 from leuda_deploy.jobs.find_jobs import DICOM_ENDINGS, Job
-from leuda_deploy.jobs.node.peers import Destination
+from leuda_deploy.jobs.node.peers import Destination, WebDestination
 from leuda_deploy.jobs.node.queue import Entry, Queue
 from leuda_deploy.jobs.node.receive import Door, Receiver
 from leuda_deploy.jobs.node.send import NotReachedError, NotTakenError, send
@@ -47,7 +47,7 @@ class NodeSettings:
     """
 
     door: Door = field(default_factory=Door)
-    destination: Destination | None = None
+    destination: Destination | WebDestination | None = None
     kinds: tuple[str, ...] = ("dicom_seg", "dicom_sr")
     quiet_s: float = 10.0
     keep_s: float = 24 * 3600.0
@@ -182,7 +182,7 @@ class Node:
             self._send_now.wait(POLL_S)
             self._send_now.clear()
 
-    def _send(self, entry: Entry, to: Destination) -> None:
+    def _send(self, entry: Entry, to: Destination | WebDestination) -> None:
         door = self.settings.door
         try:
             for kind, _ in self.queue.to_send(entry.id):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from leuda_deploy.errors import InputError, one_line
 
+LOCAL = ("127.0.0.1", "localhost", "::1")
 MAX_TITLE = 16  # characters of an AE title, as the format has it
 
 
@@ -26,6 +28,18 @@ class Destination:
     title: str
     host: str
     port: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebDestination:
+    """Where results go by DICOMweb (STOW-RS), e.g. https://pacs.example/dicom-web."""
+
+    url: str
+
+    @property
+    def title(self) -> str:
+        """What the log calls it."""
+        return self.url
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +82,21 @@ def parse_sender(text: str) -> Sender:
     return Sender(title=check_title(title, "--from"), host=host or None)
 
 
-def parse_destination(text: str) -> Destination:
-    """ "PACS@10.0.0.9:104". Raises InputError."""
+def parse_destination(text: str) -> Destination | WebDestination:
+    """ "PACS@10.0.0.9:104", or "https://pacs.example/dicom-web". Raises InputError."""
+    if text.startswith(("http://", "https://")):
+        parts = urlsplit(text)
+        if parts.username or parts.password or parts.query or not parts.hostname:
+            raise InputError(
+                "--return: a URL holds no user or query; see LEUDA_RETURN_AUTHORIZATION"
+            )
+        if parts.scheme == "http" and parts.hostname not in LOCAL:
+            raise InputError(f"--return {text} would send patients' images unsealed: use https")
+        return WebDestination(url=text.rstrip("/"))
     title, _, address = text.partition("@")
     host, _, port = address.rpartition(":")
     if not (host and port.isdecimal() and 0 < int(port) < 1 << 16):
-        raise InputError(f"--return reads AET@HOST:PORT, not {text!r}")
+        raise InputError(f"--return reads AET@HOST:PORT or https://..., not {text!r}")
     return Destination(title=check_title(title, "--return"), host=host, port=int(port))
 
 

@@ -12,13 +12,13 @@ from socketserver import TCPServer
 from typing import Any
 
 from leuda_deploy.errors import InputError, one_line, printable
-from leuda_deploy.jobs.node.peers import Sender, Tls
+from leuda_deploy.jobs.node.peers import LOCAL, Sender, Tls
 from leuda_deploy.jobs.node.queue import Queue
 
 _log = logging.getLogger(__name__)
 
-LOCAL = ("127.0.0.1", "localhost", "::1")
 MOST_ASSOCIATIONS = 20
+HANDSHAKE_S = 10.0  # for each message of TLS that we wait for
 # statuses of C-STORE, PS3.4 B.2.3
 SUCCESS, NOT_AUTHORISED, NO_ROOM, NOT_UNDERSTOOD = 0x0000, 0x0124, 0xA700, 0xC000
 # what can be labelled: CT and MR, one image or many a file
@@ -153,7 +153,10 @@ class Receiver:
 
 
 def _server_class(hosts: set[str | None]) -> Any:
-    """A server that hangs up on hosts that no sender is on."""
+    """A server that hangs up on hosts that no sender is on, and on whoever ends no handshake.
+
+    pynetdicom's own waits for each handshake before it takes the next connection.
+    """
     from pynetdicom.transport import ThreadedAssociationServer
 
     class OurServer(ThreadedAssociationServer):  # type: ignore[misc]
@@ -162,6 +165,21 @@ def _server_class(hosts: set[str | None]) -> Any:
             if not allowed:
                 _log.warning("refused a connection of %s: it is not in --from", client_address[0])
             return allowed
+
+        def get_request(self) -> tuple[Any, Any]:
+            request, address = self.socket.accept()
+            if self.ssl_context is not None:  # the handshake follows in a thread of its own
+                request = self.ssl_context.wrap_socket(
+                    request, server_side=True, do_handshake_on_connect=False
+                )
+            return request, address
+
+        def finish_request(self, request: Any, client_address: Any) -> None:
+            if self.ssl_context is not None:
+                request.settimeout(HANDSHAKE_S)
+                request.do_handshake()
+                request.settimeout(None)
+            super().finish_request(request, client_address)
 
         def handle_error(self, request: Any, client_address: Any) -> None:
             _log.warning("a connection of %s broke off", client_address[0])

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leuda_deploy.model.card import Structure
+from leuda_deploy.model.regions import region_mask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +31,21 @@ MARGIN = 1.5
 
 
 def flags_of(
-    labels: NDArray[np.uint8], structures: Sequence[Structure], voxel_ml: float
+    labels: NDArray[np.uint8],
+    structures: Sequence[Structure],
+    voxel_ml: float,
+    regions: NDArray[np.uint8] | None = None,
 ) -> list[Flag]:
-    """The flags of the labels (X, Y, Z), in the structures' order; voxel_ml is a voxel's volume."""
+    """The flags of the labels (X, Y, Z), in the structures' order; voxel_ml is a voxel's volume.
+
+    Regions that overlap, see `Segmentation.regions`, are looked at one by one.
+    """
+    if regions is not None:
+        return [
+            flag
+            for each in structures
+            for flag in flags_of(region_mask(regions, each.value) * each.value, [each], voxel_ml)
+        ]
     ends = [np.unique(np.take(labels, end, axis=axis)) for axis in range(3) for end in (0, -1)]
     on_border = {value for end in ends for value in end.tolist()}
     counts = _counts(labels)

@@ -33,7 +33,7 @@ from leuda_deploy.jobs.picture.planes import (
 )
 from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.model.card import Structure
-from leuda_deploy.scans.likeness import Likeness
+from leuda_deploy.scans.intensity.likeness import Likeness
 from leuda_deploy.scans.recipe import SliceAxis
 from leuda_deploy.scans.volume import Volume
 
@@ -61,6 +61,7 @@ class Shown:
     slice_axis  the model's own plane
     likeness    to the scans of training; None: not known
     flags       what is odd about a structure
+    regions     of structures that overlap, see `Segmentation.regions`; None: they do not
     """
 
     volume: Volume
@@ -70,6 +71,7 @@ class Shown:
     slice_axis: SliceAxis = "superior"
     likeness: Likeness | None = None
     flags: Sequence[Flag] = ()
+    regions: NDArray[np.uint8] | None = None
 
 
 def draw_overlay(path: Path | str, shown: Shown) -> None:
@@ -147,7 +149,7 @@ def _legend(shown: Shown) -> list[tuple[Structure, str, str]]:
     """A structure, its name and millilitres, and what is odd about it."""
     top = max((structure.value for structure in shown.structures), default=0)
     names = [str(value) for value in range(1, top + 1)]
-    millilitres = volumes_ml(shown.labels, shown.volume, names)
+    millilitres = volumes_ml(shown.labels, shown.volume, names, shown.regions)
     return [
         (
             structure,

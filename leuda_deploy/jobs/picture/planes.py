@@ -62,9 +62,9 @@ def cut(volume: Volume, labels: NDArray[np.uint8], name: str) -> Plane:
 
 
 def plane_of_slices(volume: Volume, axis: SliceAxis) -> str:
-    """In which plane the slices of a recipe lie: a key of PLANES."""
+    """In which plane the slices of a recipe lie, or those that people look at: a key of PLANES."""
     for name, (direction, world_axis) in PLANES.items():
-        if axis == direction:
+        if axis == direction or (axis in ("RAS", "LPS") and direction == "superior"):
             return name
         if axis.startswith("array-"):
             turned = orientations.io_orientation(volume.affine)[int(axis[-1]), 0]

@@ -54,6 +54,9 @@ def fit_intensity(volume: Volume, recipe: Recipe) -> Intensity:
     no tissue and enters none of them.
     Raises ScanError for a scan in which nothing differs, unless the normalisation is fixed.
     """
+    if recipe.only_nonzero:
+        zero = -volume.inter / volume.slope
+        volume = volume.with_padding(zero, zero)
     values = distribution_of(volume)
     if values.count == 0:
         raise ScanError("nothing in it", f"{volume.name} has no finite voxel that is not padding")

@@ -1,1 +1,1 @@
-"""a model that leuda did not train -> its card, and an export of it."""
+"""models that leuda did not train -> their cards and exports; and an export as MONAI reads it."""

@@ -18,7 +18,7 @@ from leuda_deploy.engines.engine import Scorer
 from leuda_deploy.errors import ParityError
 from leuda_deploy.inference.find_first import find_in, scored_by
 from leuda_deploy.inference.segment import Segmentation, segment
-from leuda_deploy.inference.slabs import Scoring
+from leuda_deploy.inference.slabs import Scoring, scoring_of
 from leuda_deploy.model.model_file import ModelFile, write_model
 from leuda_deploy.model.search import Search
 from leuda_deploy.scans.stack import Stack
@@ -33,7 +33,7 @@ from leuda_train.export.shortcuts.same_labels import (
     missed_for_real,
     missed_of,
 )
-from leuda_train.export.shortcuts.whole_scans import FullPass, scoring_of, slice_counts
+from leuda_train.export.shortcuts.whole_scans import FullPass, slice_counts
 
 Pace = tuple[float, float]  # step and margin, in mm
 # shares of the smallest extent: steps and margins that are tried, the sparsest first

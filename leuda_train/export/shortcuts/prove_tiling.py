@@ -13,7 +13,7 @@ from typing import Any
 
 from leuda_deploy.engines.engine import Scorer
 from leuda_deploy.inference.segment import Segmentation, segment
-from leuda_deploy.inference.slabs import Part, Scoring, part_of
+from leuda_deploy.inference.slabs import Part, Scoring, part_of, scoring_of
 from leuda_deploy.model.model_file import ModelFile, write_model
 from leuda_deploy.model.tiling import Tiling
 from leuda_deploy.scans.stack import Stack
@@ -24,7 +24,7 @@ from leuda_train.export.shortcuts.same_labels import (
     beyond_limits,
     missed_for_real,
 )
-from leuda_train.export.shortcuts.whole_scans import FullPass, scoring_of
+from leuda_train.export.shortcuts.whole_scans import FullPass
 
 AIR = (0.15, 0.05)  # shares of the way from the darkest value to the brightest that are tried
 

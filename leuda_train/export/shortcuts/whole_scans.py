@@ -20,7 +20,6 @@ from leuda_deploy.inference.segment import segment
 from leuda_deploy.inference.slabs import Scoring
 from leuda_deploy.machine.outside import read_json
 from leuda_deploy.machine.progress import Progress, no_progress
-from leuda_deploy.model.card import ModelCard
 from leuda_deploy.scans.recipe import Recipe
 from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import read_volume
@@ -90,15 +89,6 @@ def named_scans(paths: Sequence[Path], recipe: Recipe) -> list[NamedScan]:
 
 def _open(image: Path, recipe: Recipe, pixel_spacing_mm: tuple[float, float] | None) -> Stack:
     return Stack(read_volume(image), recipe, pixel_spacing_mm=pixel_spacing_mm)
-
-
-def scoring_of(card: ModelCard) -> Scoring:
-    """How a model scores a scan."""
-    return Scoring(
-        tiling=card.tiling,
-        probabilities=card.probabilities,
-        multiple=card.options.window_multiple if card.options.dynamic_window else None,
-    )
 
 
 def label_in_full(

@@ -20,7 +20,7 @@ from leuda_deploy.inference.settings import Settings
 from leuda_deploy.inference.slabs import Scoring
 from leuda_deploy.model.search import Search
 from leuda_deploy.model.tiling import Tiling
-from leuda_deploy.scans.likeness import IntensityProfile
+from leuda_deploy.scans.intensity.likeness import IntensityProfile
 from leuda_deploy.scans.recipe import Recipe
 from leuda_deploy.scans.stack import Stack
 

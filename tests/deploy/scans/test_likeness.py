@@ -15,7 +15,7 @@ from support.makers import MakeCard, MakeModel
 
 from leuda_deploy.model.card import parse_card
 from leuda_deploy.scans.intensity import Intensity, fit_intensity
-from leuda_deploy.scans.likeness import Z_LIMIT, likeness, profile_of
+from leuda_deploy.scans.intensity.likeness import Z_LIMIT, likeness, profile_of
 from leuda_deploy.scans.recipe import Recipe
 from leuda_deploy.scans.volume import volume_of
 from leuda_train.data.phantom.anatomy import draw_anatomy

@@ -274,6 +274,21 @@ def test_a_report_has_the_volumes_and_the_model(findings: Findings, tmp_path: Pa
     assert observer.observer_identifying_attributes.serial_number == MODEL
 
 
+def say_segmentation(report: Path) -> None:
+    """Call the label map that a report refers to a segmentation of the older class.
+
+    A segment number may refer to either. dciodvfy 20260927 knows the older class alone there, and
+    takes the number of any other for an error; everything else it checks alike.
+    """
+    newer, older = "1.2.840.10008.5.1.4.1.1.66.7", "1.2.840.10008.5.1.4.1.1.66.4"
+    data_set = pydicom.dcmread(report)
+    seen = [element for element in data_set.iterall() if element.value == newer]
+    assert seen
+    for element in seen:
+        element.value = older
+    data_set.save_as(report)
+
+
 @pytest.mark.parametrize("which", ["full", "empty"])
 def test_other_programs_find_nothing_wrong(findings: Findings, tmp_path: Path, which: str) -> None:
     checker = Path(sys.executable).with_name("dciodvfy")
@@ -282,12 +297,13 @@ def test_other_programs_find_nothing_wrong(findings: Findings, tmp_path: Path, w
     findings = findings if which == "full" else empty(findings)
     for kind in ("binary", "labelmap"):
         seg = write_seg(tmp_path / f"{kind}.dcm", findings, kind)
-        if kind == "binary":  # of a label map, dciodvfy does not know that a report may refer to it
-            write_sr(tmp_path / "sr.dcm", findings, seg)
+        write_sr(tmp_path / f"sr_of_{kind}.dcm", findings, seg)
+    say_segmentation(tmp_path / "sr_of_labelmap.dcm")
     write_rtstruct(tmp_path / "rt.dcm", findings)
-    checks = [[checker, tmp_path / f"{name}.dcm"] for name in ("binary", "labelmap", "sr", "rt")]
+    written = ("binary", "labelmap", "sr_of_binary", "sr_of_labelmap", "rt")
+    checks = [[checker, tmp_path / f"{name}.dcm"] for name in written]
     if shutil.which("dsrdump"):
-        checks += [["dsrdump", tmp_path / "sr.dcm"], ["drtdump", tmp_path / "rt.dcm"]]
+        checks += [["dsrdump", tmp_path / "sr_of_labelmap.dcm"], ["drtdump", tmp_path / "rt.dcm"]]
     for command in checks:
         ran = subprocess.run(command, capture_output=True, text=True, check=False)
         said = ran.stdout + ran.stderr if command[0] == checker else ran.stderr

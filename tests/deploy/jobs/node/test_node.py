@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -205,6 +205,52 @@ def test_what_is_not_for_the_model_is_passed_over_and_what_is_broken_fails(
     assert archive.got == []
 
 
+@contextmanager
+def small_disk(folder: Path, kilobytes: int) -> Iterator[Path]:
+    """A file system of its own, of this size (Linux, as root)."""
+    folder.mkdir()
+    size = f"size={kilobytes}k"
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", size, "leuda-test", folder], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("no file system can be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """A file that leaves no room."""
+    filler = disk / "filler"
+    with suppress(OSError), filler.open("ab", buffering=0) as file:
+        while True:
+            file.write(b"0" * 1024)
+    return filler
+
+
+def test_a_disk_that_is_full_under_a_living_node_loses_nothing(
+    tmp_path: Path, segmenter: Segmenter, archive: Archive, caplog: pytest.LogCaptureFixture
+) -> None:
+    with small_disk(tmp_path / "queue", 4096) as disk:
+        node = make_node(tmp_path, segmenter, archive.port, quiet_s=1.0)
+        with working(node) as port:
+            images = make_series()
+            filler = fill(disk)
+            assert {*store(port, images)} == {0xA700}  # out of resources: the sender keeps them
+            filler.unlink()
+            assert store(port, images) == [0] * len(images)
+            filler = fill(disk)  # full when it is to be labelled
+            until(lambda: "cannot be used now" in caplog.text or "tried again" in caplog.text)
+            assert archive.got == []
+            filler.unlink()
+            (entry,) = until(in_state(node.queue, "sent"))
+        node.queue.close()
+    assert entry.images == len(images)
+    assert [each.Modality for each in archive.got] == ["SEG", "SR"]
+
+
 def test_an_archive_that_is_away_or_full_gets_it_later(
     tmp_path: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,6 +330,20 @@ def certificates(folder: Path) -> Tls:
     return Tls(certificate=cert, key=folder / "key.pem", authority=cert)
 
 
+def test_who_ends_no_handshake_keeps_nobody_waiting(
+    tmp_path: Path, segmenter: Segmenter, archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("leuda_deploy.jobs.node.receive.HANDSHAKE_S", 1.0)
+    tls = certificates(tmp_path)
+    node = make_node(tmp_path, segmenter, archive.port, door=Door(port=0, tls=tls))
+    with node.open(), socket.create_connection(("127.0.0.1", node.receiver.port)) as silent:
+        echo = call(node.receiver.port, tls=(tls.calling(), "127.0.0.1"))
+        assert echo.is_established
+        echo.release()
+        silent.settimeout(30)
+        assert silent.recv(1) == b""  # hung up on
+
+
 def test_with_tls_both_ways_are_secret(tmp_path: Path, segmenter: Segmenter) -> None:
     tls = certificates(tmp_path)
     archive = Archive(ssl_context=tls.accepting())
@@ -347,7 +407,7 @@ def test_orthanc_gets_all_of_a_burst_though_the_node_is_killed(tmp_path: Path) -
     out = tmp_path / "found.json"
     measured = subprocess.run(
         [
-            *(sys.executable, ROOT / "benchmarks" / "hospital_node.py", out),
+            *(sys.executable, ROOT / "benchmarks" / "neighbours" / "hospital_node.py", out),
             *("--studies", "4", "--kills", "2", "--quiet", "1"),
         ],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

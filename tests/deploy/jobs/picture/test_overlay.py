@@ -24,7 +24,7 @@ from leuda_deploy.jobs.picture.overlay import (
 )
 from leuda_deploy.jobs.picture.planes import choose_slices, cut, degrees_off, plane_of_slices
 from leuda_deploy.model.card import Structure
-from leuda_deploy.scans.likeness import Likeness
+from leuda_deploy.scans.intensity.likeness import Likeness
 
 SHAPE = (40, 20, 9)
 HEAD = LINE + 2 * GAP

@@ -53,7 +53,7 @@ def test_the_graph_says_its_window_classes_and_what_its_scores_are(
     model, window, output, classes, tmp_path
 ):
     facts = facts_of(saved(model, tmp_path))
-    assert (facts.window, facts.output, facts.classes) == (window, output, classes)
+    assert (facts.window, facts.output, facts.scores) == (window, output, classes)
     assert facts.precision == "fp32"
     assert facts.opset == model.opset_import[0].version
 
@@ -90,8 +90,6 @@ def two_outputs(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        (two_channels, "one channel"),
-        (one_class, "background first"),
         (two_outputs, "1 inputs and 2 outputs"),
     ],
 )
@@ -100,6 +98,16 @@ def test_what_leuda_cannot_use_is_said_at_once(change, what, tmp_path):
     change(model)
     with pytest.raises(ModelError, match=what):
         facts_of(saved(model, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "seen"), [(two_channels, (2, 3, False)), (one_class, (1, 1, True))]
+)
+def test_channels_and_a_single_score_are_seen(change, seen, tmp_path):
+    model = convolution([16, 16])
+    change(model)
+    facts = facts_of(saved(model, tmp_path))
+    assert (facts.channels, facts.scores, facts.regions) == seen
 
 
 def test_the_command_writes_a_card_with_which_the_graph_is_taken(tmp_path):

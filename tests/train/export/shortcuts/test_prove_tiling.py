@@ -14,7 +14,7 @@ from support.makers import MakeModel, make_volume
 from leuda_deploy.engines.engine import Float32
 from leuda_deploy.errors import ParityError
 from leuda_deploy.inference.segment import segment
-from leuda_deploy.inference.slabs import Scoring
+from leuda_deploy.inference.slabs import Scoring, scoring_of
 from leuda_deploy.model.card import GraphOptions
 from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.scans.recipe import Recipe
@@ -22,7 +22,7 @@ from leuda_deploy.scans.stack import Stack
 from leuda_train.export.product_file import ProductFacts
 from leuda_train.export.shortcuts.prove_search import with_search
 from leuda_train.export.shortcuts.prove_tiling import with_tiling
-from leuda_train.export.shortcuts.whole_scans import FullPass, label_in_full, scoring_of
+from leuda_train.export.shortcuts.whole_scans import FullPass, label_in_full
 
 RECIPE = Recipe(
     slice_axis="superior",

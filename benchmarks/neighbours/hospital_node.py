@@ -1,6 +1,6 @@
 """`leuda listen` between real neighbours: dcmtk sends, Orthanc gets the results -> a JSON file.
 
-    python benchmarks/hospital_node.py benchmarks/results/hospital_node.json
+    python benchmarks/neighbours/hospital_node.py benchmarks/results/hospital_node.json
 
 Small CT studies (parts of phantoms) come in a burst from two senders, while the node is killed
 (SIGKILL) again and again, and started anew. A sender that was not told that all is stored sends the
@@ -391,7 +391,7 @@ def main() -> None:
     versions["dcmtk"] = dcmtk.stdout.split()[2]
     versions["orthanc"] = orthanc.stdout.split()[1]
     content = {
-        "command": f"python benchmarks/hospital_node.py {args.out}",
+        "command": f"python benchmarks/neighbours/hospital_node.py {args.out}",
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {args.note}".rstrip(", "),
         "versions": versions,
         **found,
