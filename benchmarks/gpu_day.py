@@ -7,7 +7,7 @@ tests         pytest -m gpu
 pytorch       networks of paper size, trained for a moment and exported; PyTorch eager and AMP
 onnx-runtime  CUDA: how far it is off PyTorch, and how fast it is beside it
 tensorrt      the same of each TensorRT that is installed
-throughput    images/s and peak memory of a training step: le-uda, self-training, CycleGAN
+throughput    images/s and peak memory of a training step: le-uda, le-uda-plus, CycleGAN
 training      paper-abdominal on phantoms, or on a --cohort, for the minutes that are left
 
 Each part is a process of its own with a limit of its own, a share of the minutes. One that fails
@@ -227,9 +227,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--cohort", type=Path, help="cohort.toml to train on; default: phantoms")
     parser.add_argument(
         "--method",
-        default="self-training",
-        help="that is trained; default: self-training, whose minutes go into the segmentation: "
-        "le-uda first trains a CycleGAN for hours",
+        default="le-uda-plus-without-translated",
+        help="that is trained; default: le-uda-plus-without-translated, whose minutes go into the "
+        "segmentation: le-uda first trains a CycleGAN for hours",
     )
     parser.add_argument("--out", type=Path, help="models, logs, the run; default: runs/gpu_day")
     parser.add_argument("--results", type=Path, help=f"default: {RESULTS.relative_to(ROOT)}")

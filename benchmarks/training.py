@@ -98,8 +98,10 @@ def make_sets(size: int, count: int = 32) -> AlignedSets:
     labels = np.digitize(source, [-0.8, 0.0, 0.8, 1.4]).astype(np.uint8)
     return AlignedSets(
         images=images,
+        classes=CLASSES,
         labels=labels,
         labelled_rows=np.arange(count // 2),
+        source_scans=np.arange(count) // 16,
         target_scans=np.arange(count) // 16,
     )
 
@@ -120,7 +122,7 @@ def make_trainer(kind: str, config: TrainConfig, hardware: Hardware) -> Trainer:
             target_intensities=(),
         )
         return Translation(slices, config.translation, hardware, seed=0)
-    return Adaptation(sets, CLASSES, config, hardware, Generator(4, 1))
+    return Adaptation(sets, config, hardware, Generator(4, 1))
 
 
 def stepper(kind: str, config: TrainConfig) -> tuple[Callable[[int], Any], torch.device]:
@@ -129,7 +131,7 @@ def stepper(kind: str, config: TrainConfig) -> tuple[Callable[[int], Any], torch
         from parts.plain_step import PlainLoop
 
         device = torch.device(config.device)
-        return PlainLoop(make_sets(config.recipe.window[0]), CLASSES, config, device).step, device
+        return PlainLoop(make_sets(config.recipe.window[0]), config, device).step, device
     hardware = choose_hardware(config.device, config.precision)
     return make_trainer(kind, config, hardware).step, hardware.device
 

@@ -28,6 +28,7 @@ from typer.main import get_command
 
 from leuda_deploy.scans.dicom.rules import SeriesRules
 from leuda_train.cli import app
+from leuda_train.config.load import load_config
 from leuda_train.data.cohort_file import CohortSpec
 
 ROOT = Path(__file__).parents[1]
@@ -171,10 +172,14 @@ def _thin_out(cohort: Path) -> None:
                 file.unlink()
 
 
-def test_examples_of_toml_are_cohort_files_or_rules() -> None:
+def test_examples_of_toml_are_cohort_files_rules_or_methods(tmp_path: Path) -> None:
     examples = [block for block in BLOCKS if block.language == "toml"]
     assert len(examples) >= 3
     for block in examples:
+        if block.task == "method":
+            (tmp_path / "mine.toml").write_text(block.text)
+            load_config("demo", str(tmp_path / "mine.toml"))
+            continue
         kind = SeriesRules if block.task == "rules" else CohortSpec
         kind.model_validate(tomllib.loads(block.text))
 

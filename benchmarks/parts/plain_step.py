@@ -40,14 +40,12 @@ from leuda_train.objective.schedules import lambdas, learning_rate
 class PlainLoop:
     """LE-UDA without self-training, with teachers that normalise by their own domain."""
 
-    def __init__(
-        self, sets: AlignedSets, classes: int, config: TrainConfig, device: torch.device
-    ) -> None:
+    def __init__(self, sets: AlignedSets, config: TrainConfig, device: torch.device) -> None:
         assert config.objective.lambda_pseudo == 0, "not part of the plain loop"
         assert config.objective.teacher_batchnorm == "own", "not part of the plain loop"
         self.sets, self.config, self.device = sets, config, device
         torch.manual_seed(config.seed)
-        self.student = UNet(classes, config.unet.widths, config.unet.dropout).to(device)
+        self.student = UNet(sets.classes, config.unet.widths, config.unet.dropout).to(device)
         self.intra_teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.inter_teacher = copy.deepcopy(self.student).requires_grad_(False)
         levels, width = config.adversarial.levels, config.adversarial.width

@@ -18,7 +18,7 @@ from parts.rows import Row, Rows
 # row -> method, kind of loop
 KINDS = {
     "le-uda": ("le-uda", "ours"),
-    "self-training": ("self-training", "ours"),
+    "le-uda-plus": ("le-uda-plus", "ours"),
     "CycleGAN (stage 1 of le-uda)": ("le-uda", "cyclegan"),
 }
 TURNS, TURN_SECONDS = 5, 4.0

@@ -1,7 +1,8 @@
 """run.toml + method.toml -> TrainConfig; a config and a cohort's grid -> Recipe.
 
 A config says how large and how long; a method says what is trained on what. Both are TOML with the
-same keys; the method is laid over the config.
+same keys; the method is laid over the config. A method that is another one but for a few values
+names it, `based_on = "le-uda-plus"`, and holds those values alone.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def load_config(config: str | dict[str, Any], method: str, **overrides: Any) -> 
     """
     title = config if isinstance(config, str) else str(config.get("name", "given"))
     below = _read("configs", config) if isinstance(config, str) else config
-    content = _merge(below, _read("methods", method))
+    content = _merge(below, _read_method(method))
     content.setdefault("name", Path(title).stem)
     content.setdefault("method", Path(method).stem)
     content |= {key: value for key, value in overrides.items() if value is not None}
@@ -79,6 +80,20 @@ def _read(kind: Literal["configs", "methods"], name: str) -> dict[str, Any]:
     raise InputError(
         f"no {kind[:-1]} named {name!r}; shipped: {', '.join(shipped(kind))}; or a *.toml file"
     )
+
+
+def _read_method(name: str, before: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A method laid over the one that it is based on, and so on."""
+    content = _read("methods", name)
+    base = content.pop("based_on", None)
+    if base is None:
+        return content
+    chain = (*before, name)
+    if not isinstance(base, str):
+        raise InputError(f"method {name}: based_on = {base!r} is not the name of a method")
+    if base in chain:
+        raise InputError(f"method {name}: based_on goes round: {' -> '.join((*chain, base))}")
+    return _merge(_read_method(base, chain), content)
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

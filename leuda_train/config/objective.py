@@ -62,6 +62,10 @@ class ObjectiveConfig(Part):
     pseudo_refine      with "volume": the teacher's probabilities first follow the slices' edges
     pseudo_renewed_from_epoch  with "volume": the first labels stand until it
     pseudo_from_epoch  no self-training before it; from then on with the ramp of the other λ
+    source_pseudo_share  the share of the supervised images that are of unlabelled source scans,
+                       labelled as whole scans by the intra-domain teacher every
+                       pseudo_every_epochs; not in the paper
+    source_pseudo_from_epoch  none of them before it: a poor teacher's labels do harm
     copy_paste         how often a labelled source region is pasted into the image that the student
                        self-trains on, with its label; not in the paper
     batchnorm_over     what batch norm takes its statistics over in training, where a network reads
@@ -97,6 +101,8 @@ class ObjectiveConfig(Part):
     pseudo_refine: bool = False
     pseudo_renewed_from_epoch: Count = 0
     pseudo_from_epoch: Count = 0
+    source_pseudo_share: Share = 0.0
+    source_pseudo_from_epoch: Count = 0
     copy_paste: Share = 0.0
     batchnorm_over: Literal["batch", "stream"] = "batch"
 
@@ -163,7 +169,7 @@ class ObjectiveConfig(Part):
         """Network name -> whether any term of L asks it."""
         return {
             "student": True,
-            "intra_teacher": bool(self.intra_streams),
+            "intra_teacher": bool(self.intra_streams) or self.source_pseudo_share > 0,
             "inter_teacher": bool(self.inter_streams)
             or (self.lambda_pseudo > 0 and self.pseudo_by == "volume"),
         }
@@ -198,6 +204,14 @@ class ObjectiveConfig(Part):
             raise ValueError(
                 "copy_paste needs lambda_pseudo: it pastes into what is self-trained on"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _some_true_labels_are_left(self) -> Self:
+        if self.source_pseudo_share > 0 and self.lambda_pseudo == 0:
+            raise ValueError("source_pseudo_share is self-training, too: it needs lambda_pseudo")
+        if self.source_pseudo_share == 1:
+            raise ValueError("source_pseudo_share = 1 leaves no image with true labels")
         return self
 
     @model_validator(mode="after")

@@ -204,9 +204,11 @@ class TrainConfig(Part):
         objective = self.objective
         change: dict[str, object] = {}
         if objective.lambda_pseudo > 0 and epoch < objective.pseudo_from_epoch:
-            change = {"lambda_pseudo": 0.0, "copy_paste": 0.0}
+            change = {"lambda_pseudo": 0.0, "copy_paste": 0.0, "source_pseudo_share": 0.0}
         elif objective.pseudo_by == "volume" and epoch < objective.pseudo_volumes_from_epoch:
             change = {"pseudo_by": "slice"}
+        if epoch < objective.source_pseudo_from_epoch:
+            change["source_pseudo_share"] = 0.0
         changed = objective.model_copy(update=change)
         return self.model_copy(update={"objective": changed}) if change else self
 

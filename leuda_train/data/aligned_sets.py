@@ -27,32 +27,38 @@ class AlignedSets:
 
     Memory-mapped, or, after `on_device`, tensors on the GPU.
 
+    classes        K, background included, whether or not each is in the labels
     labels         (N, h, w) uint8, of the rows of the family that is supervised
     labelled_rows  the rows whose labels are trained on
     held_out_rows  rows that have labels, too, but are chosen by; none: nothing is chosen
-    target_scans   (N,) which scan each target slice is of; slices of a scan follow one another
+    source_scans, target_scans  (N,) which scan a slice is of; those of a scan follow one another
+    self_labelled_rows  source rows whose labels a teacher made; none of them is in the others
     known_shares   (K,) what `class_shares` is of labels that are not at hand
     """
 
     images: Mapping[Stream, NDArray[np.float32] | Tensor]
+    classes: int
     labels: NDArray[np.uint8] | Tensor
     labelled_rows: NDArray[np.int64]
     held_out_rows: NDArray[np.int64] | None = None
+    source_scans: NDArray[np.int64] | None = None
     target_scans: NDArray[np.int64] | None = None
+    self_labelled_rows: NDArray[np.int64] | None = None
     known_shares: Tensor | None = None
 
     @cached_property
     def structure_rows(self) -> NDArray[np.int64]:
         """The labelled rows that show any structure."""
-        rows = [int(row) for row in self.labelled_rows if (self.labels[int(row)] > 0).any()]
-        return np.array(rows, dtype=np.int64)
+        return self._showing(self.labelled_rows)
 
     @cached_property
-    def classes(self) -> int:
-        """K: one more than the highest class number in the labels."""
-        if self.known_shares is not None:
-            return len(self.known_shares)
-        return 1 + max((int(self.labels[int(row)].max()) for row in self.labelled_rows), default=0)
+    def self_labelled_structure_rows(self) -> NDArray[np.int64]:
+        """The rows labelled by a teacher that show any structure."""
+        assert self.self_labelled_rows is not None
+        return self._showing(self.self_labelled_rows)
+
+    def _showing(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.array([r for r in rows if (self.labels[int(r)] > 0).any()], dtype=np.int64)
 
     @cached_property
     def class_shares(self) -> Tensor:

@@ -42,6 +42,7 @@ class Draw:
     augment, style      the random affine of every image; the random style of what is trained on
     appearance          in place of the style: by structure for the supervised streams, and one for
                         the restyled target
+    source_pseudo_share  of the supervised images, those of source scans that a teacher labelled
     structure_share     of the supervised images, those that show a structure; None: as they come
     copy_paste          how often a supervised region is pasted into the restyled target
     size                (h, w) of every image; None: as in the sets
@@ -57,6 +58,7 @@ class Draw:
     style: StyleConfig
     appearance: tuple[AppearanceConfig, AppearanceConfig] | None = None
     structure_share: float | None = None
+    source_pseudo_share: float = 0.0
     copy_paste: float = 0.0
     size: tuple[int, int] | None = None
 
@@ -109,17 +111,44 @@ def draw_rows(
 
 
 def draw_labelled(sets: AlignedSets, draw: Draw, step: int, purpose: str) -> NDArray[np.int64]:
-    """Labelled rows for step n, in fixed shares of rows that show a structure and of any others."""
-    count, share = draw.labelled_count, draw.structure_share
-    others = np.setdiff1d(sets.labelled_rows, sets.structure_rows)
-    if share is None or not len(sets.structure_rows) or not len(others):
-        return draw_rows(sets.labelled_rows, count, step, draw.seed, purpose)
+    """Rows with labels for step n, in fixed shares: by whom they are labelled, what they show."""
+    own, showing = sets.labelled_rows, sets.structure_rows
+    count = draw.labelled_count
+    if sets.self_labelled_rows is None or not draw.source_pseudo_share:
+        return _draw_showing(own, showing, count, draw, step, purpose)
+    by_teacher = min(count - 1, round(draw.source_pseudo_share * count))
+    rows = [
+        _draw_showing(own, showing, count - by_teacher, draw, step, purpose),
+        _draw_showing(
+            sets.self_labelled_rows,
+            sets.self_labelled_structure_rows,
+            by_teacher,
+            draw,
+            step,
+            f"{purpose}/by a teacher",
+        ),
+    ]
+    return np.concatenate(rows)
+
+
+def _draw_showing(
+    rows: NDArray[np.int64],
+    structures: NDArray[np.int64],
+    count: int,
+    draw: Draw,
+    step: int,
+    purpose: str,
+) -> NDArray[np.int64]:
+    """count rows, in fixed shares of rows that show a structure and of any others."""
+    share, others = draw.structure_share, np.setdiff1d(rows, structures)
+    if share is None or not len(structures) or not len(others):
+        return draw_rows(rows, count, step, draw.seed, purpose)
     showing = min(count, max(1, round(share * count)))
-    parts = ((sets.structure_rows, showing, "structures"), (others, count - showing, "others"))
+    parts = ((structures, showing, "structures"), (others, count - showing, "others"))
     return np.concatenate(
         [
-            draw_rows(rows, part, step, draw.seed, f"{purpose}/{name}")
-            for rows, part, name in parts
+            draw_rows(of, part, step, draw.seed, f"{purpose}/{name}")
+            for of, part, name in parts
             if part
         ]
     )

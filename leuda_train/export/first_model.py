@@ -103,8 +103,8 @@ def read_first_model(path: Path) -> FirstModel:
     if facts.feed != "target":
         raise InputError(
             f"{path} ships {facts.network} behind a generator that was trained on source scans; "
-            "`leuda adapt` needs a network that reads the target itself, as --method "
-            "self-training-without-pseudo trains one"
+            "`leuda adapt` needs a network that reads the target itself: train one "
+            "with --method style"
         )
     if facts.class_shares is None:
         raise InputError(

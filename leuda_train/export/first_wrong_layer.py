@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from leuda_deploy.proof.layers import layers_of, relative_error, values_of
-from leuda_train.networks.cyclegan import InstanceNorm
+from leuda_train.networks.instance_norm import InstanceNorm
 
 # what a module of this kind is in the graph
 OPERATORS: dict[type[nn.Module], str] = {

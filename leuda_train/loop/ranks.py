@@ -7,9 +7,10 @@ is a mean over images is therefore taken over one's own share; one that is not (
 median confidence) and the statistics of batch norm are taken over the joint batch, by `gather` and
 `sum`, whose gradients cross processes, too.
 
-Gradients are averaged here, once after each backward pass, and not by DistributedDataParallel: the
-discriminators and generators are called two and three times between updates, and the
-discriminators' weights have no gradient in half of them, which its hooks do not foresee.
+Gradients are averaged here, in one message after each backward pass. DistributedDataParallel would
+do it in several during the pass. It runs with these networks, too; but the losses and the joint
+batch norm cross processes by messages of their own, which its buckets would have to keep clear of,
+and networks of this size have little to hide.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -31,8 +32,10 @@ from torch import Tensor
 from leuda_deploy.errors import InputError
 
 Rows = TypeVar("Rows", Tensor, NDArray[np.int64])
-# Others wait for the first process while it writes, loads or evaluates; the launcher ends them if
-# it fails.
+# Within a step all processes are equally far; one that waits so long has lost another.
+STEP_PATIENCE = timedelta(minutes=30)
+# Others wait for the first process while it writes, loads, trains a translation alone or evaluates;
+# the launcher ends them if it fails.
 PATIENCE = timedelta(days=30)
 # How long the others keep an error to themselves, so that the first process can say it.
 ECHO_SECONDS = 20.0
@@ -40,10 +43,18 @@ ECHO_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Ranks:
-    """Process `rank` of `size`; with a size of 1 every method is the identity."""
+    """Process `rank` of `size`; with a size of 1 every method is the identity.
+
+    waiting  the group in which the others wait for the first process
+    """
 
     rank: int = 0
     size: int = 1
+    waiting: dist.ProcessGroup | None = field(default=None, compare=False)
+
+    def __deepcopy__(self, memo: object) -> Ranks:
+        """Itself: a copied network is in the same process."""
+        return self
 
     @property
     def first(self) -> bool:
@@ -100,7 +111,7 @@ class Ranks:
         if self.size == 1:
             return value
         message = [value]
-        dist.broadcast_object_list(message, src=0, device=torch.device("cpu"))
+        dist.broadcast_object_list(message, src=0, group=self.waiting, device=torch.device("cpu"))
         return message[0]
 
 
@@ -137,8 +148,8 @@ def process_group(device: str) -> Iterator[Ranks]:
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    dist.init_process_group(backend, timeout=PATIENCE)
-    ranks = Ranks(dist.get_rank(), size)
+    dist.init_process_group(backend, timeout=STEP_PATIENCE)
+    ranks = Ranks(dist.get_rank(), size, dist.new_group(backend="gloo", timeout=PATIENCE))
     try:
         yield ranks
     except Exception:

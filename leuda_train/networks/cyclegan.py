@@ -8,19 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-
-class InstanceNorm(nn.InstanceNorm2d):
-    """InstanceNorm2d with the right gradient for a batch of one.
-
-    torch's own (2.13, on CPUs) is wrong there if the gradient that arrives is channels last.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same, normalised by image and channel."""
-        y = super().forward(x)
-        if self.training and y.requires_grad and len(x) == 1:
-            y.register_hook(Tensor.contiguous)
-        return y
+from leuda_train.networks.instance_norm import InstanceNorm
 
 
 class Generator(nn.Module):
@@ -38,7 +26,7 @@ class Generator(nn.Module):
         for wide in (4 * width, 2 * width):
             layers += [
                 nn.ConvTranspose2d(wide, wide // 2, 3, stride=2, padding=1, output_padding=1),
-                InstanceNorm(wide // 2),
+                InstanceNorm(),
                 nn.ReLU(inplace=True),
             ]
         self.layers = nn.Sequential(*layers, nn.ReflectionPad2d(3), nn.Conv2d(width, 1, 7))
@@ -57,7 +45,7 @@ class _Residual(nn.Module):
             *_conv_norm(channels, channels, kernel_size=3),
             nn.ReflectionPad2d(1),
             nn.Conv2d(channels, channels, 3),
-            InstanceNorm(channels),
+            InstanceNorm(),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,6 +58,6 @@ def _conv_norm(
 ) -> list[nn.Module]:
     return [
         nn.Conv2d(channels_in, channels, kernel_size, stride, padding),
-        InstanceNorm(channels),
+        InstanceNorm(),
         nn.ReLU(inplace=True),
     ]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from leuda_train.networks.cyclegan import InstanceNorm
+from leuda_train.networks.instance_norm import InstanceNorm
 
 
 class FeatureDiscriminator(nn.Module):
@@ -46,7 +46,7 @@ def patch_discriminator(width: int, layers: int) -> nn.Sequential:
         stride = 2 if layer < layers else 1
         net += [
             nn.Conv2d(below, above, 4, stride=stride, padding=1),
-            InstanceNorm(above),
+            InstanceNorm(),
             nn.LeakyReLU(0.2),
         ]
     return nn.Sequential(*net, nn.Conv2d(width * min(2**layers, 8), 1, 4, padding=1))

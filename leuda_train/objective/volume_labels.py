@@ -1,4 +1,4 @@
-"""teacher + target slices by scan -> pseudo-labels of whole scans, without islands.
+"""teacher + slices by scan -> pseudo-labels of whole scans, without islands.
 
 A slice alone does not tell a stray island from an organ; a scan does, because each structure is one
 piece. So the teacher labels whole scans every few epochs, islands become background, and what the
@@ -39,7 +39,7 @@ def label_volumes(
     refine: bool = False,
     hardware: Hardware,
 ) -> Tensor:
-    """Pseudo-labels of every target slice.
+    """Pseudo-labels of every slice of some scans.
 
     Args:
         teacher: (B, 1, h, w) -> (scores (B, K, h, w), features). Its batch norms are re-estimated
@@ -49,7 +49,8 @@ def label_volumes(
         wanted: (K,) the share of pixels that each class has in the source's labels.
         strength: 0 to 1, how far classes are weighted to have it; see `class_weights`.
         refine: Whether the probabilities first follow the slices' edges; see `refine.py`.
-        floor: Pixels of a lower confidence stay unlabelled.
+        floor: Pixels of a lower confidence stay unlabelled; 0: each is labelled, islands that may
+            be the organ too.
         hardware: Where the teacher runs.
 
     Returns:
@@ -80,6 +81,8 @@ def label_volumes(
     for scan in np.unique(scans):
         own = scans == scan
         labels[own] = without_islands(labels[own], found[own], q.shape[1])
+    if floor == 0:
+        labels = np.where(labels == UNLABELLED, found, labels)
     return torch.from_numpy(labels)
 
 

@@ -12,21 +12,32 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.table import Table
 
+from leuda_deploy.engines.threads import usable_cores
 from leuda_deploy.inference.segmenter import Segmenter
 from leuda_deploy.jobs.find_jobs import Job
 from leuda_deploy.jobs.run_jobs import run_job
 from leuda_deploy.machine.files import write_json
-from leuda_deploy.machine.progress import Progress, ShowProgress, show_nothing, titled
+from leuda_deploy.machine.progress import Progress, ShowProgress, show_nothing
 from leuda_train.config.load import load_config
 from leuda_train.data.cohort import read_cohort
 from leuda_train.data.phantom.phantom_cohort import write_cohort
 from leuda_train.export.export_run import export_run
 from leuda_train.loop.run_folder import RunFolder
-from leuda_train.runs.train import train
+from leuda_train.runs.side_by_side import Training, train_lanes
 
 METHODS = ("source-only", "le-uda", "le-uda-plus", "supervised")
+LANES = (("le-uda",), ("source-only", "supervised", "le-uda-plus"))  # at once, on two cores or more
+WORK = {  # of each stage, in seconds of one core: for the time left
+    "translation": 130,
+    "source-only": 55,
+    "supervised": 55,
+    "le-uda-plus": 75,
+    "le-uda": 150,
+    "test scans": 10,
+}
 PRODUCT = "le-uda-plus"
 SEED = 0
 SUMMARY = "summary.json"
@@ -55,17 +66,24 @@ def run_demo(out: Path, show: ShowProgress = show_nothing) -> dict[str, Any]:
     with timed("phantom", "1/4 phantom scans") as progress:
         cohort_file = write_cohort(out / "cohort", seed=SEED, progress=progress)
     cohort = read_cohort(cohort_file, cache=out / "cache")
-    evaluations = {}
-    for number, method in enumerate(METHODS, start=1):
-        prefix = f"2/4 method {number} of {len(METHODS)}, {method}"
-        evaluations[method] = train(
-            cohort,
-            load_config("demo", method, seed=SEED),
-            out / method,
-            cache=out / "cache",
-            show=titled(show, prefix),
+    lanes = LANES if _has_two_cores() else ((*LANES[1][:1], *LANES[0], *LANES[1][1:]),)
+    with timed("training", "2/4 four methods" + ", two at a time" * (len(lanes) - 1)) as progress:
+        evaluations = train_lanes(
+            [
+                [
+                    Training(
+                        cohort=cohort,
+                        config=load_config("demo", method, seed=SEED),
+                        out=out / method,
+                        cache=out / "cache",
+                    )
+                    for method in lane
+                ]
+                for lane in lanes
+            ],
+            WORK,
+            progress,
         )
-        seconds[f"train {method}"] = evaluations[method]["seconds"]
     product = RunFolder(out / PRODUCT)
     with timed("export", "3/4 export: PyTorch -> ONNX, compared on real slices") as progress:
         model, parity = export_run(product.path, out / "model", licence="MIT", progress=progress)
@@ -92,6 +110,11 @@ def run_demo(out: Path, show: ShowProgress = show_nothing) -> dict[str, Any]:
     }
     write_json(out / SUMMARY, summary)
     return summary
+
+
+def _has_two_cores() -> bool:
+    """Whether methods can be trained side by side: on a GPU they only get in each other's way."""
+    return not torch.cuda.is_available() and usable_cores() > 1
 
 
 def _dice(evaluation: dict[str, Any]) -> dict[str, float]:

@@ -28,7 +28,7 @@ from leuda_train.export.product_file import ProductFacts, save_product
 from leuda_train.export.shortcuts.extents import extents_mm
 from leuda_train.networks.product import DeployedNetwork
 from leuda_train.objective.label_free import label_free_score
-from leuda_train.runs.pictures import draw_predictions, draw_run
+from leuda_train.pages.pictures import draw_predictions, draw_run
 from leuda_train.runs.run import Run
 from leuda_train.stages.adapt import Adapted
 from leuda_train.stages.translated_sets import TranslatedSets

@@ -43,8 +43,8 @@ from leuda_train.loop.hardware import check_compiler, choose_hardware
 from leuda_train.loop.metrics_log import Metrics
 from leuda_train.loop.ranks import Ranks, process_group
 from leuda_train.loop.run_folder import MAX_EVALUATION_BYTES, RunFolder
+from leuda_train.pages.live_page import LivePage
 from leuda_train.runs.checks import check_classes, warn_if_long
-from leuda_train.runs.live_page import LivePage
 from leuda_train.runs.results import Trained, draw_pictures, evaluate_run, save_result
 from leuda_train.runs.resume import (
     Beginning,
@@ -178,7 +178,7 @@ def _do_stages(run: Run, page: LivePage, beginning: Beginning | None) -> Trained
         )
     translated = untranslated(slices)
     if not config.source_free:
-        sets = aligned_sets(slices, translated, config)
+        sets = aligned_sets(slices, translated, run.classes, config)
         check_classes(np.asarray(sets.labels), sets.labelled_rows, run.cohort.structures)
     if config.uses_translation:
         with run.stage(f"translation ({config.translation.title})", run.cache) as stage:
@@ -186,19 +186,19 @@ def _do_stages(run: Run, page: LivePage, beginning: Beginning | None) -> Trained
             translated = load_translation(slices, config.translation, config.seed, stage)
         check_translation(beginning, translated.fingerprint, run.folder)
     page.translated = translated
-    sets = aligned_sets(slices, translated, config, run.first)
+    sets = aligned_sets(slices, translated, run.classes, config, run.first)
     began_with = Beginning(
         precision=precision,
         translation=translated.fingerprint,
         translation_precision=translated_in,
     ).as_dict()
     with run.stage(config.method, run.folder.checkpoints, began_with) as stage:
-        adapted = adapt(sets, run.classes, config, stage, translated.to_source, run.first)
+        adapted = adapt(sets, config, stage, translated.to_source, run.first)
     if config.distil is not None:
         with run.stage("distillation", run.folder.distillation_checkpoints) as stage:
             # the teachers, as they are after the last step, become one small network
             teachers = {name: adapted.products[name] for name in config.teachers}
-            distilled = distil(teachers, sets, run.classes, config, stage)
+            distilled = distil(teachers, sets, config, stage)
         adapted = replace(
             adapted,
             chosen=distilled,
@@ -216,6 +216,7 @@ def _do_stages(run: Run, page: LivePage, beginning: Beginning | None) -> Trained
 def aligned_sets(
     slices: Slices,
     translated: TranslatedSets,
+    classes: int,
     config: TrainConfig,
     first: FirstModel | None = None,
 ) -> AlignedSets:
@@ -224,16 +225,20 @@ def aligned_sets(
     if config.uses_target_labels:
         assert slices.target_labels is not None
         every = np.arange(len(slices.target))
-        return AlignedSets(images=images, labels=slices.target_labels, labelled_rows=every)
+        return AlignedSets(
+            images=images, classes=classes, labels=slices.target_labels, labelled_rows=every
+        )
     rows, held_out = slices.labelled_rows, None
     if config.chooses:
         assert slices.source_scans is not None
         rows, held_out = hold_out(rows, slices.source_scans, config.test.hold_out, config.seed)
     return AlignedSets(
         images=images,
+        classes=classes,
         labels=slices.source_labels,
         labelled_rows=rows,
         held_out_rows=held_out,
+        source_scans=slices.source_scans,
         target_scans=slices.target_scans,
         known_shares=None if first is None else torch.tensor(first.class_shares),
     )

@@ -29,7 +29,7 @@ from leuda_train.objective.ema import teacher_mode
 from leuda_train.objective.label_free import Probe, label_free_score, make_probe
 from leuda_train.objective.schedules import lambdas, learning_rate
 from leuda_train.objective.step import Networks, le_uda_step
-from leuda_train.objective.volume_labels import label_volumes
+from leuda_train.stages.self_labels import SelfLabels
 
 FEED_BATCHES = 8  # batches read at once when batch norms are re-estimated: steadier statistics
 
@@ -61,18 +61,17 @@ class Adapted:
 
 def adapt(
     sets: AlignedSets,
-    classes: int,
     config: TrainConfig,
     run: StageRun,
     to_source: Generator | None = None,
     first: FirstModel | None = None,
 ) -> Adapted:
-    """Train by the config's method; classes counts background. Resumes from the run's folder.
+    """Train by the config's method. Resumes from the run's folder.
 
     to_source  the generator of stage 1, where a network is tested on x^{t→s}
     first      what a source-free run goes on from
     """
-    trainer = Adaptation(sets, classes, config, run.hardware, to_source, first)
+    trainer = Adaptation(sets, config, run.hardware, to_source, first)
     schedule = config.schedule
     steps = schedule.epochs * schedule.steps_per_epoch
     history = run_steps(trainer, run, name=config.method, steps=steps)
@@ -127,6 +126,7 @@ def draw_of(config: TrainConfig, step: int) -> Draw:
         augment=config.augment,
         style=config.style,
         appearance=None if look is None else (look, config.target_appearance),
+        source_pseudo_share=config.objective.source_pseudo_share,
         structure_share=config.schedule.structure_share,
         copy_paste=config.objective.copy_paste,
         size=config.window_at(step),
@@ -139,13 +139,13 @@ class Adaptation:
     def __init__(
         self,
         sets: AlignedSets,
-        classes: int,
         config: TrainConfig,
         hardware: Hardware,
         to_source: Generator | None = None,
         first: FirstModel | None = None,
     ) -> None:
-        self.sets, self.config, self.hardware = sets.on_device(hardware), config, hardware
+        self.config, self.hardware = config, hardware
+        self.labels = SelfLabels(sets.on_device(hardware), hardware)
         last = config.schedule.epochs * config.schedule.steps_per_epoch - 1
         self.draw = draw_of(config, last)
         self.images_per_step = self.draw.images_per_step
@@ -153,12 +153,11 @@ class Adaptation:
         labelled = not (config.uses_target_labels or config.source_free)  # in the source
         self.probe = make_probe(sets, hardware, config.seed) if labelled else None
         self.updates_before = first.facts.steps if first is not None else 0
-        self.pseudo: Tensor | None = None  # (N, h, w) labels of the target scans, if made by scan
         self.scores: list[Row] = []
         self.looks: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {}
         torch.manual_seed(config.seed)
-        student: nn.Module = UNet(classes, config.unet.widths, config.unet.dropout)
+        student: nn.Module = UNet(sets.classes, config.unet.widths, config.unet.dropout)
         if first is not None:
             student.load_state_dict(first.network.state_dict())
         if hardware.ranks.size > 1 or config.objective.batchnorm_over == "stream":
@@ -206,10 +205,10 @@ class Adaptation:
         rate = learning_rate(step, config.schedule, objective.warmup_epochs)
         self.nets.student_optimizer.param_groups[0]["lr"] = rate
         with phase("pseudo-labels"):
-            self._label_target(step, config)
+            self.labels.renew(step, config, self.nets)
         with phase("data"):
             self.draw = draw_of(self.config, step)
-            batch = make_batch(self.sets, self.draw, self.hardware, step, self.pseudo)
+            batch = make_batch(self.labels.sets, self.draw, self.hardware, step, self.labels.target)
         seed_dropout(config.seed, "dropout", step, self.hardware)
         every = config.schedule.shares_every
         terms = le_uda_step(
@@ -225,26 +224,6 @@ class Adaptation:
         with phase("selection"):
             self._select(step + 1)
         return terms
-
-    def _label_target(self, step: int, config: TrainConfig) -> None:
-        """Every few epochs of self-training by scan: the target's pseudo-labels, made anew."""
-        objective, epoch_steps = config.objective, config.schedule.steps_per_epoch
-        if objective.lambda_pseudo == 0 or objective.pseudo_by == "slice":
-            return
-        renewed = step >= objective.pseudo_renewed_from_epoch * epoch_steps
-        due = renewed and not step % (objective.pseudo_every_epochs * epoch_steps)
-        if self.pseudo is None or due:
-            assert self.sets.target_scans is not None
-            self.pseudo = label_volumes(
-                self.nets.inter_teacher,
-                self.sets.images["target"],
-                self.sets.target_scans,
-                self.sets.class_shares,
-                strength=objective.pseudo_prior,
-                floor=objective.pseudo_confidence,
-                refine=objective.pseudo_refine,
-                hardware=self.hardware,
-            )
 
     def product(self, network: str, feed: Feed) -> DeployedNetwork:
         """What would be shipped of a network as it is now, to be fed so."""
@@ -284,7 +263,7 @@ class Adaptation:
         """Every network, optimiser and the scaler, and what was selected so far."""
         parts = {name: part.state_dict() for name, part in vars(self.nets).items()}
         found = {"scores": self.scores, "best": self.best, "looks": self.looks}
-        return parts | found | {"pseudo": self.pseudo}
+        return parts | found | self.labels.state()
 
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
@@ -295,4 +274,4 @@ class Adaptation:
         self.looks = list(state.get("looks", []))
         if self.best:  # of a run from before a network could be chosen on either feed
             self.best.setdefault("feed", self.config.test.feed_of(self.best["network"]))
-        self.pseudo = state.get("pseudo")
+        self.labels.restore(state)

@@ -61,10 +61,16 @@ def generator_losses(
     """The generators' objective on source and target (B, 1, H, W): total, its terms, the fakes.
 
     L = L_gan + λ_cycle (L_cycle + λ_identity L_identity), both directions, each generator called
-    once for its fakes and its identity images together.
+    once for its fakes and its identity images together. Where λ_identity is 0, a third of the
+    generators' work is left out.
     """
-    source_as_target, target_same = nets.to_target(torch.cat([source, target])).chunk(2)
-    target_as_source, source_same = nets.to_source(torch.cat([target, source])).chunk(2)
+    if lambda_identity:
+        source_as_target, target_same = nets.to_target(torch.cat([source, target])).chunk(2)
+        target_as_source, source_same = nets.to_source(torch.cat([target, source])).chunk(2)
+        identity = F.l1_loss(source_same.float(), source) + F.l1_loss(target_same.float(), target)
+    else:
+        source_as_target, target_as_source = nets.to_target(source), nets.to_source(target)
+        identity = source.new_zeros(())
     source_cycled = nets.to_source(source_as_target)
     target_cycled = nets.to_target(target_as_source)
     terms = {
@@ -72,7 +78,7 @@ def generator_losses(
         + adversarial_loss(nets.source_discriminator(target_as_source)),
         "cycle": F.l1_loss(source_cycled.float(), source)
         + F.l1_loss(target_cycled.float(), target),
-        "identity": F.l1_loss(source_same.float(), source) + F.l1_loss(target_same.float(), target),
+        "identity": identity,
     }
     total = terms["gan"] + lambda_cycle * (terms["cycle"] + lambda_identity * terms["identity"])
     return total, terms, (source_as_target.detach(), target_as_source.detach())

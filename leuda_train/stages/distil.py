@@ -29,7 +29,6 @@ from leuda_train.objective.losses import pseudo_labels, pseudo_loss, segmentatio
 def distil(
     teachers: Mapping[str, DeployedNetwork],
     sets: AlignedSets,
-    classes: int,
     config: TrainConfig,
     run: StageRun,
 ) -> DeployedNetwork:
@@ -37,7 +36,7 @@ def distil(
 
     Resumes from the run's folder. Returns what is deployed.
     """
-    trainer = Distillation(teachers, sets, classes, config, run.hardware)
+    trainer = Distillation(teachers, sets, config, run.hardware)
     run_steps(trainer, run, name="distillation", steps=trainer.steps)
     return DeployedNetwork(trainer.network, None).eval()
 
@@ -63,7 +62,6 @@ class Distillation:
         self,
         teachers: Mapping[str, DeployedNetwork],
         sets: AlignedSets,
-        classes: int,
         config: TrainConfig,
         hardware: Hardware,
     ) -> None:
@@ -76,7 +74,7 @@ class Distillation:
         self.images_per_step = self.draw.images_per_step
         torch.manual_seed(config.seed)
         widths = self.distil.widths(config.unet.widths)
-        network: nn.Module = UNet(classes, widths, config.unet.dropout)
+        network: nn.Module = UNet(sets.classes, widths, config.unet.dropout)
         if hardware.ranks.size > 1:
             network = with_joint_batchnorm(network, hardware.ranks)
         self.network = hardware.place(network)

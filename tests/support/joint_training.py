@@ -42,14 +42,14 @@ def trainer_of(stage: str, ranks: Ranks):
         )
         torch.manual_seed(3)
         teachers = {name: DeployedNetwork(UNet(3, (4, 8), (0.0, 0.0)), None) for name in ("a", "b")}
-        return distil.Distillation(teachers, sets, 3, config, hardware)
+        return distil.Distillation(teachers, sets, config, hardware)
     more: dict[str, dict] = {"objective": {}, "style": {}}
     if stage == "self-training":
         more = {"objective": SELF_TRAINING, "style": STYLE}
     if stage == "by stream":
         more["objective"] = {"batchnorm_over": "stream"}
     config = tiny.config(**NO_DROPOUT, **SLOW, **more)
-    return adapt.Adaptation(sets, 3, config, hardware, tiny.generator())
+    return adapt.Adaptation(sets, config, hardware, tiny.generator())
 
 
 def end(stage: str, steps: int, folder: Path, ranks: Ranks) -> tuple[dict, list]:

@@ -137,7 +137,9 @@ def aligned_sets(count: int = 6, size: int = 16, seed: int = 0) -> AlignedSets:
         first = rng.normal(size=(count, size, size)).astype(np.float32)
         images |= {stream: first + np.float32(i) for i, stream in enumerate(family)}
     labels = (images["source"] > 0.5).astype(np.uint8) + (images["source"] > 1.0)
-    return AlignedSets(images=images, labels=labels.astype(np.uint8), labelled_rows=np.arange(4))
+    return AlignedSets(
+        images=images, classes=3, labels=labels.astype(np.uint8), labelled_rows=np.arange(4)
+    )
 
 
 def write_scan(path: Path, values: np.ndarray, affine: np.ndarray = AFFINE) -> None:

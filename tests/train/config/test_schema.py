@@ -215,3 +215,44 @@ def test_a_config_that_cannot_be_read_is_one_clear_error(tmp_path, config, match
 def test_a_recipe_that_cannot_be_is_one_clear_error(recipe):
     with pytest.raises(InputError, match=r"recipe of config tiny: .*clip_percentiles"):
         make_recipe(tiny.config(recipe=recipe), "superior", "native")
+
+
+def test_a_method_based_on_another_holds_what_it_changes(tmp_path):
+    (tmp_path / "mine.toml").write_text(
+        'based_on = "le-uda-plus"\n[objective]\ncopy_paste = 0.25\n'
+    )
+    mine, base = (
+        load_config("demo", str(tmp_path / "mine.toml")),
+        load_config("demo", "le-uda-plus"),
+    )
+    assert (mine.method, mine.objective.copy_paste) == ("mine", 0.25)
+    changed = mine.objective.model_copy(update={"copy_paste": base.objective.copy_paste})
+    assert base.model_copy(update={"method": "mine"}) == mine.model_copy(
+        update={"objective": changed}
+    )
+
+
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [('"nothing"', "no method named 'nothing'"), ("3", "based_on = 3"), ('"{own}"', "goes round")],
+)
+def test_a_base_that_cannot_be_is_one_line(base, said, tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(f"based_on = {base.format(own=path)}\n")
+    with pytest.raises(InputError, match=said):
+        load_config("demo", str(path))
+
+
+@pytest.mark.parametrize(
+    ("objective", "said"),
+    [
+        ({"source_pseudo_share": 0.5}, "needs lambda_pseudo"),
+        (
+            {"source_pseudo_share": 1.0, "lambda_pseudo": 1.0},
+            "no image with true labels",
+        ),
+    ],
+)
+def test_true_labels_are_always_among_the_supervised(objective, said):
+    with pytest.raises(InputError, match=said):
+        tiny.config(objective=objective)

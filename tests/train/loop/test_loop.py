@@ -69,7 +69,7 @@ def run(trainer, folder, *, steps: int = STEPS, log_every: int = 1, seconds: flo
 
 def adaptation(**changes):
     config = tiny.config(**changes)
-    return adapt.Adaptation(tiny.aligned_sets(), 3, config, tiny.CPU, tiny.generator())
+    return adapt.Adaptation(tiny.aligned_sets(), config, tiny.CPU, tiny.generator())
 
 
 def translation():

@@ -20,7 +20,7 @@ SAVED_STEPS, STEPS = 5, 8
 
 
 def adaptation() -> Adaptation:
-    return Adaptation(tiny.aligned_sets(), 3, tiny.config(), tiny.CPU, tiny.generator())
+    return Adaptation(tiny.aligned_sets(), tiny.config(), tiny.CPU, tiny.generator())
 
 
 def translation() -> Translation:
@@ -45,7 +45,7 @@ def test_everything_in_an_old_checkpoint_is_restored(old):
     trainer = MAKE[stage]()
     run_steps(trainer, tiny.stage_run(folder), name=stage, steps=SAVED_STEPS)
     # in the same order, whatever it is called; what came since is fresh
-    since = ("/class_prior", "/pseudo")
+    since = ("/class_prior", "/pseudo", "/source_pseudo")
     found = flat(trainer.state()).items()
     restored = [value for place, value in found if not place.startswith(since)]
     for value, expected in zip(restored, flat(saved["trainer"]).values(), strict=True):

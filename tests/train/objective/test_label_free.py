@@ -103,7 +103,7 @@ def test_the_best_candidate_of_all_epochs_is_the_product(tmp_path, select, rows)
     test = {"network": "auto", "select": select, "select_epochs": 1, "rank_epochs": ranked}
     config = tiny.config(test=test)
     run = tiny.stage_run(tmp_path)
-    found = adapt(tiny.aligned_sets(), 3, config, run, tiny.generator())
+    found = adapt(tiny.aligned_sets(), config, run, tiny.generator())
     assert len(found.scores) == rows
     candidates = ("student on target_as_source", "student on target")
     candidates += ("intra_teacher on target_as_source", "inter_teacher on target")
@@ -124,7 +124,7 @@ def test_pseudo_labels_train_the_student_on_the_target():
     for weight in (0.0, 1.0):
         on = {**terms, "lambda_pseudo": weight, "warmup_epochs": 0, "ramp_epochs": 1}
         network = target if weight else {"network": "student", "feed": "target"}
-        trainer = Adaptation(sets, 3, tiny.config(objective=on, test=network), tiny.CPU)
+        trainer = Adaptation(sets, tiny.config(objective=on, test=network), tiny.CPU)
         losses[weight] = [trainer.step(step) for step in range(6)][-1]
     assert losses[0.0]["L_pseudo"] == 0
     assert losses[1.0]["L_pseudo"] > 0

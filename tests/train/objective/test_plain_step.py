@@ -30,8 +30,8 @@ def both(plain_step, batchnorm_over: str):
         schedule={"learning_rate": 3e-4},
         objective={"batchnorm_over": batchnorm_over},
     )
-    batched = Adaptation(tiny.aligned_sets(), 3, config, tiny.CPU, tiny.generator())
-    plain = plain_step.PlainLoop(tiny.aligned_sets(), 3, config, torch.device("cpu"))
+    batched = Adaptation(tiny.aligned_sets(), config, tiny.CPU, tiny.generator())
+    plain = plain_step.PlainLoop(tiny.aligned_sets(), config, torch.device("cpu"))
     ours, theirs = [], []
     for step in range(STEPS):
         ours.append({name: term.item() for name, term in batched.step(step).items()})

@@ -35,7 +35,7 @@ TERMS = {
 
 
 def make_trainer(**sections: object) -> Adaptation:
-    return Adaptation(tiny.aligned_sets(), 3, tiny.config(**sections), tiny.CPU, tiny.generator())
+    return Adaptation(tiny.aligned_sets(), tiny.config(**sections), tiny.CPU, tiny.generator())
 
 
 def one_step(
@@ -44,7 +44,7 @@ def one_step(
     torch.manual_seed(0)
     terms = le_uda_step(
         trainer.nets,
-        make_batch(trainer.sets, trainer.draw, tiny.CPU, 0),
+        make_batch(trainer.labels.sets, trainer.draw, tiny.CPU, 0),
         λ,
         trainer.config.objective,
         tiny.CPU,
@@ -181,7 +181,7 @@ def looked_at(key: str, images: float, **objective: object) -> set[str]:
     found = []
     for shift in (0.0, images):
         trainer = make_trainer(objective={**quiet, **objective}, unet=unet)
-        shown = trainer.sets.images[key]  # batch norm would undo a mere scaling
+        shown = trainer.labels.sets.images[key]  # batch norm would undo a mere scaling
         noise = np.random.default_rng(0).normal(scale=np.abs(shown).max(), size=shown.shape)
         shown[:] += (shift * noise).astype(np.float32)
         with torch.no_grad():  # at first a discriminator hardly looks at what it sees
@@ -295,7 +295,7 @@ def first_norm(net: torch.nn.Module) -> torch.nn.BatchNorm2d:
 
 def test_an_own_teacher_remembers_the_domain_it_is_shown():
     trainer = make_trainer(objective={"teacher_batchnorm": "own"})
-    trainer.sets.images["target"][:] += 1000.0  # only the inter-domain teacher sees x^t
+    trainer.labels.sets.images["target"][:] += 1000.0  # only the inter-domain teacher sees x^t
     one_step(trainer)
     student, teacher = first_norm(trainer.nets.student), first_norm(trainer.nets.inter_teacher)
     assert student.running_mean.abs().max() < 10
@@ -305,7 +305,7 @@ def test_an_own_teacher_remembers_the_domain_it_is_shown():
 
 def test_an_ema_teacher_has_the_students_statistics():
     trainer = make_trainer(objective={"teacher_batchnorm": "ema"})
-    trainer.sets.images["target"][:] += 1000.0
+    trainer.labels.sets.images["target"][:] += 1000.0
     one_step(trainer)  # decay is 0 at the first update
     student, teacher = first_norm(trainer.nets.student), first_norm(trainer.nets.inter_teacher)
     torch.testing.assert_close(teacher.running_mean, student.running_mean)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from support import tiny
 from torch import Tensor, nn
 
+from leuda_train.data.batches import draw_labelled
 from leuda_train.data.slices import UNLABELLED
 from leuda_train.objective.volume_labels import label_volumes, without_islands
 from leuda_train.stages.adapt import Adaptation
@@ -89,8 +91,12 @@ def trainer(**objective: object) -> Adaptation:
         **objective,
     }
     config = tiny.config(objective=terms, test={"network": "inter_teacher", "feed": "target"})
-    sets = replace(tiny.aligned_sets(), target_scans=np.repeat([0, 1], 3))
-    return Adaptation(sets, 3, config, tiny.CPU)
+    scans = np.repeat([0, 1], 3)
+    sets = replace(
+        tiny.aligned_sets(), source_scans=scans, target_scans=scans, labelled_rows=np.arange(3)
+    )
+    sets.labels[3:] = UNLABELLED
+    return Adaptation(sets, config, tiny.CPU)
 
 
 def test_labels_are_made_when_self_training_begins_and_anew_every_few_epochs():
@@ -98,7 +104,7 @@ def test_labels_are_made_when_self_training_begins_and_anew_every_few_epochs():
     seen = []
     for step in range(12):
         terms = made.step(step)
-        seen.append(made.pseudo)
+        seen.append(made.labels.target)
         assert (terms["L_pseudo"] > 0) == (step >= 3)
     assert all(labels is None for labels in seen[:3])
     assert seen[3] is seen[5]
@@ -107,13 +113,42 @@ def test_labels_are_made_when_self_training_begins_and_anew_every_few_epochs():
     assert seen[6].shape == (6, 16, 16)
 
 
-def test_a_resumed_run_keeps_its_labels():
-    straight, first = trainer(), trainer()
+def test_the_intra_domain_teacher_labels_the_source_that_nobody_labelled():
+    made = trainer(pseudo_every_epochs=2, source_pseudo_share=0.5)
+    before = np.array(made.labels.sets.labels)
+    seen = []
+    for step in range(9):
+        made.step(step)
+        seen.append(made.labels.source)
+    assert all(labels is None for labels in seen[:3])
+    assert seen[3] is seen[5]
+    assert seen[6] is not seen[5]
+    labels = made.labels.sets.labels
+    assert (labels[:3] == before[:3]).all()  # the true ones
+    assert (labels[3:] == seen[-1].numpy()).all()
+    assert labels.max() < 3  # none is left unlabelled
+    assert list(made.labels.sets.self_labelled_rows) == [3, 4, 5]
+
+
+def test_the_supervised_images_are_shared_between_true_and_made_labels():
+    made = trainer(source_pseudo_share=0.5)
+    for step in range(4):
+        made.step(step)
+    of = replace(made.draw, labelled_count=6)
+    for step in range(20):
+        rows = draw_labelled(made.labels.sets, of, step, "labelled")
+        assert (rows < 3).sum() == 3
+        assert (rows >= 3).sum() == 3
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_resumed_run_keeps_its_labels(share):
+    straight, first = (trainer(source_pseudo_share=share) for _ in range(2))
     for step in range(6):
         straight.step(step)
     for step in range(4):
         first.step(step)
-    resumed = trainer()
+    resumed = trainer(source_pseudo_share=share)
     resumed.restore(first.state())
     for step in range(4, 6):
         resumed.step(step)

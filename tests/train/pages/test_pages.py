@@ -20,11 +20,11 @@ from leuda_train.config.load import make_recipe
 from leuda_train.data.cohort import Cohort, read_cohort
 from leuda_train.evaluation.label_files import evaluate_pairs
 from leuda_train.loop.run_folder import RunFolder
+from leuda_train.pages import live_page
 from leuda_train.pages.charts import points
 from leuda_train.pages.comparison_page import _paired, _Run
+from leuda_train.pages.live_page import LivePage
 from leuda_train.pages.run_page import steps_by_stage
-from leuda_train.runs import live_page
-from leuda_train.runs.live_page import LivePage
 from leuda_train.runs.run import write_config, write_scans
 from leuda_train.stages.translated_sets import untranslated
 

@@ -58,7 +58,7 @@ def test_a_dry_run_does_every_part_and_goes_on_after_a_kill(tmp_path: Path) -> N
         "dry_run": True,
         "gpu": None,
         "cohort": None,
-        "method": "self-training",
+        "method": "le-uda-plus-without-translated",
     }
     assert [*found["parts"]] == PARTS
     assert [part["session"] for part in found["parts"].values()] == [1, 2, 2, 2, 2, 2]
@@ -83,7 +83,7 @@ def test_a_dry_run_does_every_part_and_goes_on_after_a_kill(tmp_path: Path) -> N
     assert all(row["latency"]["8"]["ms"]["p50"] > 0 for row in engines)
     assert [row["method"] for row in rows["throughput"].values()] == [
         "le-uda",
-        "self-training",
+        "le-uda-plus",
         "le-uda",
     ]
     assert all(
@@ -91,7 +91,7 @@ def test_a_dry_run_does_every_part_and_goes_on_after_a_kill(tmp_path: Path) -> N
     )
     training = found["parts"]["training"]["found"]
     assert training["finished"]
-    assert training["stages"]["self-training"]["steps"] == 10
+    assert training["stages"]["le-uda-plus-without-translated"]["steps"] == 10
     assert 0 <= training["mean_dice"] <= 1
 
     text = page.read_text()

@@ -225,9 +225,9 @@ def test_the_supervised_upper_bound_reads_target_labels_and_source_only_does_not
     seen = {}
     honest = training.adapt
 
-    def look(sets, classes, config, *rest):
+    def look(sets, config, *rest):
         seen[config.method] = sets
-        return honest(sets, classes, config, *rest)
+        return honest(sets, config, *rest)
 
     monkeypatch.setattr(training, "adapt", look)
     for method in ("supervised", "source-only"):

@@ -117,8 +117,8 @@ def beginning(sent: Path, target: Path, **objective: object) -> tuple[Adaptation
     config = config.model_copy(update={"objective": terms})
     recipe = make_recipe(config, cohort.spec.slices.axis, cohort.spec.slices.spacing_mm)
     slices = load_slices(cohort, recipe, target.parent / "cache")
-    sets = aligned_sets(slices, untranslated(slices), config, first)
-    return Adaptation(sets, 3, config, tiny.CPU, first=first), first
+    sets = aligned_sets(slices, untranslated(slices), 3, config, first)
+    return Adaptation(sets, config, tiny.CPU, first=first), first
 
 
 @pytest.mark.slow
@@ -126,8 +126,8 @@ def test_the_first_models_labels_stand_for_the_first_epochs(sent, target):
     made, first = beginning(sent, target, pseudo_renewed_from_epoch=2, pseudo_every_epochs=1)
     expected = label_volumes(
         first.network,
-        made.sets.images["target"],
-        made.sets.target_scans,
+        made.labels.sets.images["target"],
+        made.labels.sets.target_scans,
         torch.tensor(first.class_shares),
         strength=made.config.objective.pseudo_prior,
         floor=made.config.objective.pseudo_confidence,
@@ -137,7 +137,7 @@ def test_the_first_models_labels_stand_for_the_first_epochs(sent, target):
     seen = []
     for step in range(9):
         made.step(step)
-        seen.append(made.pseudo)
+        seen.append(made.labels.target)
     assert torch.equal(seen[0], expected)
     assert all(labels is seen[0] for labels in seen[:6])
     assert seen[6] is not seen[0]

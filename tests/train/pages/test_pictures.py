@@ -17,7 +17,7 @@ from leuda_train.config.streams import SOURCE_STREAMS, TARGET_STREAMS
 from leuda_train.data.cohort import read_cohort
 from leuda_train.data.slices import Slices
 from leuda_train.evaluation.label_files import evaluate_pairs
-from leuda_train.runs.pictures import (
+from leuda_train.pages.pictures import (
     _spread_slices,
     draw_curves,
     draw_predictions,

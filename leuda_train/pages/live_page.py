@@ -13,8 +13,8 @@ from leuda_deploy.errors import LeudaError, keep_traceback, one_line
 from leuda_deploy.machine.progress import Progress, ShowProgress
 from leuda_train.loop.metrics_log import read_metrics
 from leuda_train.loop.run_folder import RunFolder
+from leuda_train.pages.pictures import draw_run
 from leuda_train.pages.run_page import write_run_page
-from leuda_train.runs.pictures import draw_run
 from leuda_train.stages.translated_sets import TranslatedSets
 
 FIRST_SECONDS, EVERY_SECONDS = 20.0, 150.0

@@ -1,0 +1,101 @@
+"""teachers + scans without labels -> labels of whole scans, made anew every few epochs.
+
+The inter-domain teacher labels the target's scans, the intra-domain one those of the source that
+nobody labelled. How a scan is labelled stands in objective/volume_labels.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from leuda_train.config.schema import TrainConfig
+from leuda_train.data.aligned_sets import AlignedSets, take_rows
+from leuda_train.data.slices import UNLABELLED
+from leuda_train.loop.hardware import Hardware
+from leuda_train.objective.step import Networks
+from leuda_train.objective.volume_labels import label_volumes
+
+
+class SelfLabels:
+    """The labels as they are now.
+
+    sets    the image sets, with the teacher's labels of source scans beside the true ones
+    target  (N, h, w) of every target slice, UNLABELLED where unsure; None before the first are made
+    source  (n, h, w) of the unlabelled source slices; None before the first are made
+    """
+
+    def __init__(self, sets: AlignedSets, hardware: Hardware) -> None:
+        self.sets, self.hardware = sets, hardware
+        self.target: Tensor | None = None
+        self.source: Tensor | None = None
+        self.unlabelled = _unlabelled_rows(sets)
+
+    def renew(self, step: int, config: TrainConfig, nets: Networks) -> None:
+        """Make the labels that this step is due; config is that of its epoch."""
+        objective, epoch_steps = config.objective, config.schedule.steps_per_epoch
+        if objective.lambda_pseudo == 0:
+            return
+        turn = not step % (objective.pseudo_every_epochs * epoch_steps)
+        renewed = step >= objective.pseudo_renewed_from_epoch * epoch_steps
+        by_volume = objective.pseudo_by == "volume"
+        if by_volume and (self.target is None or (turn and renewed)):
+            assert self.sets.target_scans is not None
+            self.target = label_volumes(
+                nets.inter_teacher,
+                self.sets.images["target"],
+                self.sets.target_scans,
+                self.sets.class_shares,
+                strength=objective.pseudo_prior,
+                floor=objective.pseudo_confidence,
+                refine=objective.pseudo_refine,
+                hardware=self.hardware,
+            )
+        shown = objective.source_pseudo_share > 0 and len(self.unlabelled)
+        if shown and (self.source is None or turn):
+            rows, scans = self.unlabelled, self.sets.source_scans
+            assert scans is not None
+            made = label_volumes(
+                nets.intra_teacher,
+                take_rows(self.sets.images["source"], rows, self.hardware),
+                scans[rows],
+                self.sets.class_shares,
+                strength=0.0,
+                floor=0.0,
+                hardware=self.hardware,
+            )
+            self._use(made)
+
+    def _use(self, made: Tensor) -> None:
+        """Put a teacher's labels beside the true ones."""
+        self.source = made
+        labels, rows = self.sets.labels, self.unlabelled
+        if isinstance(labels, Tensor):
+            labels = labels.clone()
+            labels[torch.from_numpy(rows).to(labels.device)] = made.to(labels.device)
+        else:
+            labels = np.array(labels)
+            labels[rows] = made.numpy()
+        self.sets = replace(self.sets, labels=labels, self_labelled_rows=rows)
+
+    def state(self) -> dict[str, Any]:
+        """Both."""
+        return {"pseudo": self.target, "source_pseudo": self.source}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`; a run from before a part was there begins without it."""
+        self.target = state.get("pseudo")
+        if state.get("source_pseudo") is not None:
+            self._use(state["source_pseudo"])
+
+
+def _unlabelled_rows(sets: AlignedSets) -> NDArray[np.int64]:
+    """The rows of the supervised family that have no labels."""
+    first = sets.labels[:, 0, 0]
+    first = first.cpu().numpy() if isinstance(first, Tensor) else np.asarray(first)
+    return np.flatnonzero(first == UNLABELLED)
