@@ -7,6 +7,8 @@ WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY leuda_deploy leuda_deploy
 COPY leuda_train leuda_train
+# the phantom model, which leuda_deploy links to
+COPY exports/phantom-heart exports/phantom-heart
 ARG EXTRAS=dicom,openvino
 RUN python -m venv /opt/leuda \
  && /opt/leuda/bin/python -m pip install --no-cache-dir -c constraints.txt ".[${EXTRAS}]"

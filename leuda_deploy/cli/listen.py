@@ -114,7 +114,7 @@ def listen(
     if status:
         _print_queue(Queue(queue, read_only=True), as_json)
         return
-    need_node()
+    need_node(over_the_web=(destination or "").startswith("http"))
     from leuda_deploy.jobs.node.node import Node, NodeSettings
     from leuda_deploy.jobs.node.peers import Tls, check_title, parse_destination, parse_sender
     from leuda_deploy.jobs.node.receive import Door
@@ -159,13 +159,14 @@ def listen(
         node.work()
 
 
-def need_node() -> None:
-    """Raises MissingExtraError if pynetdicom, or what reads DICOM, is not installed."""
+def need_node(*, over_the_web: bool = False) -> None:
+    """Raises MissingExtraError if pynetdicom, or what reads or posts DICOM, is not installed."""
     from importlib.util import find_spec
 
     from leuda_deploy.errors import MissingExtraError
 
-    for package in ("pynetdicom", "highdicom", "pydicom"):
+    needed = ("pynetdicom", "highdicom", "pydicom", *(("dicomweb_client",) * over_the_web))
+    for package in needed:
         if find_spec(package) is None:
             raise MissingExtraError("leuda listen", package, "node")
 

@@ -36,7 +36,7 @@ SHIFTS = {"top left": (-1, -1), "bottom right": (1, 1), "top": (-1, 0), "right":
 class Probes:
     """Windows to compare engines on.
 
-    windows  (N, 1, *window) float32; names[i] says where window i is from
+    windows  (N, C, *window) float32; names[i] says where window i is from
     real     how many of them, the first ones, hold real slices; the rest is made up
     flat     where the windows of one single value begin, among them slices of air. Instance
              normalisation divides their rounding noise by the root of its epsilon, so engines that
@@ -50,11 +50,13 @@ class Probes:
     flat: int
 
 
-def make_probes(families: Mapping[str, Float32], *, seed: int = 0) -> Probes:
+def make_probes(
+    families: Mapping[str, Float32], *, several_channels: bool = False, seed: int = 0
+) -> Probes:
     """Slices (n, h, w) by image family -> windows: real, at the border, noise, constants, extremes.
 
-    Of a 3D graph, blocks (n, d, h, w) in place of slices. Where there are more than MOST_VOXELS
-    allows, those that are taken are spread over all.
+    Of a 3D graph, blocks (n, d, h, w) in place of slices; of several channels (n, C, h, w). Where
+    there are more than MOST_VOXELS allows, those that are taken are spread over all.
 
     Raises ModelError if there is no slice at all: nothing can be proven on noise alone.
     """
@@ -83,8 +85,9 @@ def make_probes(families: Mapping[str, Float32], *, seed: int = 0) -> Probes:
     noises = min(NOISE_WINDOWS, room // FEWEST_WINDOWS)
     made_up = _made_up(values, noises, np.random.default_rng(seed))
     every = real + made_up + flat + _flat(values)
+    windows = np.stack([image for _, image in every]).astype(np.float32)
     return Probes(
-        windows=np.stack([image for _, image in every]).astype(np.float32)[:, None],
+        windows=windows if several_channels else windows[:, None],
         names=tuple(name for name, _ in every),
         real=len(real),
         flat=len(real) + len(made_up),
@@ -92,7 +95,10 @@ def make_probes(families: Mapping[str, Float32], *, seed: int = 0) -> Probes:
 
 
 def windows_of_scans(card: ModelCard, scans: Sequence[Path]) -> dict[str, Float32]:
-    """Windows of scans, prepared as a model's card says: by scan, (n, h, w) or (n, d, h, w)."""
+    """Windows of scans, prepared as a model's card says: by scan, (n, h, w) or (n, d, h, w).
+
+    Of several channels (n, C, h, w) or (n, C, d, h, w).
+    """
     windows: dict[str, Float32] = {}
     for path in scans:
         stack = stack_of(_read(card, path), card.recipe, card.depth)
@@ -110,7 +116,7 @@ def _read(card: ModelCard, path: Path) -> Volume:
 
 def probes_of_scans(card: ModelCard, scans: Sequence[Path]) -> Probes:
     """These windows as probes, to prove engines of that model on."""
-    return make_probes(windows_of_scans(card, scans))
+    return make_probes(windows_of_scans(card, scans), several_channels=card.scan_count > 1)
 
 
 def _spread(windows: list[tuple[str, Float32]], most: int) -> list[tuple[str, Float32]]:

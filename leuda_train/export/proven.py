@@ -48,9 +48,9 @@ def write_proven(
     """Write model.onnx, card.json, parity.json and the manifest, if each form agrees with the last.
 
     Args:
-        network: Windows (B, 1, *window) -> logits (B, K, *window).
+        network: Windows (B, C, *window) -> logits (B, K, *window).
         card: What it is. Whether empty windows may be left out is found here.
-        families: Windows (n, *window) by image family, to compare the forms on.
+        families: Windows (n, *window), or (n, C, *window), by image family, to compare on.
         out: The export folder.
         precision: What the graph computes in.
         calibration: Windows (n, *window) that int8 takes its ranges from.
@@ -64,7 +64,7 @@ def write_proven(
     """
     check_replaceable(out)
     module = WithSoftmax(network) if card.options.output == "probabilities" else network
-    probes = make_probes(families)
+    probes = make_probes(families, several_channels=card.scan_count > 1)
     module.eval()
 
     @torch.no_grad()
@@ -79,7 +79,8 @@ def write_proven(
         scores=run_windows(engine, probes.windows),
         tolerances=tolerances,
     )
-    alone = scores_windows_alone(engine, probes.windows)
+    simple = card.scan_count == 1 and not card.options.regions
+    alone = simple and scores_windows_alone(engine, probes.windows)
     card = card.model_copy(update={"tiling": card.tiling.model_copy(update={"skip_floor": alone})})
     with atomic_folder(out) as folder:
         path = folder / MODEL_FILE

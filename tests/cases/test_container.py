@@ -24,6 +24,16 @@ def test_what_the_dockerfile_copies_is_there_and_not_ignored() -> None:
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().split() if line[0] == "!"}
     assert names == kept
     assert all((ROOT / name).exists() for name in names)
+    links = [
+        path
+        for name in names
+        for path in (ROOT / name, *(ROOT / name).rglob("*"))
+        if path.is_symlink()
+    ]
+    assert links  # the model that ships lies elsewhere
+    there = [(ROOT / name).resolve() for name in names]
+    for link in links:
+        assert any(link.resolve().is_relative_to(place) for place in there), link
 
 
 def test_the_extras_of_the_dockerfile_are_extras() -> None:

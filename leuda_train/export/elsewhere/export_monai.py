@@ -30,7 +30,7 @@ from leuda_deploy.model.export_folder import (
 )
 from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.proof.parity import BY_WINDOW, Parity, run_windows
-from leuda_deploy.proof.probes import make_probes, windows_of_scans
+from leuda_deploy.proof.probes import probes_of_scans
 from leuda_deploy.proof.prove import Reference, prove
 from leuda_train.export.elsewhere.monai_bundle import Bundle, read_bundle
 
@@ -170,7 +170,7 @@ def _prove(
     """Compare the export with the TorchScript on windows of scans. Raises ParityError."""
     import torch
 
-    script, probes = _script(bundle), make_probes(windows_of_scans(model.card, scans))
+    script, probes = _script(bundle), probes_of_scans(model.card, scans)
 
     @torch.no_grad()
     def engine(windows: Float32) -> Float32:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from leuda_deploy.errors import InputError, MissingExtraError, ModelError, describe, reading
 from leuda_deploy.export.to_onnx import OPSET
 from leuda_deploy.machine.progress import Progress, no_progress
-from leuda_deploy.model.card import GraphOptions, ModelCard, Precision, Provenance
+from leuda_deploy.model.card import GraphOptions, ModelCard, Precision, Provenance, parse_card
 from leuda_deploy.model.export_folder import check_replaceable
 from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.model.tiling import DEFAULT_TILING, Tiling
@@ -103,7 +103,7 @@ def export_nnunet(
         folds: "0", "1" or "all"; none: those that are finished.
         licence: Of the weights.
         precision: What the graph computes in.
-        options: Probabilities instead of logits.
+        options: Probabilities instead of logits; whether there are regions the plans say.
         tiling: How windows overlap; along which axes they may be mirrored the checkpoint says.
         progress: Told how far the lowering of the precision is.
 
@@ -121,12 +121,15 @@ def export_nnunet(
         raise InputError("--dynamic-window is for runs; nnU-Net's windows are those of its plans")
     trained = read_checkpoints(folder, folds)
     plans = read_plans(folder, trained.configuration)
+    if plans.channels and precision == "int8":
+        raise InputError("int8 of a network that reads several scans together is not offered")
     network = AsNnunet(
         [build_network(plans, state, trained.trainer) for state in trained.states],
         swap=plans.swap,
         rescaled=plans.rescaled,
     ).eval()
     card = _card(plans, trained, out.name, licence, options, tiling)
+    parse_card(card.to_json(), f"the export of {folder}")  # what goes together is checked there
     families = windows_of_scans(card, scans)
     return write_proven(
         network,
@@ -188,8 +191,8 @@ def untrained(plans: Plans) -> nn.Module:
             if arguments[key] is not None:
                 arguments[key] = _class(arguments[key], PARTS)
         network: nn.Module = _class(name, NETWORKS)(
-            input_channels=1,
-            num_classes=1 + len(plans.structures),
+            input_channels=max(1, len(plans.channels)),
+            num_classes=len(plans.structures) + (not plans.regions),
             deep_supervision=False,
             **arguments,
         )
@@ -249,9 +252,10 @@ def _card(
             name=name,
             modality=plans.modality,
             recipe=plans.recipe,
+            channels=plans.channels,
             structures=plans.structures,
             feed="target",
-            options=options,
+            options=options.model_copy(update={"regions": plans.regions}),
             tiling=tiling.model_copy(
                 update={
                     "blending": blending,

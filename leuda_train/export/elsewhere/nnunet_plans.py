@@ -6,7 +6,7 @@ has no words for is refused. nnU-Net numbers axes z, y, x, a scan's file x, y, z
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,9 @@ class Plans:
     name: str
     dataset: str
     modality: str
+    channels: tuple[str, ...]
     structures: tuple[Structure, ...]
+    regions: bool
     recipe: Recipe
     depth: Depth | None
     swap: bool
@@ -77,7 +79,9 @@ def read_plans(folder: Path, name: str) -> Plans:
         if swap:
             patch.reverse()
             spacing.reverse()
-        scheme = configuration["normalization_schemes"][0]
+        channels = tuple(_channels(said).values())
+        scheme = _scheme(configuration["normalization_schemes"], folder)
+        regions = any(not isinstance(value, int) for value in said["labels"].values())
         recipe = Recipe(
             slice_axis=axes,
             spacing_mm=(spacing[0], spacing[1]),
@@ -91,8 +95,10 @@ def read_plans(folder: Path, name: str) -> Plans:
         return Plans(
             name=name,
             dataset=str(plans["dataset_name"]),
-            modality=str(_channels(said, folder)["0"]),
-            structures=_structures(said["labels"], folder),
+            modality=", ".join(channels),
+            channels=channels if len(channels) > 1 else (),
+            structures=_regions(said, folder) if regions else _structures(said["labels"], folder),
+            regions=regions,
             recipe=recipe,
             depth=depth,
             swap=swap,
@@ -171,28 +177,46 @@ def _normalisation(scheme: str, plans: Mapping[str, Any]) -> dict[str, Any]:
     raise ModelError(f"its normalisation is {scheme}; leuda can do CT, ZScore and RescaleTo01")
 
 
-def _channels(said: Mapping[str, Any], folder: Path) -> Mapping[str, str]:
-    channels: Mapping[str, str] = said.get("channel_names", said.get("modality"))
-    if len(channels) != 1:
+def _channels(said: Mapping[str, Any]) -> Mapping[str, str]:
+    """Names of the channels, in order."""
+    channels = said.get("channel_names", said.get("modality"))
+    return {str(key): str(channels[key]) for key in sorted(channels, key=int)}
+
+
+def _scheme(schemes: Sequence[str], folder: Path) -> str:
+    """How all channels are normalised. Raises ModelError if not all are alike."""
+    several = len(schemes) > 1
+    if len({*schemes}) > 1 or (several and schemes[0] != "ZScoreNormalization"):
         raise ModelError(
-            f"{folder / 'dataset.json'} has {len(channels)} channels "
-            f"({', '.join(map(str, channels.values()))}); leuda reads one scan at a time"
+            f"{folder / 'plans.json'} normalises its channels by {', '.join(schemes)}; of "
+            "several, leuda can do ZScoreNormalization"
         )
-    return channels
+    return schemes[0]
 
 
 def _structures(labels: Mapping[str, Any], folder: Path) -> tuple[Structure, ...]:
-    """Raises ModelError for regions, and for numbers with gaps."""
-    for name, value in labels.items():
-        if not isinstance(value, int):
-            raise ModelError(
-                f"{folder / 'dataset.json'}: {name!r} is a region of the labels {value}; leuda "
-                "gives one label a voxel"
-            )
+    """Raises ModelError for numbers with gaps."""
     of = {value: name for name, value in labels.items() if name != "ignore" and value != 0}
     if sorted(of) != list(range(1, len(of) + 1)):
         raise ModelError(f"{folder / 'dataset.json'} numbers its labels with gaps: {sorted(of)}")
     return tuple(
         Structure(name=of[value], value=value, colour=PALETTE[(value - 1) % len(PALETTE)])
         for value in sorted(of)
+    )
+
+
+def _regions(said: Mapping[str, Any], folder: Path) -> tuple[Structure, ...]:
+    """One for each score, in order. Raises ModelError for another order in the label map."""
+    names = [
+        name for name, value in said["labels"].items() if name != "ignore" and value not in (0, [0])
+    ]
+    order = [*said.get("regions_class_order", ())]
+    if order != list(range(1, len(names) + 1)):
+        raise ModelError(
+            f"{folder / 'dataset.json'}: regions_class_order is {order}; leuda can do 1, 2, ... "
+            "for the regions as they stand"
+        )
+    return tuple(
+        Structure(name=name, value=value, colour=PALETTE[(value - 1) % len(PALETTE)])
+        for value, name in enumerate(names, start=1)
     )

@@ -81,6 +81,12 @@ def test_windows_cover_the_axis_and_stay_inside(window: int, overlap: float) -> 
         assert max(np.diff(starts)) <= max(1, int(window * (1 - overlap)))
 
 
+def test_windows_at_fixed_steps_are_where_monai_lays_them() -> None:
+    assert window_starts(26, 16, 0.5, "fixed") == [0, 8, 10]
+    assert window_starts(26, 16, 0.5) == [0, 5, 10]
+    assert window_starts(16, 16, 0.5, "fixed") == window_starts(9, 16, 0.5, "fixed") == [0]
+
+
 def test_engine_is_given_full_windows_of_float32_and_no_more_than_the_batch() -> None:
     seen: list[int] = []
 

@@ -104,6 +104,7 @@ def make_folder(
     folds: tuple[str, ...] = ("0",),
     labels: dict[str, Any] | None = None,
     channels: dict[str, str] | None = None,
+    order: tuple[int, ...] | None = None,
     **said: Any,
 ) -> Path:
     """A model folder with plans, and as many folds, each trained for some steps."""
@@ -121,7 +122,9 @@ def make_folder(
         "configurations": {name: configuration(dimensions, **said)},
         "experiment_planner_used": "ExperimentPlanner",
         "label_manager": "LabelManager",
-        "foreground_intensity_properties_per_channel": {"0": FINGERPRINT},
+        "foreground_intensity_properties_per_channel": dict.fromkeys(
+            channels or {"0": "CT"}, FINGERPRINT
+        ),
     }
     (folder / "plans.json").write_text(json.dumps(plans))
     dataset = {
@@ -129,9 +132,10 @@ def make_folder(
         "labels": labels or {"background": 0, "grey": 1, "bright": 2},
         "numTraining": 1,
         "file_ending": ".nii.gz",
+        **({"regions_class_order": list(order)} if order else {}),
     }
     (folder / "dataset.json").write_text(json.dumps(dataset))
-    if labels or channels:
+    if (labels or channels) and not (channels and order):
         return with_checkpoint(folder, name, {}, "0")
     for fold in folds:
         with_checkpoint(folder, name, trained(folder, name, seed=len(fold) + ord(fold[0])), fold)
@@ -167,15 +171,20 @@ def trained(folder: Path, name: str, seed: int) -> dict[str, Any]:
         smooth = torch.nn.functional.interpolate(
             torch.randn(4, 1, *(side // 4 for side in shape)), size=shape
         )
-        truth = ((smooth > -0.3).long() + (smooth > 0.6).long())[:, 0]
-        loss = torch.nn.functional.cross_entropy(network(smooth), truth)
+        if plans.regions:  # where the first channel is bright, and where it is very bright
+            given = smooth.repeat(1, 2, *(1 for _ in shape))
+            truth = torch.cat([(smooth > -0.3).float(), (smooth > 0.6).float()], dim=1)
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(network(given), truth)
+        else:
+            truth = ((smooth > -0.3).long() + (smooth > 0.6).long())[:, 0]
+            loss = torch.nn.functional.cross_entropy(network(smooth), truth)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     return network.state_dict()
 
 
-def predicted(folder: Path, scan: Path, *, mirror: bool) -> np.ndarray:
+def predicted(folder: Path, *scans: Path, mirror: bool) -> np.ndarray:
     """Labels (X, Y, Z) of nnU-Net's own predictor."""
     pytest.importorskip("nnunetv2", reason="pip install nnunetv2: it predicts beside the export")
     with warnings.catch_warnings():
@@ -188,10 +197,11 @@ def predicted(folder: Path, scan: Path, *, mirror: bool) -> np.ndarray:
         )
         predictor.initialize_from_trained_model_folder(str(folder), use_folds=None)
         reader = PlansManager(str(folder / "plans.json")).image_reader_writer_class()
-        image, properties = reader.read_images([str(scan)])
+        image, properties = reader.read_images([str(scan) for scan in scans])
         labels = predictor.predict_single_npy_array(image, properties)
-        reader.write_seg(labels, str(scan.with_name("theirs.nii.gz")), properties)
-    return np.asarray(nib.load(scan.with_name("theirs.nii.gz")).dataobj)
+        theirs = scans[0].with_name("theirs.nii.gz")
+        reader.write_seg(labels, str(theirs), properties)
+    return np.asarray(nib.load(theirs).dataobj)
 
 
 @pytest.fixture
@@ -247,6 +257,34 @@ def test_labels_are_those_of_nnunets_predictor(
 
 
 @pytest.mark.slow
+def test_channels_and_regions_are_those_of_nnunets_predictor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scans = [make_scan(tmp_path / f"scan_{k:04d}.nii.gz") for k in range(2)]
+    second = nib.load(scans[1])
+    turned = np.asarray(second.dataobj)[::-1].copy()  # another channel, with another box
+    nib.save(nib.Nifti1Image(turned, second.affine), scans[1])
+    folder = make_folder(
+        tmp_path / "results",
+        3,
+        channels={"0": "T1", "1": "T2"},
+        labels={"background": 0, "whole": [1, 2], "core": [2]},
+        order=(1, 2),
+        normalization_schemes=["ZScoreNormalization"] * 2,
+        use_mask_for_norm=[False, False],
+    )
+    monkeypatch.setattr(torch, "half", torch.float32)
+    expected = predicted(folder, *scans, mirror=False)
+    monkeypatch.undo()
+    assert min(np.bincount(expected.ravel(), minlength=3)) > 0.01 * expected.size
+    card = export_nnunet(folder, tmp_path / "out", scans=[scans[0]])[0].card
+    assert (card.channels, card.options.regions) == (("T1", "T2"), True)
+    assert card.label_names == {1: "whole", 2: "core"}
+    found = Segmenter(tmp_path / "out", Settings(engine="ort-cpu", threads=1))(scans)
+    assert (found.labels == expected).mean() >= 0.999
+
+
+@pytest.mark.slow
 def test_the_command_exports_and_needs_a_scan_to_prove_it_on(scan: Path, tmp_path: Path) -> None:
     folder, out = make_folder(tmp_path / "results", 2), tmp_path / "out"
     done = leuda_here("export", "--from-nnunet", folder, "-o", out)
@@ -285,9 +323,9 @@ def test_axes_are_those_that_nnunet_gives_its_network(
 @pytest.mark.parametrize(
     ("said", "what"),
     [
-        ({"labels": {"background": 0, "whole": [1, 2]}}, "region"),
+        ({"labels": {"background": 0, "whole": [1, 2], "core": [2]}, "order": (2, 1)}, "order"),
         ({"labels": {"background": 0, "a": 1, "b": 3}}, "gaps"),
-        ({"channels": {"0": "T1", "1": "T2"}}, "2 channels"),
+        ({"normalization_schemes": ["CTNormalization", "ZScoreNormalization"]}, "channels"),
         ({"use_mask_for_norm": [True]}, "use_mask_for_norm"),
         ({"normalization_schemes": ["RGBTo01Normalization"]}, "RGBTo01"),
         ({"previous_stage": "3d_lowres"}, "cascade"),
