@@ -27,8 +27,8 @@ from leuda_train.evaluation.anatomy import cohort_anatomy
 from leuda_train.evaluation.dice_curve import LabelledScan, fit_dice_curve, spread
 from leuda_train.evaluation.held_out import HeldOut, oracle
 from leuda_train.evaluation.ranking import rank_correlation
-from leuda_train.export.extents import extents_mm
 from leuda_train.export.product_file import ProductFacts, save_product
+from leuda_train.export.shortcuts.extents import extents_mm
 from leuda_train.networks.product import DeployedNetwork, TorchEngine
 from leuda_train.objective.label_free import label_free_score
 from leuda_train.pages.pictures import draw_predictions, draw_run
