@@ -24,7 +24,7 @@ fuzz: $(READY) ## 200,000 damaged and hostile inputs (nightly; FUZZ_INPUTS=N)
 test-browser: $(READY) ## the tests of the page in Chromium, which is installed first (Debian, as root)
 	apt-get install -y --no-install-recommends chromium chromium-driver
 	npm install --silent --no-save --prefix .cache axe-core@4.14.1
-	$(BIN)/python -m pytest tests/deploy/view/test_browser.py
+	$(BIN)/python -m pytest tests/deploy/view/test_browser.py tests/train/pages/test_pages.py
 
 check: lint ## before every commit: format, lint, imports, types, fast tests
 	$(BIN)/python -m pytest -q -m "not slow"

@@ -1,7 +1,8 @@
 """`leuda infer` with a search beside a full pass, MONAI and nnU-Net: time, memory, labels.
 
     python benchmarks/find_first.py speed [--slices 300] [--rounds 2]
-    python benchmarks/find_first.py trial limited real
+    python benchmarks/find_first.py trial limited sizes
+    python benchmarks/find_first.py real --run RUN --model EXPORT
 
 One U-Net (32 to 512 channels, weights set by hand: made_ct.set_by_hand) and made CT of 512 x 512
 pixels and 300 mm, on which structures fill a third of the slices, or all. The search is proven as
@@ -11,7 +12,8 @@ counts   slices that a search scores, by slice thickness and share that is fille
 speed    leuda with the search and in full (fp32, the engine that `auto` takes), MONAI, nnU-Net
 trial    the first scan of a model on a machine, its trials included, and the second
 limited  in a control group of one core: the default beside --threads 1 and 2 (Linux, as root)
-real     every scan given with --scans by the model of --model: the search beside the full pass
+real     what an export of --run, --model, proves on its target scans, and what it refuses
+sizes    pixels that are scored of a slice in windows and whole, by its size; nothing is run
 
 Seconds are those of the whole process. On a busy machine wall times say little: processor seconds
 are beside them, and ratios are of these. Each part goes into benchmarks/results/find_first.json.
@@ -31,28 +33,35 @@ import time
 import uuid
 from functools import partial
 from importlib import metadata
+from itertools import product
+from math import prod
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from made_ct import ROWS, STRUCTURES, WIDTHS, scales_at, write_model, write_scan
+from made_ct import ROWS, STRUCTURES, WIDTHS, WINDOW, scales_at, write_model, write_scan
 from runtime import RESULTS, machine, say
 
 from leuda_deploy.engines.open_engine import reference_engine
 from leuda_deploy.inference.find_first import find_in, scored_by
-from leuda_deploy.inference.slabs import Scoring
+from leuda_deploy.inference.slabs import Scoring, scoring_of
+from leuda_deploy.inference.sliding_window import window_counts
+from leuda_deploy.machine.outside import read_json
 from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.model.model_file import write_model as write_model_file
 from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import read_volume
-from leuda_train.export.prove_search import MARGINS, STEPS, prove_search
-from leuda_train.export.whole_scans import label_in_full
+from leuda_train.export.shortcuts.extents import extents_mm
+from leuda_train.export.shortcuts.prove_search import MARGINS, STEPS, missed_by, prove_search
+from leuda_train.export.shortcuts.prove_tiling import with_tiling
+from leuda_train.export.shortcuts.whole_scans import label_in_full, target_scans
 
 LENGTH_MM, THIRD_MM = 300.0, (100.0, 200.0)
 PROOF_SLICES, PROOF_SCANS = 60, 3
 THREADS = 2
+WAYS, FILLED = ("find", "full", "monai", "nnunet"), ("third", "every")
 
 
 # --- what is given to all
@@ -149,7 +158,7 @@ def measured(command: list[Any], **popen: Any) -> dict[str, Any]:
 def speed(asked: argparse.Namespace) -> dict[str, Any]:
     """Every way on both scans, in turn."""
     folder, model, found = asked.folder, model_of(asked.folder), {}
-    for name in ("third", "every"):
+    for name in asked.filled:
         scan = scan_of(folder, name, asked.slices)
         out = {way: folder / f"{name}_{way}.nii.gz" for way in ("find", "full", "monai", "nnunet")}
         ways = {
@@ -158,10 +167,13 @@ def speed(asked: argparse.Namespace) -> dict[str, Any]:
             "monai": other("monai", scan, model, out["monai"]),
             "nnunet": other("nnunet", scan, model, out["nnunet"]),
         }
-        ways = {way: command for way, command in ways.items() if way not in asked.without}
+        ways = {way: command for way, command in ways.items() if way in asked.ways}
         if "find" in ways:  # the trials of this machine are made, as at any second scan
             measured(ways["find"])
-        runs: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
+        before = asked.before.get(name, {})  # what other calls measured of this scan
+        same = before.get("shape") == [512, 512, asked.slices]
+        runs: dict[str, list[dict[str, Any]]] = before["runs"] if same else {}
+        runs = runs | {way: [] for way in ways if way not in runs}
         for turn in range(asked.rounds):
             for way, command in ways.items():
                 runs[way].append(measured(command))
@@ -183,14 +195,16 @@ def speed(asked: argparse.Namespace) -> dict[str, Any]:
                     for key in ("wall_seconds", "cpu_seconds", "peak_mb")
                 }
                 for way in middle
-                if way != "find"
+                if way != "find" and "find" in middle
             },
             "labels_of_find_beside": {
-                way: compare(out["find"], out[way]) for way in ways if way != "find"
+                way: compare(out["find"], out[way])
+                for way in runs
+                if way != "find" and out["find"].is_file() and out[way].is_file()
             },
             "load_average_after": os.getloadavg(),
         }
-    return found
+    return asked.before | found
 
 
 def compare(one: Path, other: Path) -> dict[str, Any]:
@@ -246,49 +260,64 @@ def limited(asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def real(asked: argparse.Namespace) -> dict[str, Any]:
-    """Scans as they come: how many slices a search scores, and what it changes."""
-    from leuda_deploy.errors import LeudaError
-    from leuda_deploy.inference.segmenter import Segmenter
-    from leuda_deploy.inference.settings import Settings
+    """What the export of a run proves on its unlabelled target scans, and what it refuses and why.
 
-    ways = {
-        search: Segmenter(asked.model, Settings(engine="openvino", precision="fp32", search=search))
-        for search in ("auto", "full")
+    For a run of an earlier leuda, which does not say how long structures are: that is read from its
+    labelled source scans, whose values are taken for class numbers.
+    """
+    model, rows = ModelFile.open(asked.model), read_json(asked.run / "scans.json")["scans"]
+    card, engine = model.card, reference_engine(model)
+    names = {structure.name: structure.value for structure in card.structures}
+    labelled = [
+        Stack(read_volume(Path(row["label"])), card.recipe)
+        for row in rows
+        if row["role"] == "source labelled"
+    ]
+    extents = extents_mm(labelled, names)
+    scans = target_scans(asked.run, card.recipe)
+    passes = label_in_full(scans, engine, scoring_of(card), classes=1 + len(names))
+    found: dict[str, Any] = {
+        "extents_mm": extents,
+        "scans": {
+            one.name: {"slices": len(one.counts), "filled": int(one.holds.sum())} for one in passes
+        },
+        "paces": [],
     }
-    rows = []
-    for path in asked.scans:
-        try:
-            found = {search: segmenter(path) for search, segmenter in ways.items()}
-        except LeudaError as error:
-            rows.append({"scan": path.name, "refused": str(error)})
-            continue
-        one, whole = found["auto"], found["full"]
-        classes = range(1, 1 + len(ways["full"].card.structures))
-        dice = {}
-        for number in classes:
-            size = np.count_nonzero(one.labels == number) + np.count_nonzero(whole.labels == number)
-            both = np.count_nonzero((one.labels == number) & (whole.labels == number))
-            dice[ways["full"].card.structures[number - 1].name] = both * 2 / size if size else None
-        rows.append(
+    for step, margin in product(STEPS, MARGINS):
+        pace = step * min(extents.values()), margin * min(extents.values())
+        missed = missed_by(passes, pace, [*names])
+        found["paces"].append(
             {
-                "scan": path.name,
-                "slices": whole.scored,
-                "scored": one.scored,
-                "full_because": one.full_because,
-                "same_labels": float((one.labels == whole.labels).mean()),
-                "dice": dice,
+                "step_mm": pace[0],
+                "margin_mm": pace[1],
+                "scored": round(missed.work, 4),
+                "dice": min(missed.dice.values()),
+                "worst": {"scan": missed.worst.scan, "other_labels": missed.worst.disagreement},
             }
         )
-        say(str(rows[-1]))
-    search = ways["auto"].card.search
-    searched = [row for row in rows if row.get("full_because", "") is None]
-    worst = min(searched, key=lambda row: row["same_labels"], default=None)
-    return {
-        "model": ways["auto"].card.name,
-        "search": search.model_dump() if search else None,
-        "scans": rows,
-        "worst": worst,
-    }
+    _, tried = with_tiling(model, engine, passes)
+    return asked.result.get("real", {}) | {model.card.name: found | {"tilings": tried}}
+
+
+def sizes(asked: argparse.Namespace) -> dict[str, Any]:
+    """Pixels that a network scores of a slice, by its size: in windows of 256, and whole.
+
+    Nothing is run: windows are laid with half of each in common, whole slices padded to 16.
+    """
+    rows = []
+    for side in (192, 256, 320, 384, 448, 512, 640, 768):
+        windows = prod(window_counts((side, side), (WINDOW, WINDOW)))
+        whole = (-(-side // 16) * 16) ** 2
+        rows.append(
+            {
+                "side": side,
+                "windows": windows,
+                "pixels_in_windows": windows * WINDOW**2,
+                "pixels_whole": whole,
+                "times_fewer": round(windows * WINDOW**2 / whole, 2),
+            }
+        )
+    return {"window": WINDOW, "rows": rows}
 
 
 def counts(asked: argparse.Namespace) -> dict[str, Any]:
@@ -323,7 +352,7 @@ def counts(asked: argparse.Namespace) -> dict[str, Any]:
     return {"step_mm": step_mm, "margin_mm": margin_mm, "rows": rows}
 
 
-PARTS = {"counts": counts, "speed": speed, "trial": trial, "limited": limited, "real": real}
+PARTS = {f.__name__: f for f in (counts, sizes, speed, trial, limited, real)}
 
 
 def main() -> None:
@@ -334,14 +363,16 @@ def main() -> None:
     parser.add_argument("parts", nargs="+", choices=PARTS)
     parser.add_argument("--slices", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--without", nargs="*", default=(), choices=("monai", "nnunet"))
-    parser.add_argument("--scans", type=Path, nargs="*", default=())
-    parser.add_argument("--model", type=Path)
+    parser.add_argument("--ways", nargs="*", default=WAYS, choices=WAYS)
+    parser.add_argument("--filled", nargs="*", default=FILLED, choices=FILLED)
+    parser.add_argument("--model", type=Path, help="of real: an export of the run")
+    parser.add_argument("--run", type=Path, help="of real")
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark_find_first"))
     asked = parser.parse_args()
     asked.folder.mkdir(parents=True, exist_ok=True)
     path = RESULTS / "find_first.json"
     result = json.loads(path.read_text()) if path.is_file() else {}
+    asked.result, asked.before = result, result.get("speed", {})
     for part in asked.parts:
         before = machine()
         before["versions"]["nnunetv2"] = metadata.version("nnunetv2")

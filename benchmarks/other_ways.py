@@ -206,6 +206,12 @@ def plans_of(low: float, high: float, shape: tuple[int, ...]) -> dict[str, Any]:
                 "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
                 "resampling_fn_probabilities_kwargs": resampling | {"order": 1},
                 "batch_dice": True,
+                # it is given the network: this is only looked at
+                "architecture": {
+                    "network_class_name": "torch.nn.Identity",
+                    "arch_kwargs": {},
+                    "_kw_requires_import": [],
+                },
             }
         },
     }

@@ -77,6 +77,7 @@ class Setting:
         """LE-UDA as shipped, at this size, every term on from the first step."""
         content = load_config("small", "le-uda").model_dump(mode="json", exclude_none=True)
         content["recipe"]["window"] = [self.size, self.size]
+        del content["schedule"]["coarse_window"]
         content["unet"] = {"widths": list(self.widths), "dropout": [dropout] * len(self.widths)}
         content["schedule"] |= {"batch_labelled": self.batch, "batch_unlabelled": self.batch}
         content["objective"] |= {"warmup_epochs": 0, "ramp_epochs": 1, **objective}
@@ -327,7 +328,7 @@ def profile_run(device: str, threads: int) -> dict[str, Any]:
         write_cohort(folder / "cohort", source_unlabelled=2, target_unlabelled=2, target_test=1)
         content = load_config("small", "le-uda").model_dump(mode="json", exclude_none=True)
         content["translation"]["steps"] = 40
-        content["schedule"] |= {"epochs": 2, "steps_per_epoch": 30}
+        content["schedule"] |= {"epochs": 2, "steps_per_epoch": 30, "coarse_share": 0.0}
         del content["method"], content["name"]
         (folder / "short.toml").write_text(tomli_w.dumps(content))
         command = [sys.executable, "-m", "leuda_train", "train"]

@@ -24,6 +24,24 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
+# what explains a command's errors, if their class has no page of its own
+PAGES_OF_COMMANDS = {
+    "adapt": "docs/how-to/source-free.md",
+    "bench": "docs/how-to/beside-the-scanner.md",
+    "card": "docs/how-to/export.md",
+    "cohort": "docs/how-to/own-data.md",
+    "compare": "docs/how-to/own-data.md",
+    "evaluate": "docs/how-to/own-data.md",
+    "export": "docs/how-to/export.md",
+    "infer": "docs/how-to/beside-the-scanner.md",
+    "listen": "docs/how-to/hospital-node.md",
+    "picture": "docs/how-to/pages-and-pictures.md",
+    "report": "docs/how-to/pages-and-pictures.md",
+    "series": "docs/how-to/dicom.md",
+    "train": "docs/how-to/own-data.md",
+    "verify": "docs/explanation/proof.md",
+    "view": "docs/how-to/view.md",
+}
 MAX_LINE = 300
 MAX_VALUE = 80  # characters of a value that is shown
 ScanFault = Literal[
@@ -48,6 +66,9 @@ ScanFault = Literal[
     "repeated slice",
     "uneven",
 ]
+OF_A_SERIES: frozenset[ScanFault] = frozenset(
+    ("partial", "several series", "modality", "unlike slices", "missing slice", "repeated slice")
+)
 
 
 class LeudaError(Exception):
@@ -162,6 +183,26 @@ class MissingExtraError(LeudaError, ImportError):
             f"{what} needs {package}, which is not installed: pip install 'leuda[{extra}]'"
         )
         self.package, self.extra = package, extra
+
+
+PAGES: dict[type[BaseException], str] = {
+    ScanError: "docs/explanation/odd-inputs.md",
+    GridMismatchError: "docs/explanation/geometry-and-memory.md",
+    UndeclaredLabelError: "docs/how-to/own-data.md",
+    ModelError: "docs/how-to/export.md",
+    ParityError: "docs/explanation/proof.md",
+    TrainingError: "docs/explanation/faults.md",
+    MissingExtraError: "docs/how-to/beside-the-scanner.md",
+    MemoryError: "docs/explanation/geometry-and-memory.md",
+}
+
+
+def page_about(error: BaseException, command: str = "") -> str | None:
+    """The page of the documentation that explains an error of a command; None: there is none."""
+    if isinstance(error, ScanError) and error.fault in OF_A_SERIES:
+        return "docs/how-to/dicom.md"
+    own = next((PAGES[kind] for kind in type(error).__mro__ if kind in PAGES), None)
+    return own or PAGES_OF_COMMANDS.get(command)
 
 
 def printable(text: str, most: int = MAX_LINE) -> str:

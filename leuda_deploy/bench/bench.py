@@ -12,15 +12,13 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypedDict, get_args
+from typing import Annotated, Any, NotRequired, TypedDict, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
+from leuda_deploy.bench.accuracy import Accuracy, LabelledScans, accuracy, check_fits
 from leuda_deploy.bench.machine_floor import least_seconds
 from leuda_deploy.engines.engine import EngineChoice, EngineName
 from leuda_deploy.engines.threads import usable_cores
@@ -35,15 +33,6 @@ from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.proof.choose_engine import installed_engines
 from leuda_deploy.scans.nifti import write_labels, write_scan
 
-# key of a row -> its heading in the terminal
-FIGURES = {
-    "cold_seconds": "cold s",
-    "p50_seconds": "p50 s",
-    "p95_seconds": "p95 s",
-    "p99_seconds": "p99 s",
-    "voxels_per_second": "Mvoxel/s",
-    "peak_mb": "peak MB",
-}
 GATED = ("p50_seconds", "peak_mb")
 MADE_AFFINE = np.diag([-0.75, -0.75, 1.0, 1.0])
 
@@ -69,13 +58,17 @@ class Row(TypedDict):
 
 
 class Result(TypedDict):
-    """What `leuda bench` measured; JSON-able."""
+    """What `leuda bench` measured; JSON-able.
+
+    accuracy  Dice by engine and precision, if a cohort was named
+    """
 
     shape: list[int]
     rounds: int
     machine: str
     load_average: float
     engines: list[Row]
+    accuracy: NotRequired[list[Accuracy]]
 
 
 _Figure = Annotated[float, Field(ge=0, lt=1e12)]
@@ -115,16 +108,27 @@ class Regression:
 
 
 def bench(
-    model: Path, engine: str, shape: tuple[int, int, int], *, rounds: int, threads: int | None
+    model: Path,
+    engine: str,
+    shape: tuple[int, int, int],
+    *,
+    rounds: int,
+    threads: int | None,
+    labelled: LabelledScans | None = None,
 ) -> Result:
     """Measure engines by name ("ort-cpu,openvino"), or each that is installed ("all").
 
+    On a made scan of this shape; and on labelled scans, if there are some, also how right they are.
+
     Raises:
-        LeudaError: An engine that was named does not exist or cannot run.
+        LeudaError: An engine that was named does not exist or cannot run, or the labels are of
+            other structures than the model's.
     """
     opened, names = ModelFile.open(model), _named(engine)
     if "all" in names:
         names = list(installed_engines(opened))
+    if labelled is not None:
+        check_fits(opened, labelled)  # before the long work
     rows = []
     with tempfile.TemporaryDirectory(prefix="leuda-bench-") as folder:
         scan = Path(folder) / "scan.nii.gz"
@@ -135,13 +139,16 @@ def bench(
             if not settled:  # its first round held the trials of this machine
                 _, row = run_isolated(None, measure, opened, settings, scan, rounds)
             rows.append(row)
-    return Result(
+    result = Result(
         shape=list(shape),
         rounds=rounds,
         machine=f"{platform.machine()}, {usable_cores():g} cores",
         load_average=os.getloadavg()[0],
         engines=rows,
     )
+    if labelled is not None:
+        result["accuracy"] = accuracy(opened, names, labelled, threads=threads)
+    return result
 
 
 def _named(engines: str) -> list[Any]:
@@ -216,44 +223,6 @@ def measure(model: ModelFile, settings: Settings, scan: Path, rounds: int) -> tu
         peak_mb=None if peak is None else round(peak / 1e6, 1),
         batch=segmenter.plan(stack).batch,
     )
-
-
-def show_bench(result: Result, console: Console) -> None:
-    """For people, in 80 columns: a column an engine, and what each engine is."""
-    shape = "x".join(map(str, result["shape"]))
-    console.print(f"{shape}, {result['rounds']} warm rounds, {result['machine']}\n")
-    rows = result["engines"]
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
-    table.add_column(no_wrap=True)
-    for row in rows:
-        table.add_column(row["engine"], justify="right", no_wrap=True)
-    for key, heading in FIGURES.items():
-        table.add_row(heading, *(_figure(key, row) for row in rows))
-    table.add_section()
-    for phase in dict.fromkeys(phase for row in rows for phase in row["stage_seconds"]):
-        table.add_row(phase, *(_phase(phase, row) for row in rows))
-    console.print(table)
-    console.print("\nby phase: busy seconds, overlapping; (nx): n times what memory or gzip take")
-    for row in rows:
-        console.print(f"{row['engine']}: {row['description']}", soft_wrap=True)
-
-
-def _figure(key: str, row: Row) -> str:
-    value: Any = dict(row)[key]
-    if value is None:
-        return "-"
-    if key == "voxels_per_second":
-        return f"{value / 1e6:.1f}"
-    return f"{value:.0f}" if key == "peak_mb" else f"{value:.2f}"
-
-
-def _phase(phase: str, row: Row) -> str:
-    """Seconds of a phase, and how many times the least that they are."""
-    seconds, least = row["stage_seconds"].get(phase), row["least_seconds"].get(phase)
-    if seconds is None:
-        return "-"
-    times = f" ({seconds / least:.{1 if seconds < 10 * least else 0}f}x)" if least else ""
-    return f"{seconds:.2f}{times}"
 
 
 def read_earlier(path: Path) -> dict[str, Any]:

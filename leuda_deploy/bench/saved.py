@@ -36,7 +36,8 @@ def chart_path(path: Path) -> Path:
 
 def _is_result(path: Path) -> bool:
     try:
-        return set(read_earlier(path)) == set(Result.__annotations__)
+        known = set(Result.__annotations__)
+        return known - {"accuracy"} <= set(read_earlier(path)) <= known
     except InputError:
         return False
 

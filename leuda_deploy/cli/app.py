@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from leuda_deploy.cli.log import log_to_stderr, make_patient
-from leuda_deploy.errors import LeudaError, keep_traceback, printable
+from leuda_deploy.errors import LeudaError, keep_traceback, page_about, printable
 from leuda_deploy.machine.isolated import keep_children_safe, safe_path
 from leuda_deploy.machine.stop import end_now, ending_when_told
 
@@ -45,7 +45,7 @@ def _leuda(
         typer.echo("What you can do next, here:\n")
         for step in next_steps(Path()):
             typer.echo(printable(f"  {step.command}", MAX_SAID))
-            typer.echo(printable(f"      {step.what}\n", MAX_SAID))
+            typer.echo(printable(f"      {step.what}", MAX_SAID) + "\n")
         typer.echo("leuda --help lists all commands, leuda COMMAND --help its options.")
 
 
@@ -69,7 +69,9 @@ def run(command: typer.Typer) -> None:
             command()
         # OSError: e.g. no room, or no right to write there
         except (LeudaError, OSError, MemoryError) as error:
-            say(f"error: {str(error) or type(error).__name__}")
+            page = page_about(error, *sys.argv[1:2])
+            see = f" (see {page})" if page else ""
+            say(f"error: {str(error) or type(error).__name__}{see}")
             sys.exit(2)
         except Exception as error:  # noqa: BLE001  (the last boundary: whatever it is, one line)
             say(f"error: {keep_traceback(error)}")

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from leuda_deploy.cli.app import JsonOption, app, say
+
+if TYPE_CHECKING:
+    from leuda_deploy.bench.accuracy import LabelledScans
+
+# cohort.toml -> its labelled target scans: the training half, which reads cohorts, enters itself
+cohort_readers: list[Callable[[Path], LabelledScans]] = []
 
 
 @app.command()
@@ -18,6 +25,12 @@ def bench(
         Path | None,
         typer.Option(
             help="Export folder or *.onnx file. Default: the phantom model that comes with leuda."
+        ),
+    ] = None,
+    cohort: Annotated[
+        Path | None,
+        typer.Option(
+            help="cohort.toml: also Dice by engine and precision, on its labelled target scans."
         ),
     ] = None,
     engine: Annotated[
@@ -45,16 +58,23 @@ def bench(
 ) -> None:
     """Time and memory by engine and stage, on this machine.  [dim]Needs: nothing more.[/dim]"""
     from leuda_deploy.bench.bench import bench as run_bench
-    from leuda_deploy.bench.bench import parse_shape, read_earlier, regressions, show_bench
+    from leuda_deploy.bench.bench import parse_shape, read_earlier, regressions
     from leuda_deploy.bench.saved import plan_saved, save_bench
+    from leuda_deploy.bench.shown import show_bench
+    from leuda_deploy.errors import MissingExtraError
     from leuda_deploy.model.default_model import default_model
 
     if save:
-        plan_saved(save, inputs=[path for path in (model, against) if path], force=force)
+        plan_saved(save, inputs=[path for path in (model, against, cohort) if path], force=force)
     if against:
         read_earlier(against)  # what is no result is found before the work
     voxels = parse_shape(shape)
-    result = run_bench(model or default_model(), engine, voxels, rounds=rounds, threads=threads)
+    if cohort and not cohort_readers:
+        raise MissingExtraError("leuda bench --cohort", "leuda_train", "train")
+    labelled = cohort_readers[0](cohort) if cohort else None
+    result = run_bench(
+        model or default_model(), engine, voxels, rounds=rounds, threads=threads, labelled=labelled
+    )
     slower = regressions(result, against, limit) if against else []
     if save:
         save_bench(save, result)

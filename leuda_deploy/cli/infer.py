@@ -103,6 +103,14 @@ def infer(
             rich_help_panel=ENGINE,
         ),
     ] = "auto",
+    tiling: Annotated[
+        Literal["auto", "windows"],
+        typer.Option(
+            help="auto: score slices whole and leave out air, where the model's export proved "
+            "that. windows: lay windows over all of each slice.",
+            rich_help_panel=ENGINE,
+        ),
+    ] = "auto",
     mirror: Annotated[
         bool,
         typer.Option(
@@ -266,6 +274,7 @@ def infer(
         max_gpu_bytes=parse_bytes(max_gpu_memory) if max_gpu_memory else None,
         mirror=mirror,
         search=search,
+        tiling=tiling,
         clean_up=clean_up,
     )
     choice = SeriesChoice(

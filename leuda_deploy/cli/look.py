@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from leuda_deploy.view.marks import Marks
 
 
+ClassesOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="TOML file with a table \\[classes] that names label values, e.g. cohort.toml."
+    ),
+]
+
+
 @app.command()
 def picture(
     scan: Annotated[Path, typer.Argument(help="A scan.")],
@@ -30,6 +38,7 @@ def picture(
     modality: Annotated[
         str, typer.Option(help="CT in Hounsfield units is shown in the soft tissue window.")
     ] = "",
+    classes: ClassesOption = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace a file that stands there; never the scan.")
     ] = False,
@@ -39,13 +48,14 @@ def picture(
     from leuda_deploy.jobs.picture.overlay import draw_overlay
     from leuda_deploy.jobs.picture.shown_files import read_shown
     from leuda_deploy.machine.outputs import Output, plan_outputs
+    from leuda_deploy.view.scene import read_class_values
 
     kind = output.suffix.lower()
     if kind not in (".png", ".webp", ".gif"):
         raise InputError(f"-o ends in .png, .webp or .gif, not {output.name!r}")
     drawn = Output(path=output, what="picture")
     plan_outputs([drawn], inputs=[path for path in (scan, labels) if path], force=force)
-    shown = read_shown(scan, labels, modality)
+    shown = read_shown(scan, labels, modality, read_class_values(classes) if classes else {})
     (draw_overlay if kind == ".png" else write_movie)(output, shown)
     typer.echo(str(output))
 
@@ -60,17 +70,15 @@ def view(
     ],
     labels: Annotated[
         list[Path] | None,
-        typer.Argument(help="One or two label files. Default: those beside the scan."),
+        typer.Argument(
+            help="One or two label files, or folders of them beside a folder of scans; two are "
+            "compared. Default: those beside the scan."
+        ),
     ] = None,
     uncertainty: Annotated[
         Path | None, typer.Option(help="Entropy map. Default: the one that the report names.")
     ] = None,
-    classes: Annotated[
-        Path | None,
-        typer.Option(
-            help="TOML file with a table \\[classes] that names label values, e.g. cohort.toml."
-        ),
-    ] = None,
+    classes: ClassesOption = None,
     frame: Annotated[
         int | None, typer.Option(help="Frame of a 4D scan, counted from 0.", min=0)
     ] = None,
@@ -98,12 +106,12 @@ def view(
     from leuda_deploy.view.scene import find_scenes, make_scene, read_class_values
 
     folder = scan.is_dir() and not is_series(scan)
-    if folder and (labels or uncertainty or frame is not None):
-        raise InputError(f"{scan} is a folder: labels, map and frame are for a single scan")
+    if folder and (uncertainty or frame is not None):
+        raise InputError(f"{scan} is a folder: map and frame are for a single scan")
     if marks is not None and not folder:
         raise InputError("--marks is for a folder; a single scan is not marked")
     scenes = (
-        find_scenes(scan)
+        find_scenes(scan, labels or ())
         if folder
         else [make_scene(scan, tuple(labels or ()), uncertainty=uncertainty, frame=frame)]
     )

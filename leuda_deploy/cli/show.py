@@ -17,7 +17,7 @@ from leuda_deploy.export.verify import Verified
 from leuda_deploy.jobs.prepare import mended_words
 from leuda_deploy.jobs.report import Report
 from leuda_deploy.jobs.run_jobs import Outcome
-from leuda_deploy.model.export_folder import read_manifest, read_proof
+from leuda_deploy.model.export_folder import ProofTiling, read_manifest, read_proof
 from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.proof.choose_engine import explain
 from leuda_deploy.proof.trial import Trial
@@ -56,6 +56,7 @@ def show_report(report: Report, console: Console) -> None:
     lines += _series_lines(report)
     lines.append(f"doubts   {report.low_confidence:.1%} of the structures' voxels")
     lines.append(f"slices   {_slices_line(report)}")
+    lines.append(f"windows  {_windows_line(report)}")
     if report.domain is not None:
         looks = "like" if report.domain["fits"] else "NOT like"
         lines.append(f"domain   {looks} the scans of training (z = {report.domain['z']})")
@@ -82,6 +83,16 @@ def _slices_line(report: Report) -> str:
             "where there is something; the others are background"
         )
     return f"all {slices['all']} scored: {WHY_FULL.get(str(because), because)}"
+
+
+def _windows_line(report: Report) -> str:
+    """What of each slice was scored, and in what."""
+    slice_, part, window, count = (
+        " x ".join(map(str, report.windows[name])) for name in ("slice", "part", "window", "count")
+    )
+    scored = "all" if part == slice_ else f"{part}, the rest is air,"
+    whole = "at once, as" if count == "1 x 1" else f"in {count} windows of"
+    return f"of {slice_} pixels {scored} scored {whole} {window}"
 
 
 def _shown(line: str) -> str:
@@ -182,6 +193,14 @@ def diagnosis_lines(found: Diagnosis) -> list[str]:
     return [_shown(line) for line in lines]
 
 
+def _tiling_line(tiling: ProofTiling) -> str:
+    """A way of scoring less of a slice, and whether it gives the labels of windows."""
+    what = "in one pass" if tiling.whole else "in windows"
+    what += "" if tiling.air is None else f", less air (up to {tiling.air:.0%} of the brightness)"
+    found = f"no: {tiling.refused}" if tiling.refused else "the labels of windows over all of it"
+    return f"{what}, {tiling.pixels:.0%} of the pixels: {found}"
+
+
 FOR = ("triton", "monai")  # programs that an export is also written for
 
 
@@ -213,6 +232,8 @@ def export_summary(model: ModelFile, written: Mapping[str, Path]) -> dict[str, A
     if proof.int8_layers is not None:
         kept, lifted = len(proof.int8_layers), len(proof.lifted_layers)
         lines.append(("int8", f"{kept} convolutions, {lifted} lifted back until the gate passed"))
+    for tiling in proof.tilings:
+        lines.append(("slices", _tiling_line(tiling)))
     if card.search is not None:
         line = (
             f"a slice every {card.search.step_mm:g} mm, then {card.search.margin_mm:g} mm around "

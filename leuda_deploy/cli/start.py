@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from leuda_deploy.jobs.find_jobs import is_scan_file
+from leuda_deploy.jobs.find_jobs import LABEL_ENDINGS, is_scan_file, report_path
 from leuda_deploy.model.export_folder import MANIFEST_FILE, MODEL_FILE
 
 DEPTH, MOST_FOLDERS, SHOWN = 3, 500, 3
+NAMES = ("first", "second", "third")  # of runs
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,8 @@ class Step:
 
 
 def next_steps(here: Path) -> list[Step]:
-    """Three of them, the furthest along first: models are used, runs exported, cohorts trained."""
-    cohorts, runs, exports, scans = [], [], [], []
+    """Three of them, the furthest along first: labels are looked at, models used, and so on."""
+    cohorts, runs, exports, scans, results = [], [], [], [], []
     for folder in _folders(here):
         names = {path.name for path in folder.iterdir()}
         place = folder.relative_to(here)
@@ -32,9 +33,15 @@ def next_steps(here: Path) -> list[Step]:
         elif {"evaluation.json", "model.pt"} <= names:
             runs.append(place)
         cohorts += [place / "cohort.toml"] if "cohort.toml" in names else []
+        if any(report_path(folder / name).name in names for name in names if _is_labels(name)):
+            results.append(place)
         scans += [place / name for name in sorted(names) if is_scan_file(folder / name)][:1]
     scan = str(scans[0]) if scans else "SCAN.nii.gz"
     steps = [
+        Step(f"look at the labels in {place}, the most doubtful first", f"leuda view {place}")
+        for place in results[:1]
+    ]
+    steps += [
         Step(f"label a scan with {model}", f"leuda infer {scan} --model {model}")
         for model in exports[:1]
     ]
@@ -45,8 +52,11 @@ def next_steps(here: Path) -> list[Step]:
         if run.name not in exported
     ][:1]
     steps += [Step(f"read about the run {run}", f"leuda report {run}") for run in runs[:1]]
+    out = next(
+        (f"runs/{name}" for name in NAMES if not (here / "runs" / name).exists()), "runs/NEW"
+    )
     steps += [
-        Step(f"train on {cohort}", f"leuda train {cohort} --out runs/first") for cohort in cohorts
+        Step(f"train on {cohort}", f"leuda train {cohort} --out {out}") for cohort in cohorts
     ][:1]
     steps += [
         Step("see the whole job on made scans, in minutes", "leuda demo"),
@@ -54,6 +64,10 @@ def next_steps(here: Path) -> list[Step]:
         Step("label a scan with the model that comes along, for a look", f"leuda infer {scan}"),
     ]
     return steps[:SHOWN]
+
+
+def _is_labels(name: str) -> bool:
+    return name.endswith(tuple(f"labels{ending}" for ending in LABEL_ENDINGS))
 
 
 def _folders(here: Path) -> Iterator[Path]:

@@ -65,6 +65,7 @@ class OpenVinoEngine:
             reason = one_line(error)
             raise LeudaError(f"OpenVINO cannot run {self.path}: {reason}") from error
         self.layers = _precisions_that_run(self._compiled)
+        self.kernels = _kernels_that_run(self._compiled)
         if precision == "bf16" and "bf16" not in self.layers:
             raise LeudaError(f"OpenVINO would run {self.path} in {dict(self.layers)}, not in bf16")
         ran = " + ".join(f"{name} ({n} layers)" for name, n in self.layers.most_common())
@@ -106,6 +107,16 @@ def _precisions_that_run(compiled: Any) -> Counter[str]:
             name = facts["runtimePrecision"].astype(str)
             found[PRECISIONS.get(name, name)] += 1
     return found
+
+
+def _kernels_that_run(compiled: Any) -> frozenset[str]:
+    """What OpenVINO calls the code of these layers, as "brgconv_avx512_i8"."""
+    facts = [layer.get_rt_info() for layer in compiled.get_runtime_model().get_ops()]
+    return frozenset(
+        fact["primitiveType"].astype(str)
+        for fact in facts
+        if fact["layerType"].astype(str) in COMPUTING_LAYERS
+    )
 
 
 def _coarsest(layers: Counter[str]) -> Precision | None:

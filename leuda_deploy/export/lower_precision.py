@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import onnx
 
 from leuda_deploy.engines.engine import Float32
-from leuda_deploy.errors import ParityError
+from leuda_deploy.errors import LeudaError, ParityError
 from leuda_deploy.export.to_half import to_bf16, to_fp16
 from leuda_deploy.export.to_int8 import (
     LEVELS,
@@ -20,16 +22,18 @@ from leuda_deploy.export.to_int8 import (
     quantise,
     split_concatenations,
 )
+from leuda_deploy.machine.isolated import run_isolated
 from leuda_deploy.machine.progress import Progress
 from leuda_deploy.model.card import Int8, ModelCard, Precision
 from leuda_deploy.model.model_file import ModelFile, write_model
 from leuda_deploy.proof.layers import layers_of, values_of
 from leuda_deploy.proof.parity import Parity
 from leuda_deploy.proof.probes import Probes
-from leuda_deploy.proof.processor import int8_kind
-from leuda_deploy.proof.prove import Reference, prove
+from leuda_deploy.proof.processor import PORTABLE_BITS, int8_kind, kinds_below
+from leuda_deploy.proof.prove import Reference, prove, prove_held_to
 
 SENSITIVITY_WINDOWS = 8
+_log = logging.getLogger(__name__)
 # Writes a candidate graph and proves it. Raises ParityError.
 Gate = Callable[[onnx.ModelProto, Int8 | None], tuple[ModelFile, tuple[Parity, ...]]]
 
@@ -79,12 +83,33 @@ def lower_precision(
     def gate(candidate: onnx.ModelProto, int8: Int8 | None) -> tuple[ModelFile, tuple[Parity, ...]]:
         facts = {"opset": candidate.opset_import[0].version, "int8": int8}
         written = write_model(candidate, card.model_copy(update=facts), path)
-        return written, prove(written, reference)
+        parities = prove(written, reference)
+        if int8 is None or int8.weight_bits == PORTABLE_BITS:
+            return written, parities
+        held = _as_on_other_kinds(written, reference)
+        proven_on = (*int8.proven_on, *held)
+        facts["int8"] = int8.model_copy(update={"proven_on": proven_on})
+        written = write_model(candidate, card.model_copy(update=facts), path)
+        return written, (*parities, *held.values())
 
     if precision == "int8":
         return _lower_to_int8(graph, reference.probes, calibration[:, None], gate, progress)
     written, parities = gate(to_bf16(graph) if precision == "bf16" else to_fp16(graph), None)
     return Lowered(model=written, parities=parities)
+
+
+def _as_on_other_kinds(model: ModelFile, reference: Reference) -> dict[str, Parity]:
+    """Other kinds of processor that this one can compute like, those on which the graph agrees."""
+    found: dict[str, Parity] = {}
+    if find_spec("openvino") is None:
+        return found
+    for kind in kinds_below(int8_kind()):
+        try:
+            alone = replace(reference, graph=None)
+            found[kind] = run_isolated(None, prove_held_to, kind, model, alone)
+        except LeudaError as error:
+            _log.info("not proven on %s: %s", kind, error)
+    return found
 
 
 def _lower_to_int8(

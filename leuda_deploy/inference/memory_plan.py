@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 from leuda_deploy.errors import InputError
-from leuda_deploy.inference.sliding_window import windows_per_slice
+from leuda_deploy.inference.slabs import as_many_usual, part_of
 from leuda_deploy.machine.memory import in_megabytes
 from leuda_deploy.model.tiling import DEFAULT_TILING, Tiling
 from leuda_deploy.scans.stack import Stack
@@ -52,7 +52,8 @@ class Workload:
         classes: K, background included.
         loaded_bytes: What the process holds with the engine loaded and no scan read.
         growth_bytes: Batch -> what running the engine adds, as a trial measured it.
-        tiling: How windows are laid.
+        tiling: How windows are laid, and what of a slice is scored.
+        multiple: See `Scoring`.
         mirror: Whether mirrored windows are scored, too.
         uncertainty: Whether an entropy map is made.
         regions: Whether the structures may overlap.
@@ -64,6 +65,7 @@ class Workload:
     loaded_bytes: int = 0
     growth_bytes: Mapping[int, int] = field(default_factory=dict)
     tiling: Tiling = DEFAULT_TILING
+    multiple: int | None = None
     mirror: bool = False
     uncertainty: bool = False
     regions: bool = False
@@ -93,10 +95,11 @@ def make_plan(
 
 def _plan_for(batch: int, stack: Stack, workload: Workload) -> MemoryPlan:
     classes, tiling = workload.classes, workload.tiling
-    per_slice = windows_per_slice(stack.grid_shape, stack.window, tiling.overlap)
+    part = part_of(stack, tiling, workload.multiple)
+    per_slice = prod(part.window_counts(tiling.overlap))
     blocks = stack.window_slices > 1
     slab = min(stack.depth, stack.window_slices if blocks else max(1, batch // per_slice))
-    window = stack.recipe.window
+    window = part.window[-2:]
     plane = stack.plane_shape[0] * stack.plane_shape[1]
     grid = max(stack.grid_shape[0], window[0]) * max(stack.grid_shape[1], window[1])
     itemsize = stack.volume.raw.dtype.itemsize
@@ -108,7 +111,8 @@ def _plan_for(batch: int, stack: Stack, workload: Workload) -> MemoryPlan:
     scores = 4 * classes * grid * slab
     # and a second set of a batch's, blended, mirrored or put together
     copies = (per_slice > 1) + workload.mirror + tiling.skip_floor
-    blending = 4 * classes * prod(stack.window) * batch * copies
+    copies += part.shape != stack.grid_shape  # put where they belong
+    blending = 4 * classes * prod(part.window) * batch * copies
     # blocks of slices that overlap: images and sums held, a block's scores in the making
     held = blocks * (4 * slab * grid * stack.channels + 3 * scores)
     # grid slices that wait for the next, where the scan has others
@@ -119,7 +123,7 @@ def _plan_for(batch: int, stack: Stack, workload: Workload) -> MemoryPlan:
         batch=batch,
         parts={
             "program": workload.loaded_bytes + SLACK_BYTES,
-            "network": _growth(workload.growth_bytes, batch),
+            "network": _growth(workload.growth_bytes, as_many_usual(part, stack, batch)),
             "scan": workload.scans * voxels * itemsize * stack.channels,
             "labels": workload.results * (1 + workload.uncertainty + workload.regions) * voxels,
             "slabs": SLABS_ALIVE * (images + scores)

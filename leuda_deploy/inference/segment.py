@@ -27,6 +27,7 @@ from leuda_deploy.inference.pipelined import prefetch
 from leuda_deploy.inference.slabs import (
     DEFAULT_SCORING,
     BlockScorer,
+    Part,
     ScanSlices,
     Scoring,
     SlabScorer,
@@ -53,6 +54,7 @@ class Segmentation:
         intensity: Clip limits and normalisation fitted to this scan, in scanner units.
         scored: How many slices of the model grid were scored.
         searched: How many of them to find where there is something; None: every slice was scored.
+        part: What of each slice was scored, and by windows of which size.
         full_because: Why every slice was scored; None: it was not, or nobody says.
         seconds: Busy wall seconds by part of the work; the parts overlap.
         regions: (X, Y, Z) uint8, bit k: the voxel is in the region of class k + 1; its label is
@@ -67,6 +69,7 @@ class Segmentation:
     intensity: Intensity
     seconds: dict[str, float]
     scored: int
+    part: Part
     regions: NDArray[np.uint8] | None = None
     searched: int | None = None
     full_because: FullBecause | None = None
@@ -106,7 +109,9 @@ def segment(
     if scoring.mirror:
         engine = mirrored(engine, scoring.tiling.mirror)
     if scoring.tiling.skip_floor:
-        engine = scoring_floor_once(engine, stack.intensity.floor)
+        bright = stack.intensity.ceiling - stack.intensity.floor
+        reach = (scoring.tiling.air or 0.0) * bright
+        engine = scoring_floor_once(engine, stack.intensity.floor, reach)
     scorer_type = BlockScorer if stack.window_slices > 1 else SlabScorer
     score = scorer_type(engine, stack, scoring, fill=fill)
 
@@ -164,6 +169,7 @@ def segment(
         intensity=stack.intensity,
         seconds=clock.seconds,
         scored=int(walk.scored.sum()),
+        part=score.part,
         searched=walk.searched,
     )
 

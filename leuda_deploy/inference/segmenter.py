@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from leuda_deploy.engines.engine import Engine, EngineName, EngineSettings, Float32
+from leuda_deploy.engines.engine import TENSORRT, Engine, EngineName, EngineSettings
 from leuda_deploy.engines.open_engine import open_engine
 from leuda_deploy.errors import InputError
 from leuda_deploy.inference.clean_up import clean_up
@@ -18,7 +19,14 @@ from leuda_deploy.inference.find_first import Find, FullBecause, find_in
 from leuda_deploy.inference.memory_plan import MemoryPlan, Workload, make_plan
 from leuda_deploy.inference.segment import Segmentation, segment
 from leuda_deploy.inference.settings import DEFAULT_SETTINGS, Settings
-from leuda_deploy.inference.slabs import Scoring, sample_windows, windows_of
+from leuda_deploy.inference.slabs import (
+    Scoring,
+    as_many_usual,
+    part_of,
+    sample_windows,
+    scoring_of,
+    windows_of,
+)
 from leuda_deploy.machine.clock import Clock
 from leuda_deploy.machine.memory import resident_bytes
 from leuda_deploy.machine.progress import Progress, no_progress
@@ -94,7 +102,7 @@ class Segmenter:
 
     @property
     def card(self) -> ModelCard:
-        """The model's card."""
+        """Of the model."""
         return self.model.card
 
     @property
@@ -155,7 +163,7 @@ class Segmenter:
         return volume_of(scan, None, frame=frame)
 
     def stack(self, volume: Volume) -> Stack:
-        """The scan as this model's recipe has it."""
+        """As this model's recipe has it."""
         if 1 + len(volume.more) != self.card.scan_count:
             volume = together([volume, *volume.more], self.card.channels or ("one scan",))
         return stack_of(volume, self.card.recipe, self.card.depth)
@@ -175,18 +183,23 @@ class Segmenter:
             InputError: It is more than `max_bytes`; names the least that would do.
         """
         loaded, choice = self._ready_for(stack)
+        scoring = self._scoring(choice.engine)
         workload = Workload(
             classes=self.card.score_count,
             loaded_bytes=loaded.resident_bytes,
             growth_bytes=choice.trial.growth_bytes,
-            tiling=self.card.tiling,
+            tiling=scoring.tiling,
+            multiple=scoring.multiple,
             mirror=self.settings.mirror,
             uncertainty=uncertainty,
             regions=self.card.options.regions,
             scans=scans,
             results=results,
         )
-        batch = self.settings.batch or choice.trial.batch
+        part = part_of(stack, scoring.tiling, scoring.multiple)
+        # as many pixels as in the trial, and a window a stream
+        usual = choice.trial.batch // as_many_usual(part, stack, 1)
+        batch = self.settings.batch or max(loaded.engine.streams, usual)
         return make_plan(stack, workload, batch=batch, max_bytes=self.settings.max_bytes)
 
     def segment(
@@ -198,18 +211,11 @@ class Segmenter:
         progress: Progress = no_progress,
     ) -> Segmentation:
         """Label a scan as planned."""
-        scoring = Scoring(
-            tiling=self.card.tiling,
-            batch=plan.batch,
-            slab=plan.slab,
-            mirror=self.settings.mirror,
-            probabilities=self.card.probabilities,
-            region_threshold=self.card.region_threshold,
-        )
-        engine = self.engine_for(stack)
+        loaded, choice = self._ready_for(stack)
+        scoring = replace(self._scoring(choice.engine), batch=plan.batch, slab=plan.slab)
         find, full_because = self.find_for(stack, uncertainty=uncertainty)
         found = segment(
-            stack, engine, scoring, find=find, uncertainty=uncertainty, progress=progress
+            stack, loaded.engine, scoring, find=find, uncertainty=uncertainty, progress=progress
         )
         found = replace(found, full_because=full_because)
         rules = {s.value: s.anatomy.pieces for s in self.card.structures if s.anatomy}
@@ -219,6 +225,15 @@ class Segmenter:
         with clock("clean up"):
             taken = clean_up(found.labels, stack.voxel_spacing_mm, rules)
         return replace(found, cleaned_ml=taken, seconds=found.seconds | clock.seconds)
+
+    def _scoring(self, engine: EngineName) -> Scoring:
+        """As the export proved it, which saw no mirrored windows. TensorRT takes few sizes."""
+        return scoring_of(
+            self.card,
+            in_windows=self.settings.tiling == "windows" or self.settings.mirror,
+            other_sizes=engine not in TENSORRT,
+            mirror=self.settings.mirror,
+        )
 
     def find_for(
         self, stack: Stack, *, uncertainty: bool = False
@@ -248,16 +263,9 @@ class Segmenter:
 
         Not what it came to here: another machine's choice for "auto" is as good an answer.
         """
-        settings = self.settings
-        asked: dict[str, object] = {
-            "engine": settings.engine,
-            "precision": settings.precision,
-            "mirror": settings.mirror,
-            "clean_up": settings.clean_up,
-        }
-        if settings.search != "auto":
-            asked["search"] = settings.search
-        return asked
+        other = (name for name in ("search", "tiling") if getattr(self.settings, name) != "auto")
+        names = ["engine", "precision", "mirror", "clean_up", *other]
+        return {name: getattr(self.settings, name) for name in names}
 
     @property
     def settled(self) -> bool:
@@ -272,20 +280,16 @@ class Segmenter:
             return self._ready
 
     def _make_ready(self, stack: Stack) -> tuple[Loaded, Choice]:
-        def windows() -> Float32:
-            return sample_windows(stack)
-
-        work = windows_of(stack, self.card.tiling)
+        windows, work = partial(sample_windows, stack), windows_of(stack, self.card.tiling)
         if self._named is not None:
             assert self.settings.engine != "auto"
-            choice = check_named(self.model, self.settings.engine, self.settings, windows, work)
-            return self._named, choice
-        before = resident_bytes() or 0
-        settings = self.settings
-        candidates = installed_engines(self.model, settings.precision, settings.on_the_cpu)
+            named = self.settings.engine
+            return self._named, check_named(self.model, named, self.settings, windows, work)
+        before, asked = resident_bytes() or 0, self.settings
+        candidates = installed_engines(self.model, asked.precision, asked.on_the_cpu)
         # it may have loaded TensorRT, to ask its version
         self._resident_bytes += (resident_bytes() or 0) - before
-        choice = choose_engine(self.model, candidates, self.settings, windows, work)
+        choice = choose_engine(self.model, candidates, asked, windows, work)
         return self._load(choice.engine, choice.settings), choice
 
     def _load(self, name: EngineName, settings: EngineSettings) -> Loaded:

@@ -9,6 +9,7 @@ from leuda_deploy.engines.engine import ON_THE_CPU, EngineChoice, EngineName, En
 from leuda_deploy.errors import InputError
 
 SearchChoice = Literal["auto", "full"]
+TilingChoice = Literal["auto", "windows"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,8 @@ class Settings(EngineSettings):
         mirror: Average over mirrored windows, along the axes that the model's card allows.
         search: "auto" scores only slices that lie near something, where the model's card has the
             proof that this gives the same labels; "full" scores every slice.
+        tiling: "auto" scores slices whole and leaves out air, each where the model's card has the
+            proof that this gives the same labels; "windows" lays windows over all of each slice.
         clean_up: Take away islands, where the model's card says of which pieces structures consist.
 
     Raises:
@@ -38,6 +41,7 @@ class Settings(EngineSettings):
     max_bytes: int | None = None
     mirror: bool = False
     search: SearchChoice = "auto"
+    tiling: TilingChoice = "auto"
     clean_up: bool = True
 
     def __post_init__(self) -> None:
@@ -46,6 +50,8 @@ class Settings(EngineSettings):
             raise InputError(f"no engine is called {self.engine!r}; there are {', '.join(known)}")
         if self.search not in get_args(SearchChoice):
             raise InputError(f"search is auto or full, not {self.search!r}")
+        if self.tiling not in get_args(TilingChoice):
+            raise InputError(f"tiling is auto or windows, not {self.tiling!r}")
         if self.max_gpu_bytes is not None and self.engine in ON_THE_CPU:
             raise InputError(f"{self.engine} uses no GPU memory; leave out --max-gpu-memory")
 

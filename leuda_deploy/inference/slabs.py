@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import ceil, prod
+from operator import le
 
 import numpy as np
 
@@ -17,15 +19,18 @@ from leuda_deploy.engines.engine import Float32, Scorer
 from leuda_deploy.inference.sliding_window import (
     blend_weights,
     score_slices,
+    window_counts,
     window_starts,
-    windows_per_slice,
 )
+from leuda_deploy.model.card import ModelCard
 from leuda_deploy.model.tiling import DEFAULT_TILING, Tiling
+from leuda_deploy.scans.intensity.air import Span
 from leuda_deploy.scans.resample import Kernel, taps
 from leuda_deploy.scans.stack import Stack
 
 Slices = Sequence[int]  # rising indices
 TRIED_WINDOWS = 8
+SURE = np.float32(30.0)  # the score of background where nothing is scored; the others have 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +43,8 @@ class Scoring:
         slab: Slices held at a time, by default as many as fill a batch; a 3D window has its own.
         mirror: Average over mirrored windows, along the axes that `tiling` allows.
         probabilities: The engine's scores are after a softmax.
+        multiple: Of its sides, the windows that an engine takes besides the usual one; None: no
+            other, so that slices are never scored whole.
         region_threshold: The score above which a pixel is in a region; None: structures are none.
     """
 
@@ -46,19 +53,120 @@ class Scoring:
     slab: int | None = None
     mirror: bool = False
     probabilities: bool = False
+    multiple: int | None = None
     region_threshold: float | None = None
 
 
 DEFAULT_SCORING = Scoring()
 
 
+def scoring_of(
+    card: ModelCard, *, in_windows: bool = False, other_sizes: bool = True, mirror: bool = False
+) -> Scoring:
+    """How a model's card says that scans are scored.
+
+    Args:
+        card: Of the model.
+        in_windows: Windows over all of each slice, whatever else was proven.
+        other_sizes: The engine takes windows of any size that the graph takes.
+        mirror: See `Scoring`.
+    """
+    free = other_sizes and card.options.dynamic_window
+    return Scoring(
+        tiling=card.tiling.in_windows if in_windows else card.tiling,
+        multiple=card.options.window_multiple if free else None,
+        mirror=mirror,
+        probabilities=card.probabilities,
+        region_threshold=card.region_threshold,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What is scored of each slice of a scan, and by windows of which size.
+
+    rows, columns  of the model grid, from and up to; the rest is background
+    window         (h, w), or (d, h, w) of a 3D graph
+    """
+
+    rows: Span
+    columns: Span
+    window: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(h, w) of the part."""
+        return self.rows[1] - self.rows[0], self.columns[1] - self.columns[0]
+
+    def window_counts(self, overlap: float) -> tuple[int, int]:
+        """How many windows cover it, along its rows and its columns."""
+        return window_counts(self.shape, self.window, overlap)
+
+    def facts(self, slice_shape: tuple[int, int], overlap: float) -> dict[str, tuple[int, ...]]:
+        """For the report: the pixels of a slice, of the part, of a window; windows along both."""
+        count = self.window_counts(overlap)
+        return {"slice": slice_shape, "part": self.shape, "window": self.window, "count": count}
+
+    def of(self, images: Float32) -> Float32:
+        """The part of images or scores (..., H, W): a view (..., h, w)."""
+        return images[..., slice(*self.rows), slice(*self.columns)]
+
+    def on_slices(self, scores: Float32, shape: tuple[int, int]) -> Float32:
+        """Scores (n, K, h, w) of the part -> of slices of this shape, background elsewhere."""
+        if self.shape == shape:
+            return scores
+        whole = np.zeros((*scores.shape[:2], *shape), dtype=np.float32)
+        whole[:, 0] = SURE
+        self.of(whole)[...] = scores
+        return whole
+
+
+def part_of(stack: Stack, tiling: Tiling, multiple: int | None = None) -> Part:
+    """What is scored of each slice of this scan.
+
+    Args:
+        stack: The scan; of its header alone, the part is as large as it can be.
+        tiling: Whether slices are scored whole, and whether air is left out.
+        multiple: See `Scoring`.
+    """
+    (height, width), box = stack.grid_shape, None
+    if tiling.air is not None and stack.has_voxels:
+        box = stack.body(tiling.air)
+    rows, columns = box or ((0, height), (0, width))
+    sides, window = (rows[1] - rows[0], columns[1] - columns[0]), tuple[int, ...](stack.window)
+    if multiple and tiling.whole and all(map(le, sides, tiling.whole)):
+        # the graph takes no window of a single multiple
+        window = tuple(multiple * max(2, ceil(side / multiple)) for side in sides)
+    rows = _filled_up(rows, window[-2], height)
+    columns = _filled_up(columns, window[-1], width)
+    return Part(rows=rows, columns=columns, window=window)
+
+
+def as_many_usual(part: Part, stack: Stack, batch: int) -> int:
+    """So many windows of the part have the pixels of so many of the usual size, at least."""
+    return ceil(batch * prod(part.window) / prod(stack.window))
+
+
+def _filled_up(span: Span, least: int, size: int) -> Span:
+    """At least so many pixels, if there are: windows see the scan rather than what fills them."""
+    missing = min(least, size) - (span[1] - span[0])
+    if missing <= 0:
+        return span
+    first = max(0, min(span[0] - missing // 2, size - min(least, size)))
+    return first, first + min(least, size)
+
+
 class SlabScorer:
-    """For a 2D engine: some slices at a time, each scored by itself."""
+    """For a 2D engine: some slices at a time, each scored by itself.
+
+    part  what of each is scored
+    """
 
     def __init__(self, engine: Scorer, stack: Stack, scoring: Scoring, *, fill: float) -> None:
-        self._engine, self._window = engine, stack.window
+        self._engine, self._shape = engine, stack.grid_shape
+        self.part = part_of(stack, scoring.tiling, scoring.multiple)
         self._fill, self._tiling, self._batch = fill, scoring.tiling, scoring.batch
-        per_slice = windows_per_slice(stack.grid_shape, stack.window, scoring.tiling.overlap)
+        per_slice = prod(self.part.window_counts(scoring.tiling.overlap))
         self._slab = scoring.slab or max(1, scoring.batch // per_slice)
 
     def slabs(self, wanted: Slices) -> list[Slices]:
@@ -70,14 +178,15 @@ class SlabScorer:
         return slab, self._score(images)
 
     def _score(self, images: Float32) -> Float32:
-        return score_slices(
+        scores = score_slices(
             self._engine,
-            images,
-            window=self._window,
+            self.part.of(images),
+            window=self.part.window,
             fill=self._fill,
             tiling=self._tiling,
             batch=self._batch,
         )
+        return self.part.on_slices(scores, self._shape)
 
 
 class BlockScorer(SlabScorer):
@@ -138,10 +247,10 @@ class BlockScorer(SlabScorer):
 
 
 def windows_of(stack: Stack, tiling: Tiling) -> int:
-    """How many windows a full pass over a scan scores."""
+    """How many windows a full pass over a scan scores, if all of each slice is laid with them."""
     rows = len(window_starts(stack.depth, stack.window_slices, tiling.overlap))
     slices = stack.depth if stack.window_slices == 1 else rows
-    return slices * windows_per_slice(stack.grid_shape, stack.window, tiling.overlap)
+    return slices * prod(window_counts(stack.grid_shape, stack.window, tiling.overlap))
 
 
 def sample_windows(stack: Stack, count: int = TRIED_WINDOWS) -> Float32:

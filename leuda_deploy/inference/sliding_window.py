@@ -70,13 +70,15 @@ def _score_whole(engine: Scorer, windows: Float32, batch: int) -> Float32:
     return scores[0] if len(scores) == 1 else np.concatenate(scores)
 
 
-def windows_per_slice(shape: tuple[int, int], window: tuple[int, ...], overlap: float = 0.5) -> int:
-    """How many windows cover a slice of (h, w) pixels, or a block of such slices."""
+def window_counts(
+    shape: tuple[int, int], window: tuple[int, ...], overlap: float = 0.5
+) -> tuple[int, int]:
+    """How many windows cover a slice of (h, w) pixels, or a block of such, along h and along w."""
     rows, columns = (
         len(window_starts(size, part, overlap))
         for size, part in zip(shape, window[-2:], strict=True)
     )
-    return rows * columns
+    return rows, columns
 
 
 def window_starts(size: int, window: int, overlap: float, steps: Steps = "even") -> list[int]:
@@ -128,20 +130,21 @@ def of_channels(engine: Scorer) -> Scorer:
     return lambda windows: engine(windows[:, 0])
 
 
-def scoring_floor_once(engine: Scorer, floor: float) -> Scorer:
+def scoring_floor_once(engine: Scorer, floor: float, reach: float = 0.0) -> Scorer:
     """The same scores, but windows in which every pixel is `floor` are scored a single time.
 
     Equal windows have equal scores, so nothing changes for an engine that scores each window of a
-    batch by itself.
+    batch by itself. Windows in which every pixel is within `reach` of it are taken for such, too.
     """
     kept: list[Float32] = []
 
     def score(windows: Float32) -> Float32:
-        empty = (windows == np.float32(floor)).reshape(len(windows), -1).all(axis=1)
+        near = np.abs(windows - np.float32(floor)) <= np.float32(reach)
+        empty = near.reshape(len(windows), -1).all(axis=1)
         if not empty.any():
             return engine(windows)
         if not kept:
-            kept.append(engine(np.ascontiguousarray(windows[empty][:1]))[0])
+            kept.append(engine(np.full_like(windows[:1], floor))[0])
         scores = np.empty((len(windows), *kept[0].shape), dtype=np.float32)
         scores[empty] = kept[0]
         if not empty.all():

@@ -59,6 +59,8 @@ class Report:
     threads         CPU threads that the engine computed on; None: a GPU did
     slices          how many the scan has on the model grid, how many were scored, and searched;
                     why all were scored (full_because), else null: the others are background
+    windows         pixels (h, w) of a slice on the model grid, of the part of it that was scored
+                    (the rest is air), and of the windows it was scored in, and their count
     series          of DICOM: which series it is, its phase, and what was done to mend its slices;
                     then the labels lie on the mended grid, those of a DICOM SEG on the slices
     domain          whether it looks like the target scans of training; None if the card does not
@@ -94,6 +96,7 @@ class Report:
     flags: tuple[Flag, ...]
     domain: dict[str, bool | float | str] | None
     slices: Mapping[str, int | str | None]
+    windows: Mapping[str, tuple[int, ...]]
     series: Mapping[str, object] | None
     threads: int | None
     total_seconds: float
@@ -281,6 +284,7 @@ def _report(result: Result, written: Mapping[str, str], not_written: Mapping[str
             "searched": found.searched,
             "full_because": found.full_because,
         },
+        windows=found.part.facts(scan.stack.grid_shape, card.tiling.overlap),
         total_seconds=round(time.perf_counter() - scan.began, 4),
         peak_memory_mb=None if peak is None else round(peak / 1e6, 1),
         predicted_peak_mb=round(result.plan.peak_bytes / 1e6, 1),

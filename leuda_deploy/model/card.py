@@ -280,7 +280,12 @@ def parse_card(text: str, origin: str) -> ModelCard:
 
 
 def _unsupported(card: ModelCard) -> str | None:
-    """What does not go together with several channels, or with regions; None if all does."""
+    """What does not go together with the graph's windows, channels or regions; None if all does."""
+    if card.tiling.whole and not card.options.dynamic_window:
+        return "scores whole slices, but its graph has a fixed window"
+    plain = card.depth is None and card.scan_count == 1 and not card.options.regions
+    if (card.tiling.whole or card.tiling.air) and not plain:
+        return "scores slices whole, or less air: that is for 2D graphs of one scan and its classes"
     if card.scan_count > 1:
         if card.recipe.outside != "zero":
             return 'has several channels: that needs "outside": "zero" in its recipe'

@@ -142,12 +142,26 @@ class ProofStage(BaseModel):
     windows: int
 
 
+class ProofTiling(BaseModel):
+    """What the export found about one way of scoring less of a slice.
+
+    pixels   share of those of windows over all of it
+    refused  why it is not used; None: it is
+    """
+
+    whole: tuple[int, int] | None
+    air: float | None
+    pixels: float
+    refused: Text | None
+
+
 class Proof(BaseModel):
     """What an export says of its proof, as far as it is shown."""
 
     stages: tuple[ProofStage, ...] = ()
     int8_layers: tuple[Text, ...] | None = None
     lifted_layers: tuple[Text, ...] = ()
+    tilings: tuple[ProofTiling, ...] = ()
     no_search: Text | None = None
 
 

@@ -14,7 +14,7 @@ class Search(BaseModel):
     """Find first: score a slice every `step_mm`, then the slices around what was found.
 
     The rest is background. A card has it only if whole target scans got the same labels this way
-    as from a pass over every slice, within the limits of `inference/prove_search.py`.
+    as from a pass over every slice, within the limits of `export/shortcuts/same_labels.py`.
 
     step_mm       from one searched slice to the next: half of the smallest extent, along the slice
                   axis, that a structure had in the labels of training, or less

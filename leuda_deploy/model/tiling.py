@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Blending = Literal["gaussian", "constant", "nnunet"]
+Pixels = Annotated[int, Field(ge=1, le=8192)]
 Steps = Literal["even", "fixed"]
 MirrorAxis = Literal["slices", "rows", "columns"]
 
@@ -24,6 +25,12 @@ class Tiling(BaseModel):
                 of a 3D window
     skip_floor  windows in which every pixel is the darkest value are scored once a scan: the graph
                 was seen to score a window by itself, whatever else is in the batch
+    whole       slices of at most so many pixels (h, w) are scored in one pass, padded to the
+                graph's `window_multiple`, where the export proved that this gives the labels of
+                windows; None: in windows
+    air         share of the way from a scan's darkest value to its brightest, up to which a pixel
+                is air: only the box around all others is scored, and the rest is background, where
+                the export proved that this changes nothing; None: all of each slice is scored
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,6 +40,13 @@ class Tiling(BaseModel):
     blending: Blending = "gaussian"
     mirror: tuple[MirrorAxis, ...] = ()
     skip_floor: bool = False
+    whole: tuple[Pixels, Pixels] | None = None
+    air: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+    @property
+    def in_windows(self) -> Tiling:
+        """The same without what was proven to leave out: windows over all of each slice."""
+        return self.model_copy(update={"whole": None, "air": None})
 
 
 DEFAULT_TILING = Tiling()

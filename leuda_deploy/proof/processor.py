@@ -20,6 +20,9 @@ KINDS = {
     "avx2": "x86 AVX2",
     "asimddp": "Arm dot product",
 }
+# kind -> the instructions that OpenVINO's kernels are held to, to compute as such a processor does
+HELD_TO = {"x86 AVX-512": "AVX512_CORE", "x86 AVX2": "AVX2"}
+INSTRUCTIONS = "ONEDNN_MAX_CPU_ISA"  # the variable that holds them to it
 CPUINFO = Path("/proc/cpuinfo")
 PORTABLE_BITS = 7
 
@@ -31,6 +34,12 @@ def int8_kind(cpuinfo: Path = CPUINFO) -> str:
     except OSError:
         words = set()
     return next((kind for flag, kind in KINDS.items() if flag in words), platform.machine())
+
+
+def kinds_below(kind: str) -> tuple[str, ...]:
+    """The kinds of processor that one of this kind can compute like."""
+    able = ("x86 AMX", "x86 VNNI", *HELD_TO)
+    return tuple(HELD_TO)[max(0, able.index(kind) - 1) :] if kind in able else ()
 
 
 def proven_on_this_kind(card: ModelCard, kind: str | None = None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -17,6 +18,7 @@ from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.proof.layers import first_layer_that_differs
 from leuda_deploy.proof.parity import TOLERANCES, Parity, Tolerances, check_parity, class_names
 from leuda_deploy.proof.probes import Probes
+from leuda_deploy.proof.processor import HELD_TO, INSTRUCTIONS
 
 # What counts as another layer when the fault is looked for: several times what rounding does.
 LAYER_LIMITS: dict[Precision, float] = {"fp32": 1e-3, "fp16": 1e-2, "int8": 0.25}
@@ -77,6 +79,31 @@ def prove(model: ModelFile, reference: Reference) -> tuple[Parity, ...]:
             raise error.adding(f"{where}; nothing was kept") from error
         found.append(parity)
     return tuple(found)
+
+
+def prove_held_to(kind: str, model: ModelFile, reference: Reference) -> Parity:
+    """As another kind of processor computes it: OpenVINO, held to the instructions of that kind.
+
+    For a process of its own: OpenVINO reads its limit once. ONNX Runtime sums exactly on any kind.
+
+    Raises:
+        ParityError: It disagrees with the reference.
+        LeudaError: OpenVINO does not keep to the limit.
+    """
+    os.environ[INSTRUCTIONS] = HELD_TO[kind]
+    engine = OpenVinoEngine(model, precision="fp32")
+    if any("avx512" in name for name in engine.kernels) != (kind == "x86 AVX-512"):
+        kernels = ", ".join(sorted(engine.kernels))
+        raise LeudaError(f"OpenVINO was held to {HELD_TO[kind]} and runs {kernels}")
+    card = model.card
+    return check_parity(
+        reference.scores,
+        engine,
+        reference.probes,
+        stage=f"{reference.title} -> OpenVINO as on {kind} {card.precision}",
+        classes=class_names(card),
+        tolerances=reference.tolerances or TOLERANCES[card.precision],
+    )
 
 
 def _first_wrong_layer(model: ModelFile, reference: Reference, window: int | None) -> str | None:

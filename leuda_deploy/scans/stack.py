@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from leuda_deploy.errors import ScanError
 from leuda_deploy.scans.intensity import Intensity, fit_intensity
+from leuda_deploy.scans.intensity.air import Span, box_around, not_air
 from leuda_deploy.scans.recipe import Depth, Recipe
 from leuda_deploy.scans.resample import Kernel, Kernels, fit_to_window, left_alone, resize, taps
 from leuda_deploy.scans.volume import Volume
@@ -31,10 +32,8 @@ MAX_GRID = 8192  # pixels a side; more means a wrong pixel size somewhere
 MAX_PLANE = 1 << 24  # pixels of a slice; the same
 # For a slice axis that is a world direction: where the axes D, H, W of the stack point.
 # Rows run down the picture and columns to its right, as a radiologist looks at it.
-STACK_DIRECTIONS = {"superior": "SPL", "anterior": "AIL", "right": "RIP"} | {
-    "RAS": "RAS",
-    "LPS": "LPS",
-}
+STACK_DIRECTIONS = {"superior": "SPL", "anterior": "AIL", "right": "RIP"}
+STACK_DIRECTIONS |= {name: name for name in ("RAS", "LPS")}
 
 
 class Stack:
@@ -84,6 +83,7 @@ class Stack:
         self._image_kernels: Kernels = ("smooth", "smooth", "smooth")
         self.score_kernels: Kernels = self._image_kernels
         self._clip_by_slice = False
+        self._bodies: dict[float, tuple[Span, Span]] = {}
         if recipe.resampling == "linear":
             self.score_kernels = self._image_kernels = ("linear", "linear", "linear")
         if recipe.resampling == "spline":
@@ -117,6 +117,18 @@ class Stack:
     def outside(self) -> float:
         """The normalised value of what a window holds beyond the scan."""
         return self.intensity.floor if self.recipe.outside == "floor" else 0.0
+
+    @property
+    def has_voxels(self) -> bool:
+        """Whether more than the header was read."""
+        return any(self.volume.raw.strides)
+
+    def body(self, air: float) -> tuple[Span, Span]:
+        """The box around all that is no air in any slice, on the grid: see `air.not_air`."""
+        if air not in self._bodies:
+            lit = not_air(self._raw, self.volume, self.intensity, air)
+            self._bodies[air] = box_around(lit, self.grid_shape)
+        return self._bodies[air]
 
     def slices_read(self, count: int) -> int:
         """How many of the scan's slices so many of the grid are made of, at most."""

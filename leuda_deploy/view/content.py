@@ -60,7 +60,7 @@ class Content:
             "shape": scan.raw.shape,
             "spacing_mm": [round(size, 3) for size in scan.spacing_mm],
             "tilt_degrees": round(tilt_degrees(scan), 1),
-            "labels": [path.name for path in scene.labels],
+            "labels": _names(scene.labels),
             "uncertainty": scene.uncertainty.name if scene.uncertainty else None,
             "modality": scene.card.modality if scene.card else None,
             "report": {key: scene.report[key] for key in REPORTED if key in scene.report},
@@ -105,7 +105,8 @@ class Content:
         scene = self.scenes[index]
         if which == "scan" and every == FULL and served_as_it_lies(scene):
             return scene.scan
-        return as_nifti(coarser(self.volume(index, which), every))
+        # not packed: it goes no further than to this computer's browser
+        return as_nifti(coarser(self.volume(index, which), every), level=None)
 
     def volume(self, index: int, which: str) -> Volume:
         """A file of a scene with its voxels. Raises as `file` does."""
@@ -132,6 +133,14 @@ class Content:
         except LeudaError:
             colours = {}
         return draw_thumbnail(scan, labels, colours)
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """What the page calls files: by their folders too if two have one name."""
+    names = [path.name for path in paths]
+    if len(set(names)) < len(names):
+        return [f"{path.parent.name}/{path.name}" for path in paths]
+    return names
 
 
 def read_scan(scene: Scene) -> Volume:
@@ -199,8 +208,8 @@ def coarser(volume: Volume, every: Every) -> Volume:
     return replace(volume, raw=raw, affine=affine, header=None, shape=raw.shape)
 
 
-def as_nifti(volume: Volume, *, level: int = 1) -> bytes:
-    """A volume as *.nii.gz, in its own type where browsers read it."""
+def as_nifti(volume: Volume, *, level: int | None) -> bytes:
+    """A volume as *.nii, in its own type where browsers read it; gzipped if there is a level."""
     raw = volume.raw
     if raw.dtype.kind == "b":
         raw = raw.astype(np.uint8)
@@ -211,7 +220,8 @@ def as_nifti(volume: Volume, *, level: int = 1) -> bytes:
     image.header.set_xyzt_units("mm")
     image.set_sform(volume.affine, code=1)
     image.set_qform(volume.affine, code=1)
-    return bytes(igzip.compress(image.to_bytes(), compresslevel=level))
+    content: bytes = image.to_bytes()
+    return content if level is None else bytes(igzip.compress(content, compresslevel=level))
 
 
 def _narrowed(raw: NDArray[Any]) -> NDArray[Any]:

@@ -147,14 +147,21 @@ def _free_number(value: int, taken: Iterable[int], path: Path) -> int:
 
 def _joint_counts(maps: Sequence[UInt8]) -> NDArray[np.int64]:
     """(256, 256): voxels by their class in the first and in the second file, which may be one."""
-    joint = np.zeros(256 * 256, dtype=np.int64)
+    joint = np.zeros((256, 256), dtype=np.int64)
     if not maps:
-        return joint.reshape(256, 256)
+        return joint
     first, second = maps[0], maps[-1]
     for z in range(first.shape[2]):  # slice by slice: no wide copy of the whole scan
-        pairs = first[:, :, z].astype(np.uint16) * np.uint16(256) + second[:, :, z]
-        joint += np.bincount(pairs.ravel(order="K"), minlength=joint.size)
-    return joint.reshape(256, 256)
+        one, other = first[:, :, z], second[:, :, z]
+        if not (one.any() or other.any()):  # so are most
+            joint[0, 0] += one.size
+        elif first is second:
+            counts = np.bincount(one.ravel(order="K"), minlength=256)
+            joint[np.diag_indices(256)] += counts
+        else:
+            pairs = one.astype(np.uint16) * np.uint16(256) + other
+            joint += np.bincount(pairs.ravel(order="K"), minlength=joint.size).reshape(256, 256)
+    return joint
 
 
 def _voxels(joint: NDArray[np.int64], number: int, files: int) -> list[int]:

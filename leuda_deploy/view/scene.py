@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from leuda_deploy.errors import InputError, ModelError, one_line
 from leuda_deploy.jobs.find_jobs import (
     EXTENSIONS,
+    LABEL_ENDINGS,
     LABEL_SUFFIXES,
     is_scan_file,
     is_series,
@@ -21,7 +24,14 @@ from leuda_deploy.jobs.find_jobs import (
 from leuda_deploy.model.card import MAX_CARD_BYTES, ModelCard, parse_card
 from leuda_deploy.model.export_folder import CARD_FILE
 
+_log = logging.getLogger(__name__)
+
 MAX_REPORT_BYTES = 1 << 20
+# a name without its ending: group 1 is the subject, the rest says what of it is in the file
+SUBJECT = re.compile(
+    r"(?i)(.+?)([_-](image|labels?|manual|pred|prediction|seg|mask|gt|truth|0000))*"
+)
+NAMED_AT_MOST = 5  # in a warning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,14 +103,19 @@ def make_scene(
     )
 
 
-def find_scenes(folder: Path) -> list[Scene]:
+def find_scenes(folder: Path, label_folders: Sequence[Path] = ()) -> list[Scene]:
     """The scenes of a folder, those in most doubt first.
 
     A folder that `leuda infer -o` wrote is known by its reports, which name the scans. In any
     other, each scan is shown with the labels beside it.
 
+    Args:
+        folder: Of scans, or of results.
+        label_folders: One or two with label files, which belong to the scans by their names. One
+            beside results is their truth; else only what lies in these folders is shown.
+
     Raises:
-        InputError: There is nothing to show.
+        InputError: There is nothing to show, or the label files belong to no scan.
     """
     scenes = [scene for path in sorted(folder.glob("*.json")) if (scene := _reported(path))]
     if not scenes:
@@ -111,8 +126,71 @@ def find_scenes(folder: Path) -> list[Scene]:
             f"nothing to show in {folder}: no report of `leuda infer` whose scan is still there, "
             f"no file that ends in {', '.join(EXTENSIONS)}, no folder with DICOM images"
         )
+    if label_folders:
+        scenes = _with_labels_of(scenes, label_folders)
     # scans without a report last: nothing is known of them
     return sorted(scenes, key=lambda s: (not s.unlike, -1 if s.doubt is None else -s.doubt, s.name))
+
+
+def _with_labels_of(scenes: Sequence[Scene], folders: Sequence[Path]) -> list[Scene]:
+    """The scenes with the label files of their subjects. Who has none is shown all the same."""
+    if len(folders) > 2:
+        raise InputError(f"{len(folders)} folders of labels were given; two can be compared")
+    found = [_labels_by_subject(folder) for folder in folders]
+    subjects = [_subject(stem(scene.scan)) for scene in scenes]
+    where = " and ".join(map(str, folders))
+    if not any(set(subjects) & labels.keys() for labels in found):
+        raise InputError(
+            f"no label file in {where} belongs to a scan: to x.nii.gz or x_image.nii.gz belong "
+            f"x.nii.gz, x_labels.nii.gz, x_truth.nii.gz; the first scan is {scenes[0].name}"
+        )
+    made, without = [], []
+    for scene, subject in zip(scenes, subjects, strict=True):
+        named = tuple(labels[subject] for labels in found if subject in labels)
+        if len(named) < len(found):
+            without.append(scene.name)
+        if scene.report and len(found) == 1:  # predicted and true
+            made.append(replace(scene, labels=(*scene.labels[:1], *named)))
+        elif named:
+            made.append(make_scene(scene.scan, named, frame=scene.frame))
+        else:
+            made.append(replace(scene, labels=(), uncertainty=None, report={}, card=None))
+    if without:
+        _log.warning("without labels in %s: %s", where, _named(without))
+    left = [path.name for labels in found for name, path in labels.items() if name not in subjects]
+    if left:
+        _log.warning("label files that belong to no scan: %s", _named(left))
+    return made
+
+
+def _labels_by_subject(folder: Path) -> dict[str, Path]:
+    """Subject -> its label file in a folder. Of two, the one that is called labels."""
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder; beside a folder of scans stand folders of labels")
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        name = stem(path)
+        # a map of doubts, or an image beside its labels, is no label file
+        other = name.lower().endswith(("_uncertainty", "_image")) or name.startswith(".")
+        if path.is_file() and path.name.lower().endswith(LABEL_ENDINGS) and not other:
+            found.setdefault(_subject(name), []).append(path)
+    chosen = {}
+    for subject, paths in found.items():
+        called = [path for path in paths if stem(path).lower().endswith(LABEL_SUFFIXES)]
+        if len(paths) > 1 and len(called) != 1:
+            raise InputError(f"{paths[0]} and {paths[1].name} are labels of one scan; remove one")
+        chosen[subject] = (called or paths)[0]
+    return chosen
+
+
+def _subject(name: str) -> str:
+    found = SUBJECT.fullmatch(name)
+    return found[1].lower() if found else name.lower()
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED_AT_MOST} more" if len(names) > NAMED_AT_MOST else ""
+    return ", ".join(names[:NAMED_AT_MOST]) + more
 
 
 def read_class_values(path: Path) -> dict[str, int]:

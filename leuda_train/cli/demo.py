@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from leuda_deploy.cli import app
+from leuda_deploy.cli import app, say
 from leuda_train.cli.need import need_torch
 
 
@@ -32,3 +32,6 @@ def demo(
     console.print(f"{summary['seconds']['total']:.0f} s on {summary['hardware']}", soft_wrap=True)
     for what, path in summary["look_at"].items():
         console.print(f"{what:<22}{path}", soft_wrap=True)
+    page = Path(summary["look_at"]["all of it, as a page"]).resolve().as_uri()
+    say(f"Open {page} in a browser. The labels beside the truth, in three planes and 3D:")
+    say(f"leuda view {out} {out / 'cohort' / 'ct_test'}")

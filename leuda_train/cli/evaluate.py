@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from leuda_deploy.cli import JsonOption, app
+from leuda_deploy.cli.bench import cohort_readers
+
+if TYPE_CHECKING:
+    from leuda_deploy.bench.accuracy import LabelledScans
 
 
 @app.command()
@@ -41,3 +45,21 @@ def evaluate(
         Console().print(table(report))
     if report["failed"]:
         sys.exit(1)
+
+
+def labelled_targets(path: Path) -> LabelledScans:
+    """The target's test scans of a cohort. Raises InputError."""
+    from leuda_deploy.bench.accuracy import Labelled, LabelledScans
+    from leuda_train.data.cohort import read_cohort
+
+    cohort = read_cohort(path)
+    class_of_raw = cohort.spec.class_of_raw("target")
+    scans = [
+        Labelled(image=scan.image, label=scan.label, class_of_raw=class_of_raw)
+        for scan in cohort.role("target test")
+        if scan.label is not None
+    ]
+    return LabelledScans(scans=scans, structures=[*cohort.structures])
+
+
+cohort_readers.append(labelled_targets)

@@ -95,8 +95,8 @@ def export(
         bool | None,
         typer.Option(
             "--search/--no-search",
-            help="Prove that scoring few slices finds all there is, or refuse; or do not try. "
-            "Default: on where it is proven.",
+            help="Prove that scoring few slices finds all there is, or refuse; or do not try, nor "
+            "whole slices, nor less air. Default: on where it is proven.",
         ),
     ] = None,
     triton: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,8 +28,13 @@ READ_SECONDS = 2.0  # between two looks at the metrics
 
 
 def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
-    """Values as a line of bars, the newest at the right, from the least to the largest."""
+    """Values as a line of bars, the newest at the right, from the least to the largest.
+
+    On a logarithmic scale where all are positive: a loss falls fast, then slowly.
+    """
     shown = list(values)[-width:]
+    if min(shown) > 0:
+        shown = [math.log(value) for value in shown]
     low, high = min(shown), max(shown)
     reach = (high - low) or 1.0
     return "".join(BARS[min(7, int(8 * (value - low) / reach))] for value in shown)
@@ -137,5 +143,5 @@ class TrainingPanel:
             shown.add_row(Text(name), Text(sparkline(values)), Text(f"{values[-1]:.3f}"))
         memory = resident_bytes()
         facts = [f"{own[-1]['images_per_s']:.1f} images/s"] if "images_per_s" in own[-1] else []
-        facts += [f"{memory / 1e6:,.0f} MB"] if memory else []
+        facts += [f"{memory / 1e6:,.0f} MB of memory"] if memory else []
         return [shown, Text("   ".join(facts))]

@@ -7,8 +7,10 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+from leuda_deploy.engines.open_engine import reference_engine
 from leuda_deploy.errors import LeudaError, TrainingError, reading
 from leuda_deploy.export.to_onnx import OPSET
+from leuda_deploy.inference.slabs import scoring_of
 from leuda_deploy.machine.outside import read_json
 from leuda_deploy.machine.progress import Progress, no_progress
 from leuda_deploy.model.card import (
@@ -26,9 +28,14 @@ from leuda_deploy.proof.parity import Parity
 from leuda_deploy.proof.probes import Probes, make_probes
 from leuda_deploy.scans.dicom.rules import NO_RULES, SeriesRules
 from leuda_train.export.product_file import ProductFacts, load_product
-from leuda_train.export.prove_search import with_search
 from leuda_train.export.proven import write_proven
-from leuda_train.export.whole_scans import named_scans, target_scans
+from leuda_train.export.shortcuts.prove_search import with_search
+from leuda_train.export.shortcuts.prove_tiling import with_tiling
+from leuda_train.export.shortcuts.whole_scans import (
+    label_in_full,
+    named_scans,
+    target_scans,
+)
 from leuda_train.loop.run_folder import MAX_EVALUATION_BYTES, RunFolder
 
 
@@ -59,9 +66,10 @@ def export_run(
         options: Other window sizes; probabilities instead of logits.
         tiling: How windows overlap, and whether they may be mirrored.
         series: Which DICOM series of a study the model is for.
-        search: True: the card has a proven search, or nothing is kept; False: none is looked for;
-            None: it has one if it is proven, and parity.json says why if not.
-        search_on: Scans to prove it on; by default the run's unlabelled target scans.
+        search: True: the card has a proven search, or nothing is kept; False: none is looked for,
+            nor whether slices can be scored whole, or air left out; None: the card has what is
+            proven, and parity.json says why if not.
+        search_on: Scans to prove these on; by default the run's unlabelled target scans.
         progress: Told how far the lowering of the precision, and the proof of the search, is.
 
     Returns:
@@ -79,12 +87,16 @@ def export_run(
     card = make_card(facts, out.name, licence, _test_dice(run), options or GraphOptions(), tiling)
     card = card.model_copy(update={"series": series})
 
-    def searched(model: ModelFile, report: dict[str, object]) -> ModelFile:
-        """The model with a search that is proven, if one is."""
+    def with_shortcuts(model: ModelFile, report: dict[str, object]) -> ModelFile:
+        """The model with the tiling and the search that are proven, if they are."""
         if search is False:
             return model
+        engine = reference_engine(model)
         try:
-            model, report["search"] = with_search(model, scans, facts, progress)
+            scoring, classes = scoring_of(model.card), 1 + len(model.card.structures)
+            passes = label_in_full(scans, engine, scoring, classes=classes, progress=progress)
+            model, report["tilings"] = with_tiling(model, engine, passes)
+            model, report["search"] = with_search(model, engine, passes, facts)
         except LeudaError as error:  # a scan may have gone bad since
             if search:
                 raise
@@ -98,7 +110,7 @@ def export_run(
         out,
         precision=precision,
         calibration=families["target"],
-        finish=searched,
+        finish=with_shortcuts,
         progress=progress,
     )
 

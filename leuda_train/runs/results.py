@@ -24,8 +24,8 @@ from leuda_train.data.slices import Slices
 from leuda_train.evaluation.anatomy import cohort_anatomy
 from leuda_train.evaluation.held_out import HeldOut, oracle
 from leuda_train.evaluation.ranking import rank_correlation
-from leuda_train.export.extents import extents_mm
 from leuda_train.export.product_file import ProductFacts, save_product
+from leuda_train.export.shortcuts.extents import extents_mm
 from leuda_train.networks.product import DeployedNetwork
 from leuda_train.objective.label_free import label_free_score
 from leuda_train.pages.pictures import draw_predictions, draw_run

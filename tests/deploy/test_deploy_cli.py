@@ -69,7 +69,7 @@ def test_infer_prints_json_and_nothing_else_on_stdout(
         "asked", "flags", "low_confidence", "intensity", "domain", "total_seconds",
         "predicted_peak_mb", "slab", "batch", "dicom_seg", "dicom_sr", "rtstruct",
         "written", "not_written", "implausible", "slices", "cleaned_ml",
-        "threads", "series",
+        "threads", "series", "windows", "channels", "regions",
     }  # fmt: skip
     assert report["labels"] == str(output)
     assert set(report["volumes_ml"]) == {"grey", "bright"}
@@ -213,7 +213,10 @@ def test_brackets_in_names_are_shown_as_they_are() -> None:
         total_seconds=1.0,
         predicted_peak_mb=2.0,
         cleaned_ml=None,
+        channels=None,
+        regions=None,
         threads=2,
+        windows={"slice": (9, 8), "part": (9, 8), "window": (4, 4), "count": (4, 3)},
         slices={"all": 9, "scored": 4, "searched": 2, "full_because": None},
         slab=1,
         batch=1,

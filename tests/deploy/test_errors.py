@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import math
 import pickle
+from pathlib import Path
 
 import pytest
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from leuda_deploy.errors import (
+    PAGES,
+    PAGES_OF_COMMANDS,
     GridMismatchError,
     InputError,
     LeudaError,
     MissingExtraError,
     ParityError,
+    ScanError,
     UndeclaredLabelError,
     describe,
     one_line,
+    page_about,
     printable,
     reading,
 )
@@ -89,3 +94,31 @@ def test_the_first_fault_of_a_model_is_one_printable_line(
     assert len(line) < 200
     for part in parts:
         assert part in line
+
+
+def test_every_page_that_explains_an_error_is_there_and_in_the_table_of_contents() -> None:
+    root = Path(__file__).parents[2]
+    listed = (root / "zensical.toml").read_text()
+    for page in {*PAGES.values(), *PAGES_OF_COMMANDS.values(), *map(page_about, EXPLAINED)}:
+        assert (root / page).is_file(), page
+        assert page.removeprefix("docs/") in listed, page
+
+
+EXPLAINED = [
+    ScanError("uneven", "slices"),
+    ScanError("missing slice", "a series"),
+    MissingExtraError("reading DICOM", "highdicom", "dicom"),
+]
+
+
+def test_the_nearest_page_is_named() -> None:
+    assert [page_about(error) for error in EXPLAINED] == [
+        "docs/explanation/odd-inputs.md",
+        "docs/how-to/dicom.md",
+        "docs/how-to/beside-the-scanner.md",
+    ]
+    # its own page, whatever the command; else the command's; else none
+    assert page_about(ScanError("damaged", "x"), "train") == "docs/explanation/odd-inputs.md"
+    assert page_about(InputError("x"), "train") == "docs/how-to/own-data.md"
+    assert page_about(InputError("x")) is None
+    assert page_about(OSError("x"), "--help") is None

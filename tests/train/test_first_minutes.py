@@ -32,14 +32,16 @@ def test_next_steps_follow_from_what_is_there(tmp_path: Path) -> None:
     assert commands() == [
         "leuda export runs/first -o exports/first",
         "leuda report runs/first",
-        "leuda train data/cohort.toml --out runs/first",
+        "leuda train data/cohort.toml --out runs/second",
     ]
     put(*(tmp_path / "exports" / "first" / name for name in ("manifest.json", "model.onnx")))
     assert commands() == [
         "leuda infer data/ct_image.nii.gz --model exports/first",
         "leuda report runs/first",
-        "leuda train data/cohort.toml --out runs/first",
+        "leuda train data/cohort.toml --out runs/second",
     ]
+    put(*(tmp_path / "out" / f"ct_labels{ending}" for ending in (".nii.gz", ".json")))
+    assert commands()[0] == "leuda view out"
 
 
 def test_leuda_alone_says_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,4 +80,5 @@ def test_figures_of_the_panel() -> None:
     assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
     assert sparkline([1.0, 1.0]) == "▁▁"
     assert len(sparkline(range(100), width=10)) == 10
+    assert sparkline([100.0, 10.0, 1.0]) == "█▅▁"  # a loss: its late, small steps are seen too
     assert [clock(s) for s in (5, 65, 3665)] == ["0:05", "1:05", "1:01:05"]

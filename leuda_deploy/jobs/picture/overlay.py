@@ -23,6 +23,7 @@ from scipy import ndimage
 from leuda_deploy.inference.segment import volumes_ml
 from leuda_deploy.jobs.picture.flags import Flag
 from leuda_deploy.jobs.picture.grey_window import GreyWindow, choose_window
+from leuda_deploy.jobs.picture.hatching import patch, tinted
 from leuda_deploy.jobs.picture.planes import (
     PLANES,
     Plane,
@@ -42,7 +43,6 @@ GAP = 4  # pixels between slices
 LINE = 24  # pixels, the height of a line of text
 COLUMNS, ACROSS = 4, 2  # slices of the own plane, and of each other one
 LEAST_SIDE = 24  # pixels; a plane that is thinner is left out
-TINT = 0.3
 OBLIQUE_DEGREES = 10
 DARK, WHITE, GREY = (18, 18, 18), (255, 255, 255), (170, 170, 170)
 WARNING, ON_WARNING = (240, 180, 0), (0, 0, 0)
@@ -114,7 +114,7 @@ def _put_together(rows: list[list[Image.Image]], shown: Shown, window: GreyWindo
     widest = max(
         (ruler.textlength(f"{text} {odd}", font=_font(15)) for _, text, odd in entries), default=0
     )
-    columns = max(1, int(width // max(300, widest + 60)))
+    columns = max(1, int(width // max(300, widest + 92)))
     lines = -(-len(entries) // columns)
     warned = shown.likeness is not None and not shown.likeness.fits
     head = LINE * (2 if warned else 1) + 2 * GAP
@@ -139,8 +139,9 @@ def _put_together(rows: list[list[Image.Image]], shown: Shown, window: GreyWindo
     for at, (structure, text, odd) in enumerate(entries):
         x, line = 8 + (at % columns) * (width // columns), y + GAP + (at // columns) * LINE
         _mark(draw, (x, line), structure)
-        draw.text((x + 26, line), text, fill=WHITE, font=_font(15))
-        behind = x + 32 + draw.textlength(text, font=_font(15))
+        canvas.paste(patch(structure), (x + 22, line))
+        draw.text((x + 58, line), text, fill=WHITE, font=_font(15))
+        behind = x + 64 + draw.textlength(text, font=_font(15))
         draw.text((behind, line + 1), odd, fill=WARNING, font=_font(14))
     return canvas
 
@@ -192,7 +193,7 @@ class Tiles:
         if labelled:
             labels = Image.fromarray(np.ascontiguousarray(plane.labels[index]))
             marked = np.asarray(labels.resize(size, Image.Resampling.NEAREST))
-            tile = Image.fromarray(_tinted(np.asarray(tile), marked, self.structures))
+            tile = Image.fromarray(tinted(np.asarray(tile), marked, self.structures))
             draw = ImageDraw.Draw(tile)
             _number(draw, marked, self.structures)
         _letters(draw, size, plane.edges)
@@ -200,20 +201,6 @@ class Tiles:
         if bar:
             _scale_bar(draw, size, self.scale(plane))
         return tile
-
-
-def _tinted(
-    picture: NDArray[np.uint8], labels: NDArray[np.uint8], structures: Sequence[Structure]
-) -> NDArray[np.uint8]:
-    """A picture (H, W, 3) with its structures tinted and outlined."""
-    tinted = picture.astype(np.float32)
-    for structure in structures:
-        mask = labels == structure.value
-        rim = mask & ~ndimage.binary_erosion(mask, border_value=0)
-        colour = np.asarray(structure.colour, dtype=np.float32)
-        tinted[mask] = (1 - TINT) * tinted[mask] + TINT * colour
-        tinted[rim] = colour
-    return tinted.astype(np.uint8)
 
 
 def _number(draw: Draw, labels: NDArray[np.uint8], structures: Sequence[Structure]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -17,8 +19,15 @@ from leuda_deploy.scans.volume import read_volume
 MOST_STRUCTURES = 40  # more are no labels to look at: the file is likely an image
 
 
-def read_shown(scan: Path, labels: Path | None, modality: str = "") -> Shown:
-    """Read a scan and its labels; names come from the labels' header, else they are the values.
+def read_shown(
+    scan: Path,
+    labels: Path | None,
+    modality: str = "",
+    class_values: Mapping[str, int] = MappingProxyType({}),
+) -> Shown:
+    """Read a scan and its labels; names come from the labels' header, else from `class_values`.
+
+    Else a structure is called by its value.
 
     Raises:
         InputError: A file cannot be read, the grids differ, or the labels are none.
@@ -28,7 +37,8 @@ def read_shown(scan: Path, labels: Path | None, modality: str = "") -> Shown:
         nothing = np.zeros(volume.raw.shape, np.uint8, order="F")
         return Shown(volume=volume, labels=nothing, structures=(), modality=modality)
     label = read_volume(labels)
-    names = {value: name for value, name in read_label_names(labels).items() if value > 0}
+    said = read_label_names(labels) or {value: name for name, value in class_values.items()}
+    names = {value: name for value, name in said.items() if value > 0}
     values = sorted({*names, *label_values(label)} - {0})
     if len(values) > MOST_STRUCTURES:
         raise InputError(

@@ -2,6 +2,7 @@
 "use strict";
 const DIFFERENCE = [ // value in the difference, colour, meaning; the values are those of label_files.py
   [1, [86, 180, 233], "only the first"], [2, [230, 159, 0], "only the second"], [3, [204, 121, 167], "another structure"]];
+const LINE_ALPHA = 70; // of 255: the scan shows through the lines
 const LAYOUTS = {
   all: [SLICE_TYPE.MULTIPLANAR, 2], planes: [SLICE_TYPE.MULTIPLANAR, 2], axial: [SLICE_TYPE.AXIAL, 2],
   coronal: [SLICE_TYPE.CORONAL, 1], sagittal: [SLICE_TYPE.SAGITTAL, 0], "3d": [SLICE_TYPE.RENDER, 2] };
@@ -33,23 +34,38 @@ function colourLabels() {
   for (const which of ["labels-0", "labels-1", "difference"]) {
     const table = which === "difference" ? DIFFERENCE : rows, image = state.images[which];
     if (!image || !table.length) continue;
-    const all = [[0, [0, 0, 0], ""], ...table];
+    const hatched = which !== "difference" && rows.every(([value]) => value < ON_A_LINE) && $("hatched").checked;
+    if (which !== "difference" && hatched !== Boolean(image.hatched)) hatch(image, hatched);
+    image.hatched = hatched;
+    const lines = hatched ? table.map(([value, colour, name]) => [value | ON_A_LINE, colour, name]) : [];
+    const all = [[0, [0, 0, 0], ""], ...table, ...lines];
     // NiiVue outlines what the header calls labels, and fades its rims, which would hide a thin difference
     image.hdr.intent_code = $("outline").checked && which !== "difference" ? 1002 : 0;
     image.setColormapLabel({
       I: all.map((row) => row[0]), R: all.map((row) => row[1][0]), G: all.map((row) => row[1][1]),
       B: all.map((row) => row[1][2]), labels: all.map((row) => row[2]),
-      A: all.map((row) => (row[0] === 0 || (which !== "difference" && state.hidden.has(row[0])) ? 0 : 255)) });
+      A: all.map(([value]) => {
+        if (value === 0 || (which !== "difference" && state.hidden.has(structureOf(image, value)))) return 0;
+        return hatched && value & ON_A_LINE ? LINE_ALPHA : 255;
+      }) });
   }
+}
+
+/** Fetch an image once it is wanted: of a large scan each takes a while. */
+async function fetchLate(which, wanted, colormap, opacity) {
+  const { images, index } = state;
+  if (!wanted || images[which]) return;
+  images[`${which}, on its way`] ||= getImage(index, which, colormap, opacity);
+  images[which] = await images[`${which}, on its way`];
 }
 
 /** Show what the controls say. Uploads the volumes anew. */
 async function draw() {
   const shown = $("shown").value, beside = shown === "beside", scan = state.images.scan;
   if (!scan) return;
-  if ((shown === "difference") && !state.images.difference) {
-    state.images.difference = await getImage(state.index, "difference", "gray", 1);
-  }
+  await fetchLate("difference", shown === "difference", "gray", 1);
+  await fetchLate("uncertainty", $("uncertainty").value > 0, "inferno", 0);
+  if (scan !== state.images.scan) return; // another scan was chosen meanwhile
   colourLabels();
   const [low, high] = state.windows[$("window").value] || Object.values(state.windows)[0];
   Object.assign(scan, { cal_min: low, cal_max: high });
@@ -76,6 +92,10 @@ async function draw() {
   keyOfDifference(shown === "difference");
 }
 
+function redraw() {
+  draw().catch((error) => say(error.message, true));
+}
+
 /** "card" or "processor": who draws. */
 function drawnBy() {
   const { gl } = views[0], known = gl.getExtension("WEBGL_debug_renderer_info");
@@ -95,7 +115,7 @@ function drawn() {
 
 /** 3D by the processor takes a second a picture, which would stop the slices: on demand then. */
 function chooseLayout() {
-  if (state.chosen || drawnBy() === "card") return;
+  if (state.chosen || state.drawnBy === "card") return;
   $("layout").value = "planes";
   state.slow = note("3D is left out: it is slow without a graphics card. Press 1 or 6 to see it.");
 }
@@ -108,7 +128,16 @@ function layOut() {
   }
 }
 
-const scrolling = { move: [0, 0, 0], began: 0, busy: false };
+const scrolling = { move: [0, 0, 0], began: 0, busy: false, ended: 0 };
+const COARSE = { ratio: 0.5, rest_ms: 250 }; // pixels while the processor scrolls, until it rests
+
+/** Draw with so many pixels a pixel of the screen; 0: as many as it has. */
+function resolve(ratio) {
+  for (const one of views.filter(({ opts }) => opts.forceDevicePixelRatio !== ratio)) {
+    one.opts.forceDevicePixelRatio = ratio;
+    one.resizeListener();
+  }
+}
 
 /** Move some slices along an axis. Input that comes while a picture is drawn waits and is added up. */
 async function step(by, axis = LAYOUTS[$("layout").value][1]) {
@@ -117,6 +146,8 @@ async function step(by, axis = LAYOUTS[$("layout").value][1]) {
   scrolling.began ||= performance.now();
   if (scrolling.busy) return;
   scrolling.busy = true;
+  clearTimeout(scrolling.ended);
+  if (state.drawnBy === "processor") resolve(COARSE.ratio);
   while (scrolling.move.some(Boolean)) {
     const { move, began } = scrolling;
     Object.assign(scrolling, { move: [0, 0, 0], began: 0 });
@@ -126,6 +157,7 @@ async function step(by, axis = LAYOUTS[$("layout").value][1]) {
     performance.measure("leuda:step", { start: began }); // from the key or wheel to the finished picture
   }
   scrolling.busy = false;
+  scrolling.ended = setTimeout(() => resolve(0), COARSE.rest_ms);
 }
 
 /** The axis through the slices under the mouse; undefined over the 3D rendering. */
@@ -147,3 +179,15 @@ function goTo(value) {
   views[0].drawScene();
   views[0].sync();
 }
+
+/** What graphics drew is blank on paper: a copy stands in for it there. */
+addEventListener("beforeprint", () => {
+  resolve(0);
+  for (const one of views) {
+    one.drawScene();
+    const paper = one.canvas.parentElement.querySelector(".paper") || document.createElement("canvas");
+    Object.assign(paper, { className: "paper", width: one.canvas.width, height: one.canvas.height, role: "img", ariaLabel: one.canvas.ariaLabel });
+    paper.getContext("2d").drawImage(one.canvas, 0, 0);
+    one.canvas.after(paper);
+  }
+});

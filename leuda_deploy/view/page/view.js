@@ -33,7 +33,7 @@ function tellPlace(there) {
   state.facts.labels.forEach((file, k) => {
     const image = state.images[`labels-${k}`];
     const label = image.getValue(...image.mm2vox(there.mm));
-    parts.push((k ? "second: " : "") + (names.get(Math.round(label)) || "background"));
+    parts.push((k ? "second: " : "") + (names.get(structureOf(image, Math.round(label))) || "background"));
   });
   $("place").textContent = parts.join("  ·  ");
 }
@@ -63,9 +63,9 @@ function tellStructures() {
   document.querySelector("#structures tbody").replaceChildren(...structures.map((s) => {
     const box = make("input"), swatch = make("span"), go = make("button", s.name), head = make("th");
     Object.assign(box, { type: "checkbox", checked: !state.hidden.has(s.value), ariaLabel: `show ${s.name}` });
-    box.onchange = () => { state.hidden[box.checked ? "delete" : "add"](s.value); draw(); };
-    swatch.className = "swatch";
-    swatch.style.background = `rgb(${s.colour.join(" ")})`;
+    box.onchange = () => { state.hidden[box.checked ? "delete" : "add"](s.value); redraw(); };
+    swatch.className = `swatch${state.images["labels-0"]?.hatched ? ` lines-${(s.value - 1) % LINES.length}` : ""}`;
+    swatch.style.backgroundColor = `rgb(${s.colour.join(" ")})`;
     Object.assign(go, { type: "button", title: `go to ${s.name}`, onclick: () => goTo(s.value) });
     head.scope = "row";
     head.append(make("label", "", box, swatch, go));
@@ -141,7 +141,8 @@ async function openScene(index, full = false) {
     const facts = await getJson(`facts/${index}`), images = {};
     if (turn !== state.turn) return; // another scan was chosen meanwhile
     if (!views.length) await view($("first"));
-    state.every = full || inOneFile() ? [1, 1, 1] : thinned(facts.shape, facts.spacing_mm, MOST_VOXELS[drawnBy()]);
+    state.drawnBy ||= drawnBy();
+    state.every = full || inOneFile() ? [1, 1, 1] : thinned(facts.shape, facts.spacing_mm, MOST_VOXELS[state.drawnBy]);
     const fetched = getImage(index, "scan", "gray", 1);
     fetched.catch(() => {}); // told below; not while the table is waited for
     const { structures, note: fault } = await getJson(`structures/${index}`);
@@ -149,7 +150,6 @@ async function openScene(index, full = false) {
     await Promise.all([
       fetched.then((image) => { images.scan = image; }),
       ...facts.labels.map((_, k) => getImage(index, `labels-${k}`, "gray", 1).then((image) => { images[`labels-${k}`] = image; })),
-      facts.uncertainty && getImage(index, "uncertainty", "inferno", 0).then((image) => { images.uncertainty = image; }),
     ]);
     if (turn !== state.turn) return;
     Object.assign(facts, { structures, notes: [fault, facts.note].filter(Boolean) });
@@ -236,8 +236,12 @@ $("pictures").addEventListener("wheel", (event) => {
   event.stopPropagation();
   step(event.deltaY < 0 ? 1 : -1, axis);
 }, { capture: true, passive: false });
-for (const id of ["shown", "window", "outline"]) $(id).addEventListener("change", draw);
-for (const id of ["opacity", "uncertainty"]) $(id).addEventListener("input", draw);
+for (const [id, other] of [["hatched", "outline"], ["outline", "hatched"]]) {
+  $(id).addEventListener("change", () => { $(other).checked &&= !$(id).checked; }); // NiiVue would outline every line
+}
+$("hatched").addEventListener("change", () => draw().then(tellStructures));
+for (const id of ["shown", "window", "outline"]) $(id).addEventListener("change", redraw);
+for (const id of ["opacity", "uncertainty"]) $(id).addEventListener("input", redraw);
 $("layout").addEventListener("change", () => {
   state.chosen = true;
   state.slow?.remove();

@@ -19,15 +19,17 @@ from leuda_deploy.errors import LeudaError, MissingExtraError, ModelError, Parit
 from leuda_deploy.export.lower_precision import Lowered, lower_precision
 from leuda_deploy.export.to_half import to_bf16, to_fp16
 from leuda_deploy.export.to_int8 import calibrate, quantisable, quantise, split_concatenations
+from leuda_deploy.machine.isolated import run_isolated
 from leuda_deploy.model.card import Precision
 from leuda_deploy.model.default_model import default_model
 from leuda_deploy.model.export_folder import MODEL_FILE
-from leuda_deploy.model.model_file import ModelFile
+from leuda_deploy.model.model_file import ModelFile, write_model
 from leuda_deploy.proof import prove as prove_module
 from leuda_deploy.proof.layers import first_layer_that_differs, layers_of, values_of
 from leuda_deploy.proof.parity import TOLERANCES, run_windows
 from leuda_deploy.proof.probes import Probes, make_probes
-from leuda_deploy.proof.prove import Reference, prove
+from leuda_deploy.proof.processor import int8_kind, kinds_below
+from leuda_deploy.proof.prove import Reference, prove, prove_held_to
 from leuda_deploy.scans.resample import fit_to_window
 from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import read_volume
@@ -320,3 +322,34 @@ def test_graphs_without_a_common_layer_cannot_be_bisected(model: onnx.ModelProto
     )
     with pytest.raises(ModelError, match="no layer in common"):
         first_layer_that_differs(model, other, slices[:1, None], limit=1e-3)
+
+
+@pytest.mark.skipif(
+    find_spec("openvino") is None or "x86 AVX2" not in kinds_below(int8_kind()),
+    reason="needs OpenVINO and a processor that can compute like one with AVX2 alone",
+)
+@pytest.mark.parametrize(("levels", "same"), [(63, True), (127, False)])
+def test_weights_of_eight_bits_are_another_network_without_vnni(
+    tmp_path: Path, make_card: MakeCard, levels: int, same: bool
+) -> None:
+    even = random_network(1, 16, 16, 3)
+    for tensor in even.graph.initializer:  # all products as large as they come
+        values = np.abs(numpy_helper.to_array(tensor))
+        scale = np.arange(1, 1 + len(values)).reshape(-1, 1, 1, 1) if len(values) == 3 else 1.0
+        filled = np.full_like(values, 1 / values[0].size) * np.float32(scale)
+        tensor.CopyFrom(numpy_helper.from_array(filled.astype(np.float32), tensor.name))
+    windows = np.random.default_rng(0).uniform(0.9, 1.0, (6, 16, 16)).astype(np.float32)
+    ranges = calibrate(even, windows[:, None])
+    rounded = quantise(even, ranges, quantisable(even), weight_levels=levels)
+    path = tmp_path / MODEL_FILE
+    model = write_model(rounded, make_card(precision="int8"), path)
+    probes = make_probes({"bright": windows})
+    exact = Reference(
+        title="exact", probes=probes, scores=run_windows(OnnxEngine(model), probes.windows)
+    )
+    if same:
+        parity = run_isolated(None, prove_held_to, "x86 AVX2", model, exact)
+        assert parity.disagreement <= TOLERANCES["int8"].disagreement
+    else:
+        with pytest.raises(ParityError):
+            run_isolated(None, prove_held_to, "x86 AVX2", model, exact)

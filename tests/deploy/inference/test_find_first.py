@@ -19,6 +19,7 @@ from leuda_deploy.inference.segmenter import Segmenter
 from leuda_deploy.inference.settings import Settings
 from leuda_deploy.inference.slabs import Scoring
 from leuda_deploy.model.search import Search
+from leuda_deploy.model.tiling import Tiling
 from leuda_deploy.scans.intensity.likeness import IntensityProfile
 from leuda_deploy.scans.recipe import Recipe
 from leuda_deploy.scans.stack import Stack
@@ -165,3 +166,41 @@ def test_a_segmenter_says_what_it_scored(
     assert (found.searched, whole.searched) == (6, None)
     assert found.scored < whole.scored == 90
     assert (found.full_because, whole.full_because) == (None, "asked")
+
+
+def crowd() -> NDArray[np.int16]:
+    """A scan of 48 x 40 x 60 with a body in air, and something bright in a third of the slices."""
+    raw = np.random.default_rng(0).integers(0, 60, (48, 40, 60)).astype(np.int16)
+    raw[10:36, 9:27] = 500
+    raw[16:28, 12:20, 22:41] = 1000
+    return raw
+
+
+# what is left out -> windows that are scored, and their pixels: the gate against doing more
+WORK = {
+    (False, False, False): (60 * 5 * 4, 60 * 5 * 4 * 256),
+    (True, False, False): (27 * 5 * 4, 27 * 5 * 4 * 256),
+    (False, True, False): (60, 60 * 48 * 40),
+    (False, False, True): (60 * 3 * 2, 60 * 3 * 2 * 256),
+    (True, True, True): (27, 27 * 32 * 24),
+}
+
+
+@pytest.mark.parametrize("leave_out", WORK)
+def test_a_scan_is_labelled_with_no_more_work_than_before(
+    make_volume: MakeVolume, leave_out: tuple[bool, bool, bool]
+) -> None:
+    search, whole, air = leave_out
+    windows, pixels = 0, 0
+
+    def engine(batch: Float32) -> Float32:
+        nonlocal windows, pixels
+        windows, pixels = windows + len(batch), pixels + batch.size
+        return np.stack([np.full_like(batch[:, 0], 0.5), batch[:, 0]], axis=1)
+
+    tiling = Tiling(whole=(48, 48) if whole else None, air=0.2 if air else None)
+    stack = Stack(make_volume(crowd()), RECIPE)
+    find = Find(step=10, margin=2) if search else None
+    found = segment(stack, engine, Scoring(tiling=tiling, multiple=8), find=find)
+    np.testing.assert_array_equal(found.labels, crowd() == 1000)
+    assert (windows, pixels) == WORK[leave_out]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ from support.makers import MakeModel, MakeVolume, ThresholdLabels
 import leuda_deploy
 from leuda_deploy.errors import InputError
 from leuda_deploy.inference import segmenter as module
+from leuda_deploy.inference.memory_plan import Workload, make_plan
 from leuda_deploy.inference.segmenter import Segmenter
 from leuda_deploy.inference.settings import Settings
+from leuda_deploy.inference.slabs import Part
 from leuda_deploy.machine.cache_folder import cache_folder
+from leuda_deploy.model.card import GraphOptions
 from leuda_deploy.model.tiling import Tiling
 from leuda_deploy.scans.volume import read_volume
 
@@ -134,3 +138,51 @@ def test_card_says_how_windows_are_laid_and_whether_they_may_be_mirrored(
     strict = make_model(tmp_path / "strict")
     with pytest.raises(InputError):
         Segmenter(strict, mirrored)
+
+
+def test_slices_are_scored_whole_and_air_is_left_out_where_the_card_says_so(
+    make_model: MakeModel,
+    make_volume: MakeVolume,
+    tmp_path: Path,
+    threshold_labels: ThresholdLabels,
+) -> None:
+    scan = np.zeros((60, 50, 6), dtype=np.int16)
+    scan[20:43, 11:30] = values(5, (23, 19, 6))
+    volume, expected = make_volume(scan, AFFINE), threshold_labels(scan)
+    options = GraphOptions(dynamic_window=True, window_multiple=8)
+    tiling = Tiling(whole=(64, 64), air=0.01, mirror=("rows",))
+    model = make_model(tmp_path / "open", options=options, tiling=tiling)
+
+    def part(model: Path, **asked: Any) -> Part:
+        segmenter = Segmenter(model, Settings(engine="ort-cpu", threads=1, batch=4, **asked))
+        found = segmenter(volume)
+        np.testing.assert_array_equal(found.labels, expected)
+        return found.part
+
+    # of 50 rows and 60 columns those of the body, with a pixel around, in multiples of 8
+    assert part(model).window == part(model).shape == (24, 32)
+    for in_windows in (part(model, tiling="windows"), part(model, mirror=True)):
+        assert (in_windows.window, in_windows.shape) == ((16, 16), (50, 60))
+    fixed = make_model(tmp_path / "fixed", tiling=Tiling(air=0.01))
+    assert (part(fixed).window, part(fixed).shape) == ((16, 16), (21, 25))
+    small = make_model(tmp_path / "small", options=options, tiling=Tiling(whole=(49, 60)))
+    assert part(small).window == (16, 16)  # larger than what was proven
+    with pytest.raises(InputError):
+        Settings(tiling="rows")  # type: ignore[arg-type]
+
+
+def test_the_plan_counts_the_pixels_of_whole_slices(
+    make_model: MakeModel, make_volume: MakeVolume, tmp_path: Path
+) -> None:
+    options = GraphOptions(dynamic_window=True, window_multiple=8)
+    model = make_model(tmp_path, options=options, tiling=Tiling(whole=(64, 64)))
+    segmenter = Segmenter(model, Settings(engine="ort-cpu", threads=1))
+    stack = segmenter.stack(make_volume(values(0, (64, 64, 6)), AFFINE))
+    workload = Workload(
+        classes=3, growth_bytes={1: 10, 16: 160}, tiling=segmenter.card.tiling, multiple=8
+    )
+    assert make_plan(stack, workload, batch=1).parts["network"] == 160  # 16 times the window
+    assert make_plan(stack, workload, batch=2).parts["network"] == 320
+    in_windows = replace(workload, tiling=Tiling())
+    assert make_plan(stack, in_windows, batch=1).parts["network"] == 10
+    assert segmenter.plan(stack).slab == segmenter.plan(stack).batch  # one window a slice

@@ -75,6 +75,8 @@ def test_unknown_schema_version_is_refused(make_card: MakeCard, version: object)
         (lambda c: c["structures"][0].update(colour=[0, 0, 256]), "colour"),
         (lambda c: c["recipe"].update(clip_percentiles=[98, 2]), "must rise"),
         (lambda c: c["recipe"].update(window=[4, 10**9]), "(and 1 more)"),
+        (lambda c: c["tiling"].update(whole=[64, 64]), "fixed window"),
+        (lambda c: c.update(tiling={"air": 0.1}, depth={"slices": 8}), "2D"),
     ],
 )
 def test_card_against_the_schema_is_refused(

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from support.file_looks import FileLooks
+from support.engine_files import FileLooks
 from typer.testing import CliRunner
 
 from leuda_deploy.cli import app

@@ -8,7 +8,7 @@ import pytest
 from support.makers import MakeCard
 
 from leuda_deploy.model.card import Int8, ModelCard
-from leuda_deploy.proof.processor import int8_kind, proven_on_this_kind
+from leuda_deploy.proof.processor import int8_kind, kinds_below, proven_on_this_kind
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,12 @@ def test_kinds_are_told_apart_by_how_they_multiply(tmp_path: Path, flags: str, k
     path.write_text(f"processor : 0\nflags\t\t: {flags}\n")
     assert int8_kind(path) == kind
     assert int8_kind(tmp_path / "none")  # the architecture
+
+
+def test_a_processor_computes_like_those_that_can_less() -> None:
+    assert kinds_below("x86 AMX") == kinds_below("x86 VNNI") == ("x86 AVX-512", "x86 AVX2")
+    assert kinds_below("x86 AVX-512") == ("x86 AVX2",)
+    assert kinds_below("x86 AVX2") == kinds_below("Arm dot product") == ()
 
 
 def test_a_card_names_the_kinds_that_it_was_proven_on(make_card: MakeCard) -> None:

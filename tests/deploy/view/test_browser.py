@@ -1,27 +1,17 @@
-"""The page in headless Chromium: it opens, shows, scrolls, switches, and asks nobody else.
-
-Needs Debian's chromium and chromium-driver, and selenium; the test of accessibility also axe-core
-(`make test-browser` installs all of them). Skipped with a reason where they are not there.
-"""
+"""The page in headless Chromium: it opens, shows, scrolls, switches, and asks nobody else."""
 
 from __future__ import annotations
 
 import csv
-import io
-import json
-import os
-import shutil
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from PIL import Image
+from support.browser import Page, chromium, needs_chromium
 from support.view_files import write_case
 
 from leuda_deploy.view.content import Content
@@ -30,121 +20,8 @@ from leuda_deploy.view.one_file import write_page
 from leuda_deploy.view.scene import Scene, find_scenes, make_scene
 from leuda_deploy.view.server import PageServer
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-AXE = Path(__file__).parents[3] / ".cache" / "node_modules" / "axe-core" / "axe.min.js"
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        CHROMIUM is None or DRIVER is None, reason="chromium and chromium-driver are not installed"
-    ),
-]
-FLAGS = (
-    "--headless=new",
-    "--no-sandbox",  # Chromium has none for root
-    "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-    "--window-size=1300,800",
-)
-OPEN_SECONDS = 180  # on a machine that has much else to do
-SHOW_SECONDS = 30
+pytestmark = [pytest.mark.slow, needs_chromium]
 ORANGE, BLUE = (230, 159, 0), (86, 180, 233)  # of classes 1 and 2
-
-
-class Page:
-    """The page as somebody uses it."""
-
-    def __init__(self, browser: Any) -> None:
-        self.browser = browser
-
-    def open(self, url: str) -> None:
-        self.browser.get("about:blank")
-        self.browser.get_log("browser"), self.browser.get_log("performance")
-        self.browser.get(url)
-        self.wait("return document.getElementById('status').textContent.startsWith('Opened')")
-
-    def wait(self, script: str) -> Any:
-        from selenium.webdriver.support.ui import WebDriverWait
-
-        return WebDriverWait(self.browser, OPEN_SECONDS).until(lambda b: b.execute_script(script))
-
-    def choose(self, select: str, value: str) -> None:
-        self.browser.execute_async_script(
-            "const [id, value, done] = arguments, node = document.getElementById(id);"
-            "if (node.type === 'checkbox') node.checked = value === 'on'; else node.value = value;"
-            "node.dispatchEvent(new Event('input')); node.dispatchEvent(new Event('change'));"
-            # the pictures are drawn when the graphics have done what they were given
-            "setTimeout(() => drawn().then(() => requestAnimationFrame(() =>"
-            " requestAnimationFrame(done))), 50);",
-            select,
-            value,
-        )
-
-    def key(self, key: str) -> None:
-        self.browser.find_element("tag name", "body").send_keys(key)
-
-    def text(self, id: str) -> str:
-        return self.browser.find_element("id", id).text
-
-    def voxel(self) -> list[int]:
-        """Where the crosshair is, as the page says."""
-        return [int(n) for n in self.text("place").split("voxel ")[1].split(" · ")[0].split(",")]
-
-    def canvas(self, id: str = "first") -> NDArray[np.int64]:
-        picture = self.browser.find_element("id", id).screenshot_as_png
-        return np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).astype(int)
-
-    def columns(self, colour: tuple[int, int, int], id: str = "first") -> NDArray[np.int64]:
-        """Columns of the pixels that have a colour, one each."""
-        return np.nonzero(np.abs(self.canvas(id) - colour).max(axis=-1) < 25)[1]
-
-    def shows(self, seen: Callable[[], Any]) -> bool:
-        """Whether the picture is so, now or in a while: what is drawn is not on the screen yet."""
-        until = time.monotonic() + SHOW_SECONDS
-        while not seen():
-            if time.monotonic() > until:
-                return False
-            time.sleep(0.2)
-        return True
-
-    def complaints(self) -> list[str]:
-        return [
-            entry["message"]
-            for entry in self.browser.get_log("browser")
-            if entry["level"] == "SEVERE"
-        ]
-
-    def asked_for(self) -> set[str]:
-        """Every address that the browser asked for since the page was opened."""
-        events = [
-            json.loads(entry["message"])["message"] for entry in self.browser.get_log("performance")
-        ]
-        return {
-            event["params"]["request"]["url"]
-            for event in events
-            if event["method"] == "Network.requestWillBeSent"
-        }
-
-
-@contextmanager
-def chromium(profile: Path) -> Iterator[Any]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS, f"--user-data-dir={profile}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    browser.set_script_timeout(OPEN_SECONDS)
-    try:
-        yield browser
-    finally:
-        browser.quit()
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +113,8 @@ def test_a_scan_with_two_label_files(page: Page, tmp_path: Path) -> None:
         page.choose("shown", "none")
         assert page.shows(lambda: page.columns(ORANGE).size + page.columns(BLUE).size == 0)
         plain = page.canvas()
-        page.choose("uncertainty", "100")
+        assert not page.browser.execute_script("return !!state.images.uncertainty")
+        page.choose("uncertainty", "100")  # it is fetched once it is wanted
         assert page.shows(lambda: np.abs(page.canvas() - plain).max() > 60)
         page.choose("uncertainty", "0")
         page.choose("window", "All values")
@@ -285,6 +163,46 @@ def test_one_file_opens_without_a_server(page: Page, tmp_path: Path) -> None:
     assert all(address.startswith(("file:", "data:", "blob:")) for address in page.asked_for())
 
 
+def test_a_large_scan_is_thinned_and_drawn_coarsely_while_it_is_scrolled(
+    page: Page, tmp_path: Path
+) -> None:
+    with served([make_scene(write_case(tmp_path))]) as url:
+        page.open(url)
+        every = page.browser.execute_script(
+            "return [[512, 512, 600], [9, 9, 9]].map((shape) => thinned(shape, [.75, .75, 1], 4e6))"
+        )
+        assert every == [[4, 4, 3], [1, 1, 1]]
+        width = "return views[0].canvas.width"
+        sharp = page.browser.execute_script(width)
+        page.key("\ue013")  # arrow up
+        page.wait(f"{width} === {sharp} / 2")
+        page.wait(f"{width} === {sharp}")  # as soon as it rests
+        assert page.complaints() == []
+
+
+def test_the_pictures_are_on_paper_too(page: Page, tmp_path: Path) -> None:
+    with served([make_scene(write_case(tmp_path))]) as url:
+        page.open(url)
+        plain = page.pixels("#first")
+        page.choose("hatched", "on")
+        # the second structure has lines through which the scan shows; the first has none
+        assert page.shows(lambda: np.abs(page.pixels("#first") - plain).max() > 30)
+        marked = page.browser.execute_script(
+            "const {img} = state.images['labels-0']; return [1, 2].map((value) =>"
+            " img.some((stored) => stored === value + ON_A_LINE))"
+        )
+        assert marked == [False, True]
+        page.browser.find_element("css selector", "button[title='go to left blob']").click()
+        assert "left blob" in page.text("place")
+        page.browser.execute_script("dispatchEvent(new Event('beforeprint'))")
+        page.look("dark", "print")
+        # tinted with it, half and half: more red than blue
+        seen = page.pixels("#pictures .paper")
+        assert (seen[..., 0] - seen[..., 2] > 60).sum() > 100
+        assert not page.browser.find_element("id", "controls").is_displayed()
+        page.look("light")
+
+
 def test_a_scan_that_cannot_be_shown_is_told(page: Page, tmp_path: Path) -> None:
     scene = two_labels(tmp_path)
     scene.scan.write_bytes(scene.scan.read_bytes()[:900])
@@ -295,24 +213,12 @@ def test_a_scan_that_cannot_be_shown_is_told(page: Page, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_no_serious_fault(page: Page, tmp_path: Path, scheme: str) -> None:
-    source = Path(os.environ.get("LEUDA_AXE", AXE))
-    if not source.is_file():
-        pytest.skip(f"axe-core is not installed: no {source}; make test-browser")
+def test_axe_finds_no_serious_fault(
+    page: Page, tmp_path: Path, scheme: Literal["light", "dark"]
+) -> None:
     for name in ("one", "two"):
         write_case(tmp_path, name, doubt=0.7)
-    page.browser.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia",
-        {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
-    )
+    page.look(scheme)
     with served(find_scenes(tmp_path), Marks(tmp_path / "marks.csv")) as url:
         page.open(url)
-        page.browser.execute_script(source.read_text())
-        found = page.browser.execute_async_script("axe.run().then(arguments[0])")
-    assert found["passes"]
-    serious = {
-        rule["id"]: [node["html"] for node in rule["nodes"]]
-        for rule in found["violations"]
-        if rule["impact"] in ("serious", "critical")
-    }
-    assert serious == {}
+        assert page.serious_faults() == {}

@@ -21,7 +21,8 @@ from leuda_deploy.view.scene import make_scene
 
 def opened(sent: Path | bytes) -> nib.Nifti1Image:
     data = sent.read_bytes() if isinstance(sent, Path) else sent
-    return nib.Nifti1Image.from_bytes(gzip.decompress(data))
+    packed = data[:2] == b"\x1f\x8b"
+    return nib.Nifti1Image.from_bytes(gzip.decompress(data) if packed else data)
 
 
 def content(scan: Path, *labels: Path) -> Content:
@@ -120,7 +121,19 @@ def test_scaled_values_keep_their_scale() -> None:
     volume = Volume(
         name="x", raw=raw, slope=0.5, inter=-10.0, affine=np.eye(4), header=None, shape=raw.shape
     )
-    np.testing.assert_allclose(opened(as_nifti(volume)).get_fdata(), raw * 0.5 - 10)
+    plain, packed = as_nifti(volume, level=None), as_nifti(volume, level=1)
+    assert gzip.decompress(packed) == plain
+    np.testing.assert_allclose(opened(plain).get_fdata(), raw * 0.5 - 10)
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    scan, files = write_case(tmp_path), []
+    for folder in ("truth", "labels"):
+        (tmp_path / folder).mkdir()
+        written = tmp_path / f"case_{folder}.nii.gz"
+        files.append(written.rename(tmp_path / folder / "case.nii.gz"))
+    said = content(scan, *files).facts(0)["labels"]
+    assert said == ["truth/case.nii.gz", "labels/case.nii.gz"]
 
 
 @pytest.mark.parametrize("codes", ["LPS", "RAS", "PIR", "SAL"])

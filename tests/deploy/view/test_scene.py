@@ -78,6 +78,58 @@ def test_bad_input_is_refused(tmp_path: Path) -> None:
         find_scenes(tmp_path / "empty")
 
 
+def folders(tmp_path: Path, *names: str) -> list[Path]:
+    made = [tmp_path / name for name in names]
+    for folder in made:
+        folder.mkdir()
+    return made
+
+
+def test_scans_are_paired_with_labels_in_two_folders(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scans, first, second = folders(tmp_path, "imagesTr", "labelsTr", "predicted")
+    for name in ("a", "b", "c"):
+        write_case(tmp_path, name)
+        shutil.move(tmp_path / f"{name}.nii.gz", scans / f"{name}_0000.nii.gz")
+        if name != "c":
+            shutil.move(tmp_path / f"{name}_truth.nii.gz", first / f"{name}.nii.gz")
+    shutil.move(tmp_path / "a_labels.nii.gz", second / "A_pred.nii.gz")
+    shutil.move(tmp_path / "c_labels.nii.gz", second / "z.nii.gz")
+    a, b, c = find_scenes(scans, [first, second])
+    assert a.labels == (first / "a.nii.gz", second / "A_pred.nii.gz")
+    assert b.labels == (first / "b.nii.gz",)
+    assert c.labels == ()
+    said = " ".join(record.getMessage() for record in caplog.records)
+    assert "b_0000.nii.gz, c_0000.nii.gz" in said
+    assert "z.nii.gz" in said
+
+
+def test_a_folder_beside_results_is_their_truth(tmp_path: Path) -> None:
+    results, truth = folders(tmp_path, "results", "truth")
+    write_case(results, doubt=0.2)
+    shutil.move(results / "case_truth.nii.gz", truth / "case.nii.gz")
+    (truth / "case_uncertainty.nii.gz").write_bytes(b"no labels")
+    (scene,) = find_scenes(results, [truth])
+    assert scene.labels == (results / "case_labels.nii.gz", truth / "case.nii.gz")
+    assert scene.doubt == 0.2
+
+
+def test_folders_of_labels_that_cannot_be_paired_are_refused(tmp_path: Path) -> None:
+    scans, labels = folders(tmp_path, "scans", "labels")
+    scan = write_case(scans)
+    with pytest.raises(InputError, match="no folder"):
+        find_scenes(scans, [scan])
+    with pytest.raises(InputError, match="belongs to a scan"):
+        find_scenes(scans, [labels])
+    for name in ("case_gt", "case_truth"):
+        shutil.copy(scans / "case_truth.nii.gz", labels / f"{name}.nii.gz")
+    with pytest.raises(InputError, match="one scan"):
+        find_scenes(scans, [labels])
+    with pytest.raises(InputError, match="two can be compared"):
+        find_scenes(scans, [labels, labels, labels])
+
+
 def test_class_values_come_from_a_toml_table(tmp_path: Path) -> None:
     path = tmp_path / "cohort.toml"
     path.write_text("[classes]\nliver = 1\nspleen = 205\n")

@@ -33,7 +33,6 @@ def test_what_the_readme_names_is_shipped():
         "paper-abdominal",
         "paper-cardiac",
         "small",
-        "small-abdominal",
     ]
     assert {"le-uda", "source-only", "supervised"} <= set(shipped("methods"))
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 from support import tiny
-from support.file_looks import FileLooks
+from support.engine_files import FileLooks
 from typer.testing import CliRunner
 
 from leuda_deploy.engines.onnx_runtime import OnnxEngine

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 from PIL import Image
 from support import tiny
+from support.browser import Page, chromium, needs_chromium
 from support.command import leuda_here
 
 from leuda_deploy.model.export_folder import write_manifest
@@ -243,13 +246,18 @@ def test_differences_are_paired_by_scan_and_seed() -> None:
     assert (alone["error"], alone["clear"]) == (None, False)
 
 
-def test_the_page_of_a_comparison_has_every_seed_as_a_point(tmp_path: Path) -> None:
+def compare(folder: Path) -> None:
+    """What a comparison folder holds of two methods and three seeds."""
     for method, shift in (("le-uda", 0.2), ("source-only", 0.0)):
         for seed in range(3):
-            run = RunFolder(tmp_path / "cmp" / f"{method}-labelled4-seed{seed}")
+            run = RunFolder(folder / f"{method}-labelled4-seed{seed}")
             run.path.mkdir(parents=True)
             dice = {"p": 0.4 + shift + seed / 100, "q": 0.5 + shift}
             run.evaluation.write_text(json.dumps(evaluation_of(dice)))
+
+
+def test_the_page_of_a_comparison_has_every_seed_as_a_point(tmp_path: Path) -> None:
+    compare(tmp_path / "cmp")
     (tmp_path / "cmp" / "le-uda-labelled4-seed3").mkdir()  # under way
     assert leuda_here("report", tmp_path / "cmp", "-o", tmp_path / "c.html").returncode == 0
     read = check_page(tmp_path / "c.html")
@@ -314,3 +322,39 @@ def test_another_folder_is_refused(tmp_path: Path) -> None:
         assert refused.returncode == 2
         assert str(path) in refused.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def browsed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with chromium(tmp_path_factory.mktemp("profile")) as browser:
+        yield Page(browser)
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_pages_are_for_everyone_and_ask_nobody(
+    browsed: Page, cohort: Cohort, make_model, tmp_path: Path
+) -> None:
+    """axe-core finds no serious fault, light and dark; nothing is wider than the window."""
+    run = RunFolder(tmp_path / "run")
+    begin(run, cohort)
+    finish(run, cohort)
+    compare(tmp_path / "compared")
+    (tmp_path / "export").mkdir()
+    make_model(tmp_path / "export")
+    write_manifest(tmp_path / "export")
+    for folder in (run.path, tmp_path / "compared", tmp_path / "export"):
+        page = tmp_path / f"{folder.name}.html"
+        assert leuda_here("report", folder, "-o", page).returncode == 0
+        schemes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+        for scheme in schemes:
+            browsed.look(scheme)
+            browsed.visit(page.as_uri())
+            assert browsed.serious_faults() == {}, (folder, scheme)
+            assert browsed.fits(), (folder, scheme)
+        browsed.look("light", "print")
+        assert browsed.fits()
+        assert browsed.complaints() == []
+        asked = browsed.asked_for()
+        assert page.as_uri() in asked
+        assert all(address.startswith((page.as_uri(), "data:")) for address in asked), asked

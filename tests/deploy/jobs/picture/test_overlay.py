@@ -13,6 +13,7 @@ from support.makers import MakeCard, MakeVolume
 
 from leuda_deploy.jobs.picture.flags import Flag, flags_of
 from leuda_deploy.jobs.picture.grey_window import SOFT_TISSUE, choose_window
+from leuda_deploy.jobs.picture.hatching import tinted
 from leuda_deploy.jobs.picture.movie import write_movie
 from leuda_deploy.jobs.picture.overlay import (
     GAP,
@@ -23,8 +24,10 @@ from leuda_deploy.jobs.picture.overlay import (
     draw_overlay,
 )
 from leuda_deploy.jobs.picture.planes import choose_slices, cut, degrees_off, plane_of_slices
+from leuda_deploy.jobs.picture.shown_files import read_shown
 from leuda_deploy.model.card import Structure
 from leuda_deploy.scans.intensity.likeness import Likeness
+from leuda_deploy.view.scene import read_class_values
 
 SHAPE = (40, 20, 9)
 HEAD = LINE + 2 * GAP
@@ -159,6 +162,20 @@ def test_windows_show_the_organs(make_volume: MakeVolume) -> None:
     assert grey[3] == 0
 
 
+def test_structures_are_told_apart_without_colour() -> None:
+    """Printed in one ink, no two of seven look alike, on dark or on bright tissue."""
+    for grey in (20, 200):
+        picture = np.full((60, 60, 3), grey, np.uint8)
+        seen = []
+        for value in range(1, 8):
+            labels = np.full((60, 60), value, np.uint8)
+            one = Structure(name="x", value=value, colour=(128, 128, 128))
+            seen.append(tinted(picture, labels, [one])[5:-5, 5:-5, 0].astype(int))
+        for k, one in enumerate(seen):
+            for other in seen[k + 1 :]:
+                assert (np.abs(one - other) > 20).mean() > 0.01
+
+
 def test_flags_are_facts_about_structures(make_card: MakeCard) -> None:
     labels = np.zeros((6, 6, 6), np.uint8)
     assert flags_of(labels, STRUCTURES, 0.001) == [
@@ -194,6 +211,13 @@ def test_the_command_draws_any_label_values(tmp_path: Path, scan_file: Path) -> 
     done = leuda_here("picture", scan_file, labels, "-o", tmp_path / "p.png")
     assert done.returncode == 0, done.stderr
     assert near(pixels(tmp_path / "p.png"), COLOUR).sum() > 100  # the palette's first
+    classes = tmp_path / "cohort.toml"
+    classes.write_text("[classes]\nliver = 420\n")
+    named = read_shown(scan_file, labels, class_values=read_class_values(classes))
+    assert [structure.name for structure in named.structures] == ["liver"]
+    options = ["--classes", classes, "-o", tmp_path / "named.png"]
+    assert leuda_here("picture", scan_file, labels, *options).returncode == 0
+    assert (pixels(tmp_path / "named.png") != pixels(tmp_path / "p.png")).any()
     before = scan_file.read_bytes()
     for wrong in (["-o", tmp_path / "p.jpg"], ["-o", scan_file]):
         assert leuda_here("picture", scan_file, *wrong).returncode == 2

@@ -5,6 +5,7 @@ Target scans are read here without their labels, if they have any.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +36,7 @@ class FullPass:
 
     open_again        the scan
     counts            (D, 1 + K) voxels of each class in each slice
+    packed            its labels (D, H, W), compressed
     slice_spacing_mm  from slice to slice
     voxel_ml          volume of a voxel
     """
@@ -42,8 +44,15 @@ class FullPass:
     open_again: Callable[[], Stack]
     name: str
     counts: NDArray[np.int64]
+    packed: bytes
+    shape: tuple[int, int, int]
     slice_spacing_mm: float
     voxel_ml: float
+
+    @property
+    def labels(self) -> NDArray[np.uint8]:
+        """(D, H, W)."""
+        return np.frombuffer(zlib.decompress(self.packed), dtype=np.uint8).reshape(self.shape)
 
     @property
     def holds(self) -> NDArray[np.bool_]:
@@ -102,6 +111,8 @@ def label_in_full(
                 open_again=opening,
                 name=name,
                 counts=slice_counts(labels, classes),
+                packed=zlib.compress(labels.tobytes(), 1),
+                shape=(stack.scan_depth, *stack.plane_shape),
                 slice_spacing_mm=stack.slice_spacing_mm,
                 voxel_ml=stack.volume.voxel_ml,
             )

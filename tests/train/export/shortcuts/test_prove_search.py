@@ -19,9 +19,9 @@ from leuda_deploy.inference.slabs import Scoring
 from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.scans.recipe import Recipe
 from leuda_deploy.scans.stack import Stack
-from leuda_train.export.extents import extents_mm
-from leuda_train.export.prove_search import prove_search, with_search
-from leuda_train.export.whole_scans import (
+from leuda_train.export.shortcuts.extents import extents_mm
+from leuda_train.export.shortcuts.prove_search import prove_search, with_search
+from leuda_train.export.shortcuts.whole_scans import (
     MOST_SCANS,
     NamedScan,
     label_in_full,
@@ -88,7 +88,7 @@ def test_what_is_proven_gives_the_labels_of_the_full_pass() -> None:
         found = segment(stack, engine, find=find)
         np.testing.assert_array_equal(found.labels, segment(stack, engine).labels)
         scored += found.scored
-    assert scored == search.scored == sum(row.scored for row in missed.rows)
+    assert scored == search.scored == missed.scored
 
 
 def test_what_a_step_leaves_out_makes_it_shorter_or_refuses_it() -> None:
@@ -155,7 +155,8 @@ def test_a_card_gets_its_search_and_says_so(make_model: MakeModel, tmp_path: Pat
 
     model = ModelFile.open(make_model(tmp_path, RECIPE))
     facts = ProductFacts.model_construct(extents_mm=LONG, structures=STRUCTURES)
-    written, report = with_search(model, named(USUAL), facts, lambda *told: None)
+    passes = label_in_full(named(USUAL), engine, Scoring(), classes=3)
+    written, report = with_search(model, engine, passes, facts)
     again = ModelFile.open(model.path)
     assert again.sha256 == written.sha256 != model.sha256
     assert again.card.search is not None
@@ -163,7 +164,7 @@ def test_a_card_gets_its_search_and_says_so(make_model: MakeModel, tmp_path: Pat
     assert json.loads(json.dumps(report))["scans"][0]["scan"] == "scan 0"
     facts = ProductFacts.model_construct(extents_mm=None, structures=STRUCTURES)
     with pytest.raises(ParityError):
-        with_search(model, named(USUAL), facts, lambda *told: None)
+        with_search(model, engine, passes, facts)
 
 
 def test_a_runs_unlabelled_target_scans_are_found(tmp_path: Path) -> None:

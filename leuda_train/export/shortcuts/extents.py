@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leuda_deploy.scans.stack import Stack
-from leuda_train.export.whole_scans import slice_counts
+from leuda_train.export.shortcuts.whole_scans import slice_counts
 
 
 def extents_mm(labelled: Sequence[Stack], structures: Mapping[str, int]) -> dict[str, float]:
