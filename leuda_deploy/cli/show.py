@@ -47,6 +47,7 @@ def show_report(report: Report, console: Console) -> None:
     stages = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in report.seconds.items())
     lines = [
         f"labels   {report.labels}",
+        *(f"region   {name}: {path}" for name, path in (report.regions or {}).items()),
         f"engine   {report.engine}{_threads(report)}",
         f"model    {report.model} (sha256 {report.model_sha256[:12]}, feed {report.feed})",
         f"time     {report.total_seconds:.2f} s; by stage, overlapping: {stages}",

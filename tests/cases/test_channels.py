@@ -139,10 +139,12 @@ def test_the_command_writes_labels_masks_and_a_report(tmp_path: Path, model: Pat
     assert again.returncode == 0, again.stderr
     assert "was done" in (tmp_path / "volumes.csv").read_text()
     one, other = scans / "one_0000.nii.gz", scans / "one_0001.nii.gz"
-    swapped = leuda_here("infer", other, "--channel", one, *common, "-o", tmp_path / "x.nii.gz")
+    to = ("-o", tmp_path / "x.nii.gz", "--regions", tmp_path / "more")
+    swapped = leuda_here("infer", other, "--channel", one, *common, *to)
     assert swapped.returncode == 0, swapped.stderr
     first, second = expected(cases["one"][::-1])
     labels = np.asarray(nib.load(tmp_path / "x.nii.gz").dataobj)
+    assert str(tmp_path / "more" / "x_1_grey.nii.gz") in swapped.stdout
     np.testing.assert_array_equal(labels, np.where(second, 2, np.where(first, 1, 0)))
 
 
