@@ -36,11 +36,11 @@ from leuda_train.runs.side_by_side import Training, train_lanes
 METHODS = ("source-only", "le-uda", "le-uda-plus", "supervised")
 LANES = (("le-uda",), ("source-only", "supervised", "le-uda-plus"))  # at once, on two cores or more
 WORK = {  # of each stage, in seconds of one core: for the time left
-    "translation": 130,
-    "source-only": 55,
-    "supervised": 55,
-    "le-uda-plus": 75,
-    "le-uda": 150,
+    "translation": 240,
+    "source-only": 50,
+    "supervised": 50,
+    "le-uda-plus": 70,
+    "le-uda": 115,
     "test scans": 10,
 }
 PRODUCT = "le-uda-plus"
