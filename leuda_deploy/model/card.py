@@ -184,7 +184,7 @@ class ModelCard(_Part):
     series  which DICOM series of a study the model is for
     int8    of a graph in int8: on what it was proven; None: another precision, or not known
     search  how few slices find all there is, where the export proved it; None: score every slice
-    dice_curve  how far the model's own doubts can be believed; None: no Dice is predicted
+    dice_curve  how far its doubts can be believed; None: no Dice is predicted
     sha256  over graph, weights and card; see `model_file`
     """
 
@@ -256,12 +256,10 @@ def parse_card(text: str, origin: str) -> ModelCard:
     content = parse_json(text, f"the model card of {origin}", failed=ModelError)
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
-        newer = isinstance(version, int) and version > SCHEMA_VERSION
-        fix = "update leuda" if newer else AGAIN
-        shown = printable(str(version), 20)
+        fix = "update leuda" if isinstance(version, int) and version > SCHEMA_VERSION else AGAIN
         raise ModelError(
-            f"the model card of {origin} has schema version {shown!r}, this leuda reads "
-            f"version {SCHEMA_VERSION}: {fix}"
+            f"the model card of {origin} has schema version "
+            f"{printable(str(version), 20)!r}, this leuda reads version {SCHEMA_VERSION}: {fix}"
         )
     try:
         card = ModelCard.model_validate(content)
