@@ -5,10 +5,6 @@ const $ = (id) => document.getElementById(id);
 const MOST_VOXELS = { processor: 4e6, card: 400e6 }; // that are drawn in full: by software, by a graphics card
 const SAMPLES = 300000; // voxels that are looked at for windows and centres
 const HOUNSFIELD = { "Soft tissue": [-160, 240], Liver: [-20, 180], Lung: [-1350, 150], Bone: [-500, 1300], Brain: [0, 80] };
-const ON_A_LINE = 128; // added to a label; who has more than 127 structures has no hatching
-const LINES = [ // by structure, in voxels: seen in every plane
-  () => false, (x, y, z) => (x + y + z) % 8 < 2, (x, y, z) => (x + y + z) % 4 < 2,
-  (x, y, z) => ((x >> 2) + (y >> 2) + (z >> 2)) & 1, (x, y, z) => (x % 4 < 2) + (y % 4 < 2) + (z % 4 < 2) > 1];
 const state = { list: [], marks: null, index: 0, turn: 0, facts: null, images: {}, windows: {}, every: [1, 1, 1], hidden: new Set(), chosen: false };
 
 function inOneFile() {
@@ -85,30 +81,13 @@ function windowsOf(scan, labels) {
   return Object.fromEntries(Object.entries(made).filter(([, [low, high]]) => high > low));
 }
 
-/** What a voxel of labels says, on a line of its hatching or not. */
-function structureOf(labels, stored) {
-  return labels.hatched ? stored & ~ON_A_LINE : stored;
-}
-
-/** Mark the voxels of labels that lie on their structure's lines, or take the marks away. */
-function hatch(labels, on) {
-  const [nx, ny] = labels.hdr.dims.slice(1);
-  for (let i = 0; i < labels.img.length; i += 1) {
-    const value = labels.img[i] & ~ON_A_LINE;
-    if (!value) continue;
-    const line = on && LINES[(value - 1) % LINES.length](i % nx, Math.floor(i / nx) % ny, Math.floor(i / (nx * ny)));
-    labels.img[i] = line ? value | ON_A_LINE : value;
-  }
-}
-
 /** Where in mm most of a label lies, or null if it is nowhere. */
 function centreOf(labels, value) {
   const [nx, ny] = labels.hdr.dims.slice(1), sum = [0, 0, 0];
   let count = 0;
   const stride = Math.max(1, Math.floor(labels.img.length / (4 * SAMPLES))) | 1;
   for (let i = 0; i < labels.img.length; i += stride) {
-    const own = structureOf(labels, labels.img[i]);
-    if (value ? own !== value : !own) continue;
+    if (value ? labels.img[i] !== value : !labels.img[i]) continue;
     count += 1;
     sum[0] += i % nx; sum[1] += Math.floor(i / nx) % ny; sum[2] += Math.floor(i / (nx * ny));
   }

@@ -2,7 +2,6 @@
 "use strict";
 const DIFFERENCE = [ // value in the difference, colour, meaning; the values are those of label_files.py
   [1, [86, 180, 233], "only the first"], [2, [230, 159, 0], "only the second"], [3, [204, 121, 167], "another structure"]];
-const LINE_ALPHA = 70; // of 255: the scan shows through the lines
 const LAYOUTS = {
   all: [SLICE_TYPE.MULTIPLANAR, 2], planes: [SLICE_TYPE.MULTIPLANAR, 2], axial: [SLICE_TYPE.AXIAL, 2],
   coronal: [SLICE_TYPE.CORONAL, 1], sagittal: [SLICE_TYPE.SAGITTAL, 0], "3d": [SLICE_TYPE.RENDER, 2] };
@@ -34,20 +33,13 @@ function colourLabels() {
   for (const which of ["labels-0", "labels-1", "difference"]) {
     const table = which === "difference" ? DIFFERENCE : rows, image = state.images[which];
     if (!image || !table.length) continue;
-    const hatched = which !== "difference" && rows.every(([value]) => value < ON_A_LINE) && $("hatched").checked;
-    if (which !== "difference" && hatched !== Boolean(image.hatched)) hatch(image, hatched);
-    image.hatched = hatched;
-    const lines = hatched ? table.map(([value, colour, name]) => [value | ON_A_LINE, colour, name]) : [];
-    const all = [[0, [0, 0, 0], ""], ...table, ...lines];
+    const all = [[0, [0, 0, 0], ""], ...table];
     // NiiVue outlines what the header calls labels, and fades its rims, which would hide a thin difference
     image.hdr.intent_code = $("outline").checked && which !== "difference" ? 1002 : 0;
     image.setColormapLabel({
       I: all.map((row) => row[0]), R: all.map((row) => row[1][0]), G: all.map((row) => row[1][1]),
       B: all.map((row) => row[1][2]), labels: all.map((row) => row[2]),
-      A: all.map(([value]) => {
-        if (value === 0 || (which !== "difference" && state.hidden.has(structureOf(image, value)))) return 0;
-        return hatched && value & ON_A_LINE ? LINE_ALPHA : 255;
-      }) });
+      A: all.map((row) => (row[0] === 0 || (which !== "difference" && state.hidden.has(row[0])) ? 0 : 255)) });
   }
 }
 

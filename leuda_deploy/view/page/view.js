@@ -33,7 +33,7 @@ function tellPlace(there) {
   state.facts.labels.forEach((file, k) => {
     const image = state.images[`labels-${k}`];
     const label = image.getValue(...image.mm2vox(there.mm));
-    parts.push((k ? "second: " : "") + (names.get(structureOf(image, Math.round(label))) || "background"));
+    parts.push((k ? "second: " : "") + (names.get(Math.round(label)) || "background"));
   });
   $("place").textContent = parts.join("  ·  ");
 }
@@ -64,8 +64,8 @@ function tellStructures() {
     const box = make("input"), swatch = make("span"), go = make("button", s.name), head = make("th");
     Object.assign(box, { type: "checkbox", checked: !state.hidden.has(s.value), ariaLabel: `show ${s.name}` });
     box.onchange = () => { state.hidden[box.checked ? "delete" : "add"](s.value); redraw(); };
-    swatch.className = `swatch${state.images["labels-0"]?.hatched ? ` lines-${(s.value - 1) % LINES.length}` : ""}`;
-    swatch.style.backgroundColor = `rgb(${s.colour.join(" ")})`;
+    swatch.className = "swatch";
+    swatch.style.background = `rgb(${s.colour.join(" ")})`;
     Object.assign(go, { type: "button", title: `go to ${s.name}`, onclick: () => goTo(s.value) });
     head.scope = "row";
     head.append(make("label", "", box, swatch, go));
@@ -236,10 +236,6 @@ $("pictures").addEventListener("wheel", (event) => {
   event.stopPropagation();
   step(event.deltaY < 0 ? 1 : -1, axis);
 }, { capture: true, passive: false });
-for (const [id, other] of [["hatched", "outline"], ["outline", "hatched"]]) {
-  $(id).addEventListener("change", () => { $(other).checked &&= !$(id).checked; }); // NiiVue would outline every line
-}
-$("hatched").addEventListener("change", () => draw().then(tellStructures));
 for (const id of ["shown", "window", "outline"]) $(id).addEventListener("change", redraw);
 for (const id of ["opacity", "uncertainty"]) $(id).addEventListener("input", redraw);
 $("layout").addEventListener("change", () => {
