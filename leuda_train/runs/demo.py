@@ -36,7 +36,7 @@ from leuda_train.runs.side_by_side import Training, train_lanes
 METHODS = ("source-only", "le-uda", "le-uda-plus", "supervised")
 LANES = (("le-uda",), ("source-only", "supervised", "le-uda-plus"))  # at once, on two cores or more
 WORK = {  # of each stage, in seconds of one core: for the time left
-    "translation": 240,
+    "translation": 130,
     "source-only": 50,
     "supervised": 50,
     "le-uda-plus": 70,
