@@ -11,6 +11,7 @@ from pathlib import Path
 
 from leuda_deploy.errors import LeudaError, keep_traceback, one_line
 from leuda_deploy.machine.progress import Progress, ShowProgress
+from leuda_deploy.scans.recipe import SliceAxis
 from leuda_train.loop.metrics_log import read_metrics
 from leuda_train.loop.run_folder import RunFolder
 from leuda_train.pages.pictures import draw_run
@@ -25,10 +26,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class LivePage:
-    """The page of a run that trains. translated: the image sets, once there are any."""
+    """The page of a run that trains.
+
+    slice_axis  of the recipe: which way up slices are drawn
+    translated  the image sets, once there are any
+    """
 
     folder: RunFolder
     method: str
+    slice_axis: SliceAxis
     translated: TranslatedSets | None = None
     next_at: float = field(default_factory=lambda: time.monotonic() + FIRST_SECONDS)
 
@@ -42,7 +48,7 @@ class LivePage:
                     for row in read_metrics(self.folder.metrics)
                     if row["stage"] == self.method
                 ]
-                draw_run(self.folder.run_picture, self.translated, own)
+                draw_run(self.folder.run_picture, self.translated, own, self.slice_axis)
         self.finish()
         took = time.monotonic() - began
         self.next_at = time.monotonic() + max(EVERY_SECONDS, took / MOST_SHARE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.model.card import PALETTE
 from leuda_deploy.scans.label_map import read_label_map
-from leuda_deploy.scans.recipe import Recipe
+from leuda_deploy.scans.recipe import Recipe, SliceAxis
 from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import read_volume
 from leuda_train.config.streams import SOURCE_STREAMS, TARGET_STREAMS
@@ -37,12 +37,12 @@ TITLES = {
 SHOWN_SLICES = 5
 RUN_ROWS, RUN_COLUMNS = 4, 6  # of slices in run.png
 EMPTY = 0.1  # of the contrast of most slices; below, one shows next to nothing
-# slices are [x, y] or [x, z]: drawn transposed and from below, what is anterior or superior is up
-ORIGIN: Literal["lower"] = "lower"
 SHARE = "share/"  # what the terms' shares of the gradient are called, see `gradient_shares`
 
 
-def draw_run(path: Path, translated: TranslatedSets, history: list[Row]) -> None:
+def draw_run(
+    path: Path, translated: TranslatedSets, history: list[Row], slice_axis: SliceAxis
+) -> None:
     """Write the picture: the image sets that there are and the curves of the stages trained.
 
     Slices are evenly spread over each domain, row by row, and the same for every set of it.
@@ -60,7 +60,7 @@ def draw_run(path: Path, translated: TranslatedSets, history: list[Row]) -> None
         chosen = _spread_slices(domain, RUN_ROWS * width)
         for axis, index in zip(block.subplots(RUN_ROWS, width).flat, chosen, strict=True):
             axis.set_axis_off()
-            axis.imshow(images[stream][index].T, cmap="gray", origin=ORIGIN)
+            axis.imshow(upright(images[stream][index], slice_axis), cmap="gray")
     histories = {
         "stage 1: translation": translated.history,
         "stage 2: adaptation": history,
@@ -126,6 +126,7 @@ def draw_predictions(
     if len(ranked) < len(shown):
         shown = {"": ranked[0]} if len(ranked) == 1 else {"best": ranked[1], "worst": ranked[0]}
     scans = {scan.subject: scan for scan in cohort.role("target test")}
+    axis_of = recipe.slice_axis
     figure = Figure(figsize=(2.2 * SHOWN_SLICES, 4.6 * len(shown) + 0.6), layout="constrained")
     colours = [
         (red / 255, green / 255, blue / 255)
@@ -144,10 +145,10 @@ def draw_predictions(
                               transform=axes[row, 0].transAxes)  # fmt: skip
             for axis, image, label in zip(axes[row], images, labels, strict=True):
                 axis.set_axis_off()
-                axis.imshow(image.T, cmap="gray", interpolation="nearest", origin=ORIGIN)
+                axis.imshow(upright(image, axis_of), cmap="gray", interpolation="nearest")
                 axis.imshow(
-                    np.ma.masked_equal(label.T, 0), cmap=ListedColormap(colours), vmin=1, vmax=256,
-                    alpha=0.55, interpolation="nearest", origin=ORIGIN,
+                    np.ma.masked_equal(upright(label, axis_of), 0), cmap=ListedColormap(colours),
+                    vmin=1, vmax=256, alpha=0.55, interpolation="nearest",
                 )  # fmt: skip
     figure.legend(
         handles=[
@@ -159,6 +160,15 @@ def draw_predictions(
     )
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=90, format="png")
+
+
+def upright(image: NDArray[Any], slice_axis: SliceAxis) -> NDArray[Any]:
+    """A slice (h, w) of a recipe's stack as a picture is drawn, from above.
+
+    Slices along a world direction have their rows from the front or from above already. Others are
+    [x, y] or [x, z] as a rule: turned, what is anterior or superior is up.
+    """
+    return image if slice_axis in ("superior", "anterior", "right") else image.T[::-1]
 
 
 def rank_scans(volumes: Mapping[str, Any]) -> list[tuple[float, str]]:

@@ -87,7 +87,7 @@ def evaluate_run(run: Run, trained: Trained) -> dict[str, Any]:
 def draw_pictures(run: Run, trained: Trained, evaluation: Mapping[str, Any]) -> None:
     """Draw the image sets and the curves, and the predictions, if there are test scans."""
     folder = run.folder
-    draw_run(folder.run_picture, trained.translated, trained.adapted.history)
+    draw_run(folder.run_picture, trained.translated, trained.adapted.history, run.recipe.slice_axis)
     if "volumes" in evaluation:
         picture, predictions = folder.predictions_picture, folder.predictions
         draw_predictions(picture, evaluation, run.cohort, run.recipe, predictions)

@@ -125,7 +125,7 @@ def train(
                 write_config(folder, config, cohort)
                 write_scans(folder, config, cohort, recipe)
                 warn_if_long(config, 1 + len(cohort.structures), hardware)
-            page = LivePage(folder=folder, method=config.method)
+            page = LivePage(folder=folder, method=config.method, slice_axis=recipe.slice_axis)
             run = Run(
                 cohort=cohort,
                 config=config,

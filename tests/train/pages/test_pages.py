@@ -165,7 +165,12 @@ def test_what_a_run_lacks_is_named(cohort: Cohort, tmp_path: Path) -> None:
 def test_a_run_under_way_has_a_page_and_a_picture(cohort: Cohort, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "first")
     begin(folder, cohort)
-    page = LivePage(folder=folder, method="le-uda", translated=untranslated(tiny.make_slices(8)))
+    page = LivePage(
+        folder=folder,
+        method="le-uda",
+        slice_axis="superior",
+        translated=untranslated(tiny.make_slices(8)),
+    )
     page.next_at = 0.0
     seen = []
 
@@ -194,7 +199,12 @@ def test_a_picture_before_the_first_losses_or_one_that_fails_stops_no_training(
     folder = RunFolder(tmp_path / "first")
     begin(folder, cohort)
     folder.metrics.write_text("")
-    page = LivePage(folder=folder, method="le-uda", translated=untranslated(tiny.make_slices(8)))
+    page = LivePage(
+        folder=folder,
+        method="le-uda",
+        slice_axis="superior",
+        translated=untranslated(tiny.make_slices(8)),
+    )
     page.write()
     assert folder.run_picture.is_file()
     assert not caplog.messages

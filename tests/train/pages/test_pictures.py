@@ -12,6 +12,7 @@ from support import tiny
 
 from leuda_deploy.scans.nifti import write_labels
 from leuda_deploy.scans.recipe import Recipe
+from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import read_volume
 from leuda_train.config.streams import SOURCE_STREAMS, TARGET_STREAMS
 from leuda_train.data.cohort import read_cohort
@@ -23,6 +24,7 @@ from leuda_train.pages.pictures import (
     draw_predictions,
     draw_run,
     rank_scans,
+    upright,
 )
 from leuda_train.stages.translated_sets import TranslatedSets, untranslated
 
@@ -105,7 +107,7 @@ def test_the_picture_of_a_run_has_no_empty_columns(tmp_path, translated):
     families = dict.fromkeys((*SOURCE_STREAMS, *TARGET_STREAMS), slices.source)
     six = TranslatedSets(images=families, to_source=None, history=history_of("gan"))
     sets = six if translated else untranslated(slices)
-    draw_run(tmp_path / "run.png", sets, history_of("L", "L_seg"))
+    draw_run(tmp_path / "run.png", sets, history_of("L", "L_seg"), "superior")
     assert widest_gap(tmp_path / "run.png") < 60
 
 
@@ -134,6 +136,17 @@ def test_terms_that_are_zero_throughout_have_no_curve():
     axis = Figure().subplots()
     draw_curves(axis, "curves", [row | {"L_D": 0.0} for row in history_of("L")])
     assert [line.get_label() for line in axis.lines] == ["L"]
+
+
+@pytest.mark.parametrize("slice_axis", ["superior", "array-2"])
+def test_what_is_anterior_is_up(slice_axis, tmp_path):
+    voxels = np.zeros((8, 8, 4), np.float32)  # towards left, anterior, superior
+    voxels[:, 7, :] = 1.0  # the most anterior
+    scan = tmp_path / "scan.nii.gz"
+    nib.save(nib.Nifti1Image(voxels, np.diag([-2.0, 2.0, 4.0, 1.0])), scan)
+    recipe = RECIPE.model_copy(update={"slice_axis": slice_axis, "normalisation": "minmax"})
+    shown = upright(Stack(read_volume(scan), recipe).images(1, 2)[0], slice_axis)
+    assert shown[0].min() > shown[1:].max()
 
 
 def test_empty_slices_are_not_shown():
