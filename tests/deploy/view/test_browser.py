@@ -35,9 +35,11 @@ def served(scenes: list[Scene], marks: Marks | None = None) -> Iterator[str]:
     with PageServer(Content(scenes, {}), marks) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
-        yield server.url
-        server.shutdown()
-        thread.join()
+        try:  # a test that fails or skips must not leave it, closed, in a busy loop
+            yield server.url
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def two_labels(folder: Path, **how: Any) -> Scene:
