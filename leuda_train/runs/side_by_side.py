@@ -1,6 +1,6 @@
 """trainings in lanes -> their evaluations; every lane in a process and on cores of its own.
 
-Small networks gain next to nothing from a second core. Two trainings side by side gain all of it.
+A small network makes poor use of a second core; two trainings side by side use both.
 """
 
 from __future__ import annotations
