@@ -77,7 +77,7 @@ def is_dicom(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             return file.read(MARK_AT + len(MARK))[MARK_AT:] == MARK
-    except OSError:  # a link to nothing, or a file that must not be read
+    except (OSError, ValueError):  # a link to nothing; or no name that a file can have
         return False
 
 
