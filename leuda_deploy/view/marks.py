@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,10 +11,12 @@ from pathlib import Path
 from leuda_deploy.errors import InputError, reading
 from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.machine.outputs import Output, plan_outputs
+from leuda_deploy.machine.outside import read_text
 from leuda_deploy.view.scene import Scene
 
 FIELDS = ("scan", "labels", "frame", "mark", "marked")
 MARKS = ("ok", "look again")
+MOST_BYTES = 64 << 20
 
 
 class Marks:
@@ -34,11 +37,9 @@ class Marks:
         )
         plan_outputs([kept])
         if path.exists():
-            with (
-                reading(lambda what: InputError(f"{path} is no list of marks: {what}")),
-                path.open(newline="", encoding="utf-8") as file,
-            ):
-                rows = csv.DictReader(file, restkey="more", restval="")
+            with reading(lambda what: InputError(f"{path} is no list of marks: {what}")):
+                text = io.StringIO(read_text(path, most=MOST_BYTES), newline="")
+                rows = csv.DictReader(text, restkey="more", restval="")
                 self._rows = {_key_of_row(row): row for row in rows}
                 if any("more" in row for row in self._rows.values()):
                     raise InputError(f"{path} has rows of more than {len(FIELDS)} columns")
@@ -71,9 +72,9 @@ class Marks:
 def _is_list(path: Path) -> bool:
     """Whether a file has the columns of a list of marks; any other stays as it is."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return tuple(next(csv.reader(file), ())) == FIELDS
-    except (OSError, UnicodeDecodeError, csv.Error):
+        text = io.StringIO(read_text(path, most=MOST_BYTES), newline="")
+        return tuple(next(csv.reader(text), ())) == FIELDS
+    except (InputError, csv.Error):
         return False
 
 
