@@ -99,7 +99,8 @@ class Net:
 
     def _graph(self) -> onnx.ModelProto:
         rng, sides = np.random.default_rng(0), 3 if self.slices else 2
-        widths, nodes, weights, name = (self.channels, 8, self.classes), [], [], "windows"
+        features = 2 if self.slices else 8
+        widths, nodes, weights, name = (self.channels, features, self.classes), [], [], "windows"
         for k, (width, wider) in enumerate(pairwise(widths)):
             values = rng.normal(size=(wider, width, *(3,) * sides)) / np.sqrt(9 * width)
             weights.append(numpy_helper.from_array(values.astype(np.float32), f"w{k}"))
@@ -127,7 +128,7 @@ class Combination:
 RLE = "1.2.840.10008.1.2.5"
 COARSE = Net(spacing_mm=(1.6, 1.6))
 FINE = Net(spacing_mm=(0.4, 0.4))
-DEEP = Net(slices=16, window=(64, 64))
+DEEP = Net(slices=16, window=(96, 96))
 INT16 = nifti(np.int16)
 SAGITTAL = np.diag([2.0, -0.8, 0.8, 1.0])
 COMBINATIONS: dict[str, Combination] = {
@@ -169,7 +170,7 @@ COMBINATIONS: dict[str, Combination] = {
     "3D windows": Combination(scan=INT16, net=DEEP),
     "3D windows, resampled": Combination(
         scan=nifti(np.float32),
-        net=Net(slices=16, window=(64, 64), spacing_mm=(1.6, 1.6), slice_mm=3.0),
+        net=Net(slices=16, window=(96, 96), spacing_mm=(1.6, 1.6), slice_mm=3.0),
     ),
     "30 classes": Combination(scan=INT16, net=Net(classes=31)),
     "regions": Combination(scan=INT16, net=Net(regions=True), options=("--regions", "OUT/regions")),
