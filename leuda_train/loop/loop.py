@@ -63,6 +63,7 @@ class StageRun:
     folder              where it finds and leaves its checkpoints; for stage 1, the cache
     checkpoint_seconds  at least so long from one checkpoint to the next
     watch               who hears of it
+    recomputed          levels of the trained network that keep no activations, or 1 for generators
     began_with          what a checkpoint says of where its run comes from, for who resumes it
     """
 
@@ -70,6 +71,7 @@ class StageRun:
     folder: Path
     checkpoint_seconds: float
     watch: Watch
+    recomputed: int = 0
     began_with: Mapping[str, str] = field(default_factory=dict)
 
 
