@@ -47,7 +47,7 @@ def forget_peak() -> bool:
 
 
 def resident_file_bytes() -> int | None:
-    """Of what this process holds now, pages of files, which the system can drop; None if unknown."""
+    """Pages of files that this process holds, which the system can drop; None if unknown."""
     return _bytes_in("/proc/self/status", "RssFile")
 
 

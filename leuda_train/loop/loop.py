@@ -22,7 +22,7 @@ from leuda_deploy.machine.progress import Progress
 from leuda_train.loop import checkpoint
 from leuda_train.loop.hardware import Hardware
 from leuda_train.loop.metrics_log import Metrics, Row
-from leuda_train.loop.profile import Clock, phase, timed
+from leuda_train.loop.profile import Clock, PeakMemory, phase, timed
 from leuda_train.loop.ranks import Ranks
 
 LOG_EVERY = 10
@@ -48,11 +48,15 @@ class Watch:
     """Who hears of a stage: its progress line, its metrics, and, if asked for, its profile.
 
     profiles  stage -> where its time went; None if nobody asked
+    peak      counts the memory that the stage takes
+    measured  stage -> bytes that it took, if it did a step
     """
 
     progress: Progress
     metrics: Metrics | None = None
     profiles: dict[str, Any] | None = None
+    peak: PeakMemory | None = None
+    measured: dict[str, int | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +139,8 @@ def run_steps(
                     _save(run.folder, state, name)
                     saved_at = time.monotonic()
             watch.progress(step + 1, steps, note)
+    if watch.peak is not None and begin < steps:
+        watch.measured[name] = watch.peak.bytes()
     if watch.profiles is not None and begin < steps:
         watch.profiles[name] = _profile(clock, (steps - begin) * trainer.images_per_step)
     return history

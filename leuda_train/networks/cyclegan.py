@@ -52,11 +52,13 @@ class Generator(nn.Module):
 
     def _blocks(self) -> Iterator[nn.Sequential]:
         """The layers up to each ReLU, each residual block, and the last ones."""
-        begin = 0
-        for end, layer in enumerate(self.layers, start=1):
-            if isinstance(layer, nn.ReLU | _Residual) or end == len(self.layers):
-                yield self.layers[begin:end]
-                begin = end
+        block: list[nn.Module] = []
+        for layer in self.layers:
+            block.append(layer)
+            if isinstance(layer, nn.ReLU | _Residual):
+                yield nn.Sequential(*block)
+                block = []
+        yield nn.Sequential(*block)
 
 
 class _Residual(nn.Module):

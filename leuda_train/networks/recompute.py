@@ -4,7 +4,7 @@ This is how a step is made to fit a smaller memory. Gradient accumulation, the j
 would be another step: batch norm takes its statistics over all images that a network reads, soft
 Dice its sums over all of them, and pseudo-labels their medians, so the parts would see other
 statistics, losses and labels. A block that is computed again sees the whole joint batch again, with
-the same dropout masks, and gives the same values: the gradients are equal but for rounding. It costs
+the same dropout masks, and gives the same values: gradients are equal but for rounding. It costs
 a second forward pass of the blocks, about a third of a step if all are.
 
 Running statistics are moved by the first pass alone.
@@ -52,7 +52,9 @@ class _Again:
 
     def __init__(self, block: nn.Module) -> None:
         self.norms = [norm for norm in block.modules() if isinstance(norm, nn.BatchNorm2d)]
-        self.sizes = [norm.sizes if isinstance(norm, JointBatchNorm2d) else None for norm in self.norms]
+        self.sizes = [
+            norm.sizes if isinstance(norm, JointBatchNorm2d) else None for norm in self.norms
+        ]
         self.remembered: list[dict[str, Tensor]] = []
 
     def __enter__(self) -> None:

@@ -4,31 +4,26 @@ The stage's own step runs on tensors that have a shape and a type but no values 
 "meta" device), and the bytes that are alive are counted as they come and go. So what is counted is
 what is trained: a term that is added to the step is in the figure.
 
-Not in it: what convolutions take to work in, image sets that are kept on a GPU, and what lies
-between live tensors. RESERVE is for those.
+Not in it: image sets that are kept on a GPU, what convolutions take to work in, and what lies
+unused between live tensors, which on CPUs is much. The reserve is for these: a share of the peak,
+as benchmarks/promises/training_memory.py measured it.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import register_parametrization
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from leuda_train.config.schema import TrainConfig
 from leuda_train.data.aligned_sets import AlignedSets
 from leuda_train.data.batches import Batch, Draw, step_generator
 from leuda_train.data.slices import Slices
-from leuda_train.loop.hardware import DTYPES, Hardware, Network
+from leuda_train.loop.hardware import Hardware
 from leuda_train.networks.product import DeployedNetwork
 from leuda_train.networks.unet import UNet
 from leuda_train.objective.schedules import lambdas
@@ -38,14 +33,16 @@ from leuda_train.stages.build import build_networks
 from leuda_train.stages.distil import Distillation
 from leuda_train.stages.distil import draw_of as draw_of_distillation
 from leuda_train.stages.translate import STAGE, Translation
+from leuda_train.stages.without_values import META, LiveBytes, Pretended
 
-RESERVE = 0.1  # of the peak, beside the tensors
-META = torch.device("meta")
+GPU_RESERVE, CPU_RESERVE = 0.1, 0.2
+# images with and without their padding: no hole that the one leaves is large enough for the other
+CPU_RESERVE_OF_TRANSLATION = 0.6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """Bytes that a process takes for one stage, at the peak of a step; all but peak are parts of it.
+    """Bytes that a process takes for one stage at the peak of a step: all of these together.
 
     networks        the weights that are trained
     teachers        the teachers' copies
@@ -89,8 +86,8 @@ def need_of(
     """What one process takes for a stage of `stages_of`, on this hardware."""
     config = _share_of_one(config, hardware)
     make = {STAGE: _translation, "distillation": _distillation}.get(stage, _adaptation)
-    pretended = _Pretended(META, hardware.precision)
-    with META, _LiveBytes() as live:
+    pretended = Pretended(META, hardware.precision)
+    with META, LiveBytes() as live:
         parts = make(config, classes, pretended, recomputed)
         _begin(parts.optimizers)
         live.forget_peak()
@@ -113,9 +110,16 @@ def need_of(
         stage=stage,
         **state,
         activations=max(0, live.peak - sum(state.values())),
-        reserve=round(RESERVE * live.peak),
+        reserve=round(_reserve(stage, hardware) * live.peak),
         recomputed=recomputed,
     )
+
+
+def _reserve(stage: str, hardware: Hardware) -> float:
+    """As a share of the peak."""
+    if hardware.device.type != "cpu":
+        return GPU_RESERVE
+    return CPU_RESERVE_OF_TRANSLATION if stage == STAGE else CPU_RESERVE
 
 
 def _share_of_one(config: TrainConfig, hardware: Hardware) -> TrainConfig:
@@ -279,87 +283,3 @@ def _labels(count: int, size: tuple[int, int]) -> Tensor:
 
 def _bytes(nets: Iterable[nn.Module]) -> int:
     return sum(t.nbytes for net in nets for t in chain(net.parameters(), net.buffers()))
-
-
-# --- tensors without values
-
-
-class _Pretended(Hardware):
-    """Hardware on which nothing is computed."""
-
-    def autocast(self) -> AbstractContextManager[Any]:  # type: ignore[override]
-        """None: torch has no autocast for meta tensors. See `place`."""
-        return nullcontext()
-
-    def place(self, module: Network) -> Network:
-        """Cast what convolutions compute with, as autocast does."""
-        module = super().place(module)
-        if self.precision != "fp32":
-            cast = _Cast(DTYPES[self.precision])
-            for conv in module.modules():
-                if isinstance(conv, nn.Conv2d | nn.ConvTranspose2d):
-                    conv.register_forward_pre_hook(cast.inputs)
-                    for name in ("weight", "bias"):
-                        register_parametrization(conv, name, cast, unsafe=True)
-        return module
-
-    def adam(
-        self, weights: Iterable[Tensor], rate: float, betas: tuple[float, float] = (0.9, 0.999)
-    ) -> torch.optim.Adam:
-        """The fused one is for real devices."""
-        return torch.optim.Adam(weights, lr=rate, betas=betas)
-
-    @property
-    def needs_scaler(self) -> bool:
-        """A scaler reads values."""
-        return False
-
-
-class _Cast(nn.Module):
-    """Tensors -> the same in another type."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtype = dtype
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """Of a weight."""
-        return weight.to(self.dtype)
-
-    def inputs(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Of what a module is fed."""
-        return tuple(tensor.to(self.dtype) for tensor in inputs)
-
-
-class _LiveBytes(TorchDispatchMode):
-    """Within, counts the bytes of the tensors that operations make, until they are gone."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.alive: set[int] = set()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in (made,) if isinstance(made, Tensor) else tree_leaves(made):
-            if isinstance(tensor, Tensor):
-                self._count(tensor.untyped_storage())
-        return made
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self.alive:
-            self.alive.add(key)
-            self.now += size
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._gone, key, size)
-
-    def _gone(self, key: int, size: int) -> None:
-        self.alive.discard(key)
-        self.now -= size
-
-    def forget_peak(self) -> None:
-        """Count the peak from here on."""
-        self.peak = self.now

@@ -96,7 +96,10 @@ def test_stage_3() -> None:
 
 
 def test_each_level_that_is_computed_again_keeps_less() -> None:
-    sections = {"recipe": {"window": [32, 32]}, "unet": {"widths": [4, 8, 16], "dropout": [0.1] * 3}}
+    sections = {
+        "recipe": {"window": [32, 32]},
+        "unet": {"widths": [4, 8, 16], "dropout": [0.1] * 3},
+    }
     kept = []
     for levels in range(4):
         trainer = adaptation(levels, **sections)
