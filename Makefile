@@ -4,6 +4,8 @@ BIN := .venv/bin
 READY := .venv/.ready
 FUZZ_INPUTS ?= 200000
 EXTRAS ?= dicom,openvino
+# a file of tests at a time in each of up to eight processes, which share the cores
+TESTED_BY := -n auto --maxprocesses 8 --dist loadfile
 WHEELS ?= wheelhouse
 
 .PHONY: help demo tour test test-browser fuzz check lint format docs structure wheelhouse model clean
@@ -16,7 +18,7 @@ demo: $(READY) ## the whole job on phantoms: train, export, infer, a picture and
 	$(BIN)/leuda demo --out runs/demo
 
 test: $(READY) ## all tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTED_BY)
 
 fuzz: $(READY) ## 200,000 damaged and hostile inputs; goes on where it was stopped (FUZZ_INPUTS=N)
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
@@ -28,7 +30,7 @@ test-browser: $(READY) ## the tests of the page in Chromium, which is installed 
 	$(BIN)/python -m pytest tests/deploy/view/test_browser.py tests/train/pages/test_pages.py
 
 check: lint ## before every commit: format, lint, imports, types, fast tests
-	$(BIN)/python -m pytest -q -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(TESTED_BY) -m "not slow"
 
 # The same commands stand in .pre-commit-config.yaml.
 lint: $(READY) ## format, lint, direction of imports, types

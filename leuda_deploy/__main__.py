@@ -1,5 +1,10 @@
 """`python -m leuda_deploy infer ...`: the runtime without the training half."""
 
-from leuda_deploy.cli import main
+import signal
 
-main()
+if __name__ == "__main__":
+    # while all is loaded, Ctrl-C ends the process without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from leuda_deploy.cli import main
+
+    main()

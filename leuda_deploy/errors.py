@@ -74,6 +74,11 @@ OF_A_SERIES: frozenset[ScanFault] = frozenset(
 class LeudaError(Exception):
     """Root of everything that is reported to the user as one line, without a traceback."""
 
+    def __str__(self) -> str:
+        """One line that can be printed, whatever it quotes from outside: a path, a name."""
+        line = super().__str__()
+        return printable(line, len(line))
+
     def __reduce__(self) -> tuple[Any, ...]:
         # from process to process as it is: pickle's own way calls __init__ with the message alone
         return _restored, (type(self), self.args, self.__dict__)

@@ -1,5 +1,15 @@
-"""`python -m leuda_train ...`: the same as the `leuda` command."""
+"""`leuda ...`, or `python -m leuda_train ...`: the command, from its first moment on."""
 
-from leuda_train.cli import main
+import signal
 
-main()
+
+def main() -> None:
+    """The `leuda` command. While all of it is loaded, Ctrl-C ends it without a traceback."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from leuda_train.cli import main as run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

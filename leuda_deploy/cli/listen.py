@@ -109,10 +109,11 @@ def listen(
     from leuda_deploy.inference.segmenter import Segmenter
     from leuda_deploy.inference.settings import Settings
     from leuda_deploy.jobs.dicom_out.findings import uncoded_line
-    from leuda_deploy.jobs.node.queue import Queue
+    from leuda_deploy.jobs.node.queue import Queue, in_one_line
 
     if status:
-        _print_queue(Queue(queue, read_only=True), as_json)
+        with in_one_line(queue):
+            _print_queue(Queue(queue, read_only=True), as_json)
         return
     need_node(over_the_web=(destination or "").startswith("http"))
     from leuda_deploy.jobs.node.node import Node, NodeSettings
@@ -151,7 +152,7 @@ def listen(
     max_bytes = parse_bytes(max_memory) if max_memory else None
     segmenter = Segmenter(opened, Settings(engine=engine, threads=threads, max_bytes=max_bytes))
     node = Node(Queue(queue), segmenter, settings)
-    with node.open():
+    with in_one_line(queue), node.open():
         if retry:
             say(f"{node.queue.retry_failed()} series are taken up again")
         say(f"{door.title} listens on {door.host}:{node.receiver.port}; end with Ctrl-C")

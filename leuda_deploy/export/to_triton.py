@@ -18,6 +18,7 @@ from google.protobuf.text_encoding import CEscape
 
 from leuda_deploy.errors import InputError, ModelError
 from leuda_deploy.machine.files import atomic_folder
+from leuda_deploy.machine.outside import open_file
 from leuda_deploy.model.card import METADATA_KEY, ModelCard
 from leuda_deploy.model.export_folder import MODEL_FILE
 from leuda_deploy.model.model_file import ModelFile
@@ -55,7 +56,7 @@ def _is_ours(folder: Path) -> bool:
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     if folder.is_symlink() or there != {"1", f"1/{MODEL_FILE}", config.name}:
         return False
-    with config.open("rb") as file:
+    with open_file(config) as file:
         return file.read(len(HEAD)) == HEAD.encode()
 
 

@@ -15,7 +15,7 @@ from scipy.special import expit
 
 from leuda_deploy.engines.engine import Float32
 from leuda_deploy.model.regions import region_bits
-from leuda_deploy.scans.resample import Kernel, resize, taps
+from leuda_deploy.scans.grid.resample import Kernel, resize, taps, unchanged
 from leuda_deploy.scans.stack import Stack
 
 UInt8 = NDArray[np.uint8]
@@ -34,7 +34,7 @@ def label_plane(
     do not depend on the class, so where one class wins at all taps, it wins between them.
     """
     coarse = winners(scores)
-    if coarse.shape == tuple(shape):
+    if all(map(unchanged, coarse.shape, shape, kernels)):
         return coarse
     (rows, row_weight), (columns, column_weight) = (
         taps(have, want, kernel)
@@ -148,7 +148,9 @@ class Uncertainty:
             self._add_classes(some)
         if self.entropy is not None:
             for index, plane in zip(slices, scores, strict=True):
-                unsure = resize(self._entropy(plane), self._stack.plane_shape)
+                unsure = resize(
+                    self._entropy(plane), self._stack.plane_shape, self._stack.score_kernels[1:]
+                )
                 self._entropy_stack[index] = np.rint(unsure * np.float32(255)).astype(np.uint8)
 
     def _add_classes(self, some: Float32) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit, softmax
 
 from leuda_deploy.engines.engine import Float32, Scorer
 from leuda_deploy.errors import ModelError
@@ -117,6 +118,11 @@ def segment(
         engine = scoring_floor_once(engine, stack.intensity.floor, reach)
     scorer_type = BlockScorer if stack.window_slices > 1 else SlabScorer
     score = scorer_type(engine, stack, scoring, fill=fill)
+    # as MONAI resamples: probabilities, where other recipes have the scores as they are
+    made_probable = stack.recipe.resampling == "linear" and not scoring.probabilities
+    threshold = scoring.region_threshold
+    if made_probable and threshold is not None:
+        threshold = 0.5
 
     def images(wanted: Slices) -> Iterator[tuple[Slices, Float32]]:
         for slab in score.slabs(wanted):
@@ -133,15 +139,16 @@ def segment(
                         f"the model gives scores that are not finite on {stack.volume.name}, "
                         f"slices {done[0]} to {done[-1]}; nothing was written"
                     )
+                if made_probable:
+                    found = softmax(found, axis=1) if threshold is None else expit(found)
             yield done, found
 
     labels = np.zeros(stack.volume.raw.shape, dtype=np.uint8, order="F")
     label_stack = stack.of_scan(labels)
-    threshold = scoring.region_threshold
     unsure = Uncertainty(
         stack,
         wanted=uncertainty,
-        probabilities=scoring.probabilities,
+        probabilities=scoring.probabilities or made_probable,
         regions=threshold is not None,
     )
 

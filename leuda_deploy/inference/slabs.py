@@ -24,8 +24,8 @@ from leuda_deploy.inference.sliding_window import (
 )
 from leuda_deploy.model.card import ModelCard
 from leuda_deploy.model.tiling import DEFAULT_TILING, Tiling
+from leuda_deploy.scans.grid.resample import Kernel, taps, unchanged
 from leuda_deploy.scans.intensity.air import Span
-from leuda_deploy.scans.resample import Kernel, taps
 from leuda_deploy.scans.stack import Stack
 
 Slices = Sequence[int]  # rising indices
@@ -269,7 +269,7 @@ class ScanSlices:
     """
 
     def __init__(self, depth: int, scan_depth: int, kernel: Kernel = "smooth") -> None:
-        self._same = depth == scan_depth
+        self._same = unchanged(depth, scan_depth, kernel)
         self._index, self._weight = taps(depth, scan_depth, kernel)
         self._next, self._held_from = 0, 0
         self._held: Float32 | None = None

@@ -10,7 +10,7 @@ import numpy as np
 
 from leuda_deploy.engines.engine import Float32, Scorer
 from leuda_deploy.model.tiling import DEFAULT_TILING, Blending, MirrorAxis, Steps, Tiling
-from leuda_deploy.scans.resample import fit_to_window
+from leuda_deploy.scans.grid.resample import fit_to_window
 
 MIRROR_AXES: dict[MirrorAxis, int] = {"slices": -3, "rows": -2, "columns": -1}
 

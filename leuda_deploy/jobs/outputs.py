@@ -14,16 +14,17 @@ the labels of another model.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from leuda_deploy.errors import LeudaError
 from leuda_deploy.jobs.find_jobs import Job, label_stem, picture_path, report_path, scan_files
 from leuda_deploy.machine.files import atomic_path, file_sha256, write_json
 from leuda_deploy.machine.outputs import Output, plan_outputs
+from leuda_deploy.machine.outside import read_json
 
 _log = logging.getLogger(__name__)
 
@@ -197,10 +198,8 @@ def _is_note(path: Path) -> bool:
 def _read(path: Path) -> dict[str, Any]:
     """A small JSON table; empty if there is none."""
     try:
-        if path.stat().st_size > MAX_REPORT_BYTES:
-            return {}
-        said = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        said = read_json(path, most=MAX_REPORT_BYTES)
+    except LeudaError:
         return {}
     return said if isinstance(said, dict) else {}
 

@@ -6,20 +6,36 @@ looked at before it is read, so that none costs more memory than its limit.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from leuda_deploy.errors import InputError, LeudaError, one_line, printable
 
 MAX_DEPTH = 50  # tables within tables: far more than any format here has
 UNSTATED = 1 << 20  # the default limit, in bytes
-NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # Windows has neither the flag nor such pipes
+# Windows has neither the first flag nor such pipes; nothing else has the second
+NO_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 Failure = Callable[[str], LeudaError]
+
+
+def open_file(path: Path | str) -> BinaryIO:
+    """A regular file, or a link to one, opened to be read; no pipe and no device.
+
+    Raises:
+        OSError, ValueError: There is none of this name, or it is something else.
+    """
+    # opening a pipe would else wait for somebody to write into it
+    descriptor = os.open(path, os.O_RDONLY | NO_WAIT)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a file, but a pipe, a device or a folder")
+    return os.fdopen(descriptor, "rb")
 
 
 def read_bytes(path: Path | str, *, most: int = UNSTATED, failed: Failure = InputError) -> bytes:
@@ -35,16 +51,11 @@ def read_bytes(path: Path | str, *, most: int = UNSTATED, failed: Failure = Inpu
     """
     name = printable(str(path))
     try:
-        # opening a pipe would else wait for somebody to write into it
-        with os.fdopen(os.open(path, os.O_RDONLY | NO_WAIT), "rb") as file:
+        with open_file(path) as file:
             status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise failed(f"{name} is not a file")
             # one byte more than allowed: a file can grow, and those of /proc state no size
             content = b"" if status.st_size > most else file.read(most + 1)
             size = max(status.st_size, len(content))
-    except LeudaError:
-        raise
     except FileNotFoundError as error:
         raise failed(f"no such file: {name}") from error
     except (OSError, ValueError) as error:  # ValueError: a zero byte within the name

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from leuda_deploy.errors import InputError, printable
 from leuda_deploy.machine.files import atomic_path
-from leuda_deploy.machine.outside import parse_json
+from leuda_deploy.machine.outside import open_file, parse_json
 from leuda_deploy.scans.formats import gzip_array
 from leuda_deploy.scans.volume import Volume, load_image
 
@@ -67,7 +67,7 @@ def write_map(path: Path | str, values: NDArray[np.uint8], scan: Volume) -> None
 def is_own_output(path: Path) -> bool:
     """Whether a NIfTI file carries the mark of `write_labels` and `write_map`: it is no scan."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             packed = file.read(2) == gzip_array.GZIP_MAGIC
         with gzip.open(path, "rb") if packed else path.open("rb") as stream:
             head = stream.read(NIFTI2_BYTES)

@@ -52,10 +52,14 @@ class Recipe(BaseModel):
     crop              "nonzero": only the box around all voxels that are not 0 is looked at; what
                       lies outside enters no statistic and is background
     only_nonzero      voxels of value 0 enter no statistic, and stay 0 (brains without a skull)
-    resampling        "smooth": linear, of all pixels that a larger one covers. "linear": between
-                      the nearest two. As nnU-Net does it, "spline": the scan by cubic splines,
-                      scores linearly, neither smoothed; along an axis whose voxels are over three
-                      times as long as others, the nearest
+    resampling        "smooth": linear, of all pixels that a larger one covers. "linear": as MONAI
+                      does it, between the nearest two: the scan before it is normalised, and
+                      probabilities of classes. "spline": as nnU-Net does it, the scan by cubic
+                      splines, scores linearly, neither smoothed; along an axis whose voxels are
+                      over three times as long as others, the nearest
+    grid              "field": the model grid covers the scan's field of view. "first": it begins at
+                      the first voxel's centre, and on oblique scans where MONAI's Spacing has it
+                      begin; "first-stored": the same, of the scan before any axis is turned
     outside           what a window holds beyond the scan: the darkest value, or 0 after normalising
     """
 
@@ -75,6 +79,7 @@ class Recipe(BaseModel):
     crop: Literal["none", "nonzero"] = "none"
     only_nonzero: bool = False
     resampling: Literal["smooth", "linear", "spline"] = "smooth"
+    grid: Literal["field", "first", "first-stored"] = "field"
     outside: Literal["floor", "zero"] = "floor"
 
     @model_validator(mode="after")
@@ -84,6 +89,8 @@ class Recipe(BaseModel):
             raise ValueError(f"clip_percentiles must rise, got {low} and {high}")
         if (self.normalisation == "fixed") != (self.fixed is not None):
             raise ValueError('normalisation "fixed" and the table `fixed` need each other')
+        if self.grid != "field" and self.resampling != "linear":
+            raise ValueError(f'grid = "{self.grid}" needs resampling = "linear"')
         return self
 
 

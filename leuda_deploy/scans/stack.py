@@ -12,28 +12,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from nibabel import orientations
 from numpy.typing import NDArray
 
 from leuda_deploy.errors import ScanError
+from leuda_deploy.scans.grid.boxes import ALL, Box, around, nonzero_box
+from leuda_deploy.scans.grid.monai_grid import first_centres
+from leuda_deploy.scans.grid.orientation import stack_orientation
+from leuda_deploy.scans.grid.resample import (
+    Anchored,
+    Kernel,
+    Kernels,
+    fit_to_window,
+    left_alone,
+    resize,
+    taps,
+    unchanged,
+)
 from leuda_deploy.scans.intensity import Intensity, fit_intensity
 from leuda_deploy.scans.intensity.air import Span, box_around, not_air
 from leuda_deploy.scans.recipe import Depth, Recipe
-from leuda_deploy.scans.resample import Kernel, Kernels, fit_to_window, left_alone, resize, taps
 from leuda_deploy.scans.volume import Volume
 
 Float32 = NDArray[np.float32]
-Box = tuple[slice, ...]
-ALL: Box = (slice(None),) * 3
 MAX_GRID = 8192  # pixels a side; more means a wrong pixel size somewhere
 MAX_PLANE = 1 << 24  # pixels of a slice; the same
-# For a slice axis that is a world direction: where the axes D, H, W of the stack point.
-# Rows run down the picture and columns to its right, as a radiologist looks at it.
-STACK_DIRECTIONS = {"superior": "SPL", "anterior": "AIL", "right": "RIP"}
-STACK_DIRECTIONS |= {name: name for name in ("RAS", "LPS")}
 
 
 class Stack:
@@ -59,9 +64,9 @@ class Stack:
         self.volume, self.recipe = volume, recipe
         self.window = (window_depth.slices, *recipe.window) if window_depth else recipe.window
         self.window_slices = window_depth.slices if window_depth else 1
-        self._orientation = _stack_orientation(volume.affine, recipe.slice_axis)
+        self._orientation = stack_orientation(volume.affine, recipe.slice_axis)
         # a view: nothing is copied until a slab is read
-        self._box = box or (_nonzero_box(volume) if recipe.crop == "nonzero" else ALL)
+        self._box = box or (nonzero_box(volume) if recipe.crop == "nonzero" else ALL)
         self._raw = orientations.apply_orientation(volume.raw[self._box], self._orientation)
         self.scan_depth, *plane = map(int, self._raw.shape)
         self.plane_shape = (plane[0], plane[1])
@@ -82,10 +87,15 @@ class Stack:
         self.grid_shape = (grid[0], grid[1])
         self._image_kernels: Kernels = ("smooth", "smooth", "smooth")
         self.score_kernels: Kernels = self._image_kernels
+        self._cover_kernels: tuple[Kernel, Kernel] = ("smooth", "smooth")
         self._clip_by_slice = False
         self._bodies: dict[float, tuple[Span, Span]] = {}
         if recipe.resampling == "linear":
             self.score_kernels = self._image_kernels = ("linear", "linear", "linear")
+        if recipe.grid != "field":
+            anchors = self._anchors([b / a for a, b in zip(have, want, strict=True)])
+            self._image_kernels, self._cover_kernels = anchors, anchors[1:]
+            self.score_kernels = anchors[0].back(), anchors[1].back(), anchors[2].back()
         if recipe.resampling == "spline":
             alone = left_alone(have, tuple(want))
             self._image_kernels = _kernels("spline", alone)
@@ -93,9 +103,12 @@ class Stack:
             self._clip_by_slice = alone[0]
 
     def _grid(self, have: tuple[float, ...], want: list[float]) -> list[int]:
-        """(D, h, w) of the model grid, which covers the scan's field of view."""
+        """(D, h, w) of the model grid."""
         shape = (self.scan_depth, *self.plane_shape)
-        grid = [max(1, round(n * a / b)) for n, a, b in zip(shape, have, want, strict=True)]
+        if self.recipe.grid == "field":
+            grid = [max(1, round(n * a / b)) for n, a, b in zip(shape, have, want, strict=True)]
+        else:
+            grid = [round((n - 1) * a / b) + 1 for n, a, b in zip(shape, have, want, strict=True)]
         plane, own_plane = grid[1] * grid[2], shape[1] * shape[2]
         if max(grid) > max(MAX_GRID, *shape) or plane > max(MAX_PLANE, own_plane):
             raise ScanError(
@@ -106,6 +119,21 @@ class Stack:
                 f"{MAX_PLANE:,} a slice",
             )
         return grid
+
+    def _anchors(self, steps: list[float]) -> tuple[Anchored, Anchored, Anchored]:
+        """Where the grid's voxels lie along D, H and W; steps are in the scan's voxels."""
+        shape, grid = (self.scan_depth, *self.plane_shape), (self.depth, *self.grid_shape)
+        of_stack = np.argsort(self._orientation[:, 0])  # which axis of the scan D, H and W are
+        axes, flips = self.volume.affine[:3, of_stack], self._orientation[of_stack, 1]
+        stored = self.recipe.grid == "first-stored"
+        firsts = first_centres(axes if stored else axes * flips, shape, grid, steps)
+        if stored:  # what is stored first comes last on a flipped axis
+            firsts = tuple(
+                n - 1 - (first + (m - 1) * step) if flip < 0 else first
+                for n, m, step, first, flip in zip(shape, grid, steps, firsts, flips, strict=True)
+            )
+        depth, row, column = map(Anchored, firsts, steps)
+        return depth, row, column
 
     @cached_property
     def intensity(self) -> Intensity:
@@ -132,7 +160,7 @@ class Stack:
 
     def slices_read(self, count: int) -> int:
         """How many of the scan's slices so many of the grid are made of, at most."""
-        if self.depth == self.scan_depth:
+        if unchanged(self.scan_depth, self.depth, self._image_kernels[0]):
             return count
         index, _ = taps(self.scan_depth, self.depth, self._image_kernels[0])
         return min(self.scan_depth, len(index) + count * self.scan_depth // self.depth)
@@ -144,12 +172,15 @@ class Stack:
     def images_of(self, wanted: Sequence[int]) -> Float32:
         """These slices as the network reads them: (d, h, w) float32, normalised."""
         images = self._grid_slices(wanted)
+        if self.recipe.resampling == "linear":
+            for image in images:
+                image[...] = self._normalised(image)
         if self.recipe.resampling == "spline":  # they swing beyond what they pass through
             np.clip(images, self.intensity.floor, self.intensity.ceiling, out=images)
         return images
 
     def _grid_slices(self, wanted: Sequence[int]) -> Float32:
-        if self.depth == self.scan_depth:
+        if unchanged(self.scan_depth, self.depth, self._image_kernels[0]):
             return self._scan_slices(wanted)
         along = taps(self.scan_depth, self.depth, self._image_kernels[0])
         index, weight = (part[:, wanted] for part in along)
@@ -169,14 +200,19 @@ class Stack:
             values = raw.astype(np.float32)
             values *= np.float32(self.volume.slope)
             values += np.float32(self.volume.inter)
-            zero = values == 0 if self.recipe.only_nonzero else None
-            values = self.intensity(values)
-            if zero is not None:
-                values[zero] = 0
+            if self.recipe.resampling != "linear":
+                values = self._normalised(values)
             image[...] = resize(values, self.grid_shape, self._image_kernels[1:])
             if self._clip_by_slice:
                 np.clip(image, values.min(), values.max(), out=image)
         return images
+
+    def _normalised(self, values: Float32) -> Float32:
+        zero = values == 0 if self.recipe.only_nonzero else None
+        values = self.intensity(values)
+        if zero is not None:
+            values[zero] = 0
+        return values
 
     def window_at(self, start: int) -> Float32:
         """What the network reads at grid slice `start`, for trials: the middle of the plane.
@@ -205,7 +241,7 @@ class Stack:
             for k in range(1, classes + 1):
                 np.equal(numbers, k, out=cover[k], casting="unsafe")
             cover[0] = 1.0 - cover[1:].sum(axis=0, dtype=np.float32)
-            found[...] = resize(cover, self.grid_shape).argmax(axis=0)
+            found[...] = resize(cover, self.grid_shape, self._cover_kernels).argmax(axis=0)
         return covering
 
     def of_scan(self, values: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -235,7 +271,7 @@ class ChannelStack(Stack):
         every = (replace(volume, more=()), *volume.more)
         box = ALL
         if recipe.crop == "nonzero":
-            box = _around([_nonzero_box(each) for each in every])
+            box = around([nonzero_box(each) for each in every])
         super().__init__(every[0], recipe, window_depth=window_depth, box=box)
         self._parts = [Stack(each, recipe, window_depth=window_depth, box=box) for each in every]
         self.channels = len(every)
@@ -255,44 +291,6 @@ def stack_of(volume: Volume, recipe: Recipe, window_depth: Depth | None = None) 
     return kind(volume, recipe, window_depth=window_depth)
 
 
-def _around(boxes: Sequence[Box]) -> Box:
-    """The smallest box that holds all of them; `slice(None)` is the whole axis."""
-    if any(side.start is None for box in boxes for side in box):
-        return ALL
-    x, y, z = (
-        slice(min(box[axis].start for box in boxes), max(box[axis].stop for box in boxes))
-        for axis in range(3)
-    )
-    return x, y, z
-
-
 def _kernels(kernel: Kernel, alone: tuple[bool, ...]) -> Kernels:
     first, second, third = ("nearest" if nearest else kernel for nearest in alone)
     return first, second, third
-
-
-def _nonzero_box(volume: Volume) -> Box:
-    """The smallest box that holds all voxels of a value other than 0; of none, the whole scan."""
-    zero = -volume.inter / volume.slope
-    lit = np.zeros(volume.raw.shape[:2], dtype=bool)
-    deep = np.zeros(volume.raw.shape[2], dtype=bool)
-    for place, plane in enumerate(np.moveaxis(volume.raw, -1, 0)):
-        marked = plane != zero
-        deep[place] = marked.any()
-        lit |= marked
-    if not deep.any():
-        return ALL
-    found = (np.flatnonzero(line) for line in (lit.any(axis=1), lit.any(axis=0), deep))
-    return tuple(slice(int(places[0]), int(places[-1]) + 1) for places in found)
-
-
-def _stack_orientation(affine: NDArray[np.float64], slice_axis: str) -> NDArray[Any]:
-    """The axis order and flips (nibabel's orientation array) that turn (X, Y, Z) into (D, H, W)."""
-    if slice_axis.startswith("array-"):
-        axis = int(slice_axis[-1])
-        order = [axis] + [other for other in range(3) if other != axis]
-        return np.array([[order.index(other), 1] for other in range(3)])
-    have = orientations.io_orientation(affine)
-    want = orientations.axcodes2ornt(STACK_DIRECTIONS[slice_axis])
-    turn: NDArray[Any] = orientations.ornt_transform(have, want)
-    return turn

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import csv
+import io
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
+from leuda_deploy.errors import InputError, reading
 from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.machine.outputs import Output, plan_outputs
+from leuda_deploy.machine.outside import read_text
 from leuda_deploy.view.scene import Scene
 
 FIELDS = ("scan", "labels", "frame", "mark", "marked")
 MARKS = ("ok", "look again")
+MOST_BYTES = 64 << 20
 
 
 class Marks:
@@ -33,8 +37,12 @@ class Marks:
         )
         plan_outputs([kept])
         if path.exists():
-            with path.open(newline="") as file:
-                self._rows = {_key_of_row(row): row for row in csv.DictReader(file)}
+            with reading(lambda what: InputError(f"{path} is no list of marks: {what}")):
+                text = io.StringIO(read_text(path, most=MOST_BYTES), newline="")
+                rows = csv.DictReader(text, restkey="more", restval="")
+                self._rows = {_key_of_row(row): row for row in rows}
+                if any("more" in row for row in self._rows.values()):
+                    raise InputError(f"{path} has rows of more than {len(FIELDS)} columns")
 
     def of(self, scene: Scene) -> str | None:
         """ok, look again, or None."""
@@ -51,7 +59,10 @@ class Marks:
             if mark is not None:
                 now = datetime.now(UTC).isoformat(timespec="seconds")
                 rows[key] = dict(zip(FIELDS, (*key, mark, now), strict=True))
-            with atomic_path(self.path) as temporary, temporary.open("w", newline="") as file:
+            with (
+                atomic_path(self.path) as temporary,
+                temporary.open("w", newline="", encoding="utf-8") as file,
+            ):
                 table = csv.DictWriter(file, FIELDS)
                 table.writeheader()
                 table.writerows(rows[k] for k in sorted(rows))
@@ -61,9 +72,9 @@ class Marks:
 def _is_list(path: Path) -> bool:
     """Whether a file has the columns of a list of marks; any other stays as it is."""
     try:
-        with path.open(newline="") as file:
-            return tuple(next(csv.reader(file), ())) == FIELDS
-    except (OSError, UnicodeDecodeError, csv.Error):
+        text = io.StringIO(read_text(path, most=MOST_BYTES), newline="")
+        return tuple(next(csv.reader(text), ())) == FIELDS
+    except (InputError, csv.Error):
         return False
 
 
@@ -73,4 +84,4 @@ def _key(scene: Scene) -> tuple[str, ...]:
 
 
 def _key_of_row(row: dict[str, str]) -> tuple[str, ...]:
-    return tuple(row[name] or "" for name in FIELDS[:3])
+    return tuple(row[name] for name in FIELDS[:3])

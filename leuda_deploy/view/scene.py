@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from leuda_deploy.errors import InputError, ModelError
+from leuda_deploy.errors import InputError, LeudaError, ModelError
 from leuda_deploy.jobs.find_jobs import (
     EXTENSIONS,
     LABEL_ENDINGS,
@@ -20,7 +20,7 @@ from leuda_deploy.jobs.find_jobs import (
     report_path,
     stem,
 )
-from leuda_deploy.machine.outside import read_toml
+from leuda_deploy.machine.outside import read_json, read_toml
 from leuda_deploy.model.card import MAX_CARD_BYTES, ModelCard, parse_card
 from leuda_deploy.model.export_folder import CARD_FILE
 
@@ -230,18 +230,17 @@ def _named_in(report: Mapping[str, Any], key: str, folder: Path) -> Path | None:
         return None
     # the report's folder first: results that were moved or copied keep together
     for path in (folder / Path(said).name, Path(said)):
-        if path.is_file() or (key == "scan" and path.is_dir()):
-            return path
+        with suppress(OSError):  # no name that a file can have
+            if path.is_file() or (key == "scan" and path.is_dir()):
+                return path
     return None
 
 
 def _read_report(path: Path) -> dict[str, Any]:
     """A report as it stands; empty if it is not there or no report."""
     try:
-        if path.stat().st_size > MAX_REPORT_BYTES:
-            return {}
-        content = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
+        content = read_json(path, most=MAX_REPORT_BYTES)
+    except LeudaError:
         return {}
     return content if isinstance(content, dict) and "volumes_ml" in content else {}
 

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from leuda_deploy.machine.files import write_json
 from leuda_deploy.machine.progress import Progress, no_progress
+from leuda_deploy.scans.grid.resample import fit_to_window
 from leuda_deploy.scans.intensity import Intensity, fit_intensity
 from leuda_deploy.scans.label_map import read_label_map
 from leuda_deploy.scans.recipe import Recipe
-from leuda_deploy.scans.resample import fit_to_window
 from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import read_volume
 from leuda_train.data.cache import content_key, made_once

@@ -26,7 +26,9 @@ def launch(gpus: int, arguments: Sequence[str]) -> int:
             f"--gpus {gpus}, but torch sees {there} CUDA GPUs on this machine; several processes "
             f"on CPUs: torchrun --nproc-per-node {gpus} -m leuda_train {' '.join(arguments)}"
         )
-    start = ["--standalone", "--nproc-per-node", str(gpus), "-m", "leuda_train", *arguments]
+    # Ctrl-C and SIGTERM end it as they end every command; torch would wait for half a minute
+    start = ["--standalone", "--signals-to-handle", "SIGHUP", "--nproc-per-node", str(gpus)]
+    start += ["-m", "leuda_train", *arguments]
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun's own choice, without its warning
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     try:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel as nib
@@ -12,7 +15,11 @@ from cases.odd_scans import tissue
 from support.command import Done, leuda_here
 from support.makers import MakeModel
 
+from leuda_deploy.errors import InputError, ScanError
 from leuda_deploy.jobs.find_jobs import find_jobs
+from leuda_deploy.scans.volume import read_volume
+from leuda_deploy.view.marks import Marks
+from leuda_deploy.view.scene import find_scenes
 
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
 
@@ -154,3 +161,38 @@ def test_a_folder_may_be_named_by_dots(
     monkeypatch.chdir(scan.parent / "deeper")
     assert infer(model, "..", "-o", "out").returncode == 0
     assert (scan.parent / "deeper" / "out" / "a_labels.nii.gz").is_file()
+
+
+@pytest.fixture
+def at_most_20_s() -> Iterator[None]:
+    """Whoever waits for a pipe would wait for ever."""
+
+    def over(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.alarm(20)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures("at_most_20_s")
+def test_pipes_and_devices_are_passed_over(tmp_path: Path, scan: Path) -> None:
+    for name in ("p.nii.gz", "p.nii", "p.mha", "p.nrrd", "IM1", "p.dcm", "a_labels.json"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(ScanError):
+            read_volume(tmp_path / name)
+    (tmp_path / "zero.nii").symlink_to("/dev/zero")
+    (tmp_path / "loop").symlink_to(".")
+    (tmp_path / "self.nii").symlink_to("self.nii")
+    header = "ElementType = MET_SHORT\nElementSpacing = 1 1 1\nElementDataFile = p.mha\n"
+    (tmp_path / "b.mhd").write_text(f"ObjectType = Image\nNDims = 3\nDimSize = 2 2 2\n{header}")
+    with pytest.raises(ScanError):
+        read_volume(tmp_path / "b.mhd")
+    (tmp_path / "b.mhd").unlink()
+    assert [job.scan for job in find_jobs(tmp_path, tmp_path / "out")] == [scan]
+    assert [scene.scan for scene in find_scenes(tmp_path)] == [scan]
+    os.mkfifo(tmp_path / "marks.csv")
+    with pytest.raises(InputError):
+        Marks(tmp_path / "marks.csv")

@@ -1,7 +1,7 @@
 """every reader of what others wrote -> a sound input for it, and how to feed it another.
 
-A target takes the bytes of one file and a folder to put it in. It ends in a result or in a
-LeudaError; anything else that it raises is a finding.
+Scans, models and what leuda itself writes stand here; studies, queues, keys and the files of other
+programs in `more_targets.py`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import json
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from fuzz.more_targets import MORE
+from fuzz.target import Target, as_file, as_json
 from support import makers
 
 from leuda_deploy.bench.bench import parse_shape, read_earlier
@@ -42,14 +43,6 @@ from leuda_deploy.scans.volume import read_volume
 
 SHAPE = (5, 4, 3)
 MOST_VOXELS = 1 << 22  # of a scan that is gone through: a damaged header may state many, in order
-
-
-@dataclass(frozen=True)
-class Target:
-    """A sound input, and what is fed with it and with others."""
-
-    sound: Callable[[], bytes]
-    feed: Callable[[bytes, Path], object]
 
 
 def _image(kind: type) -> nib.spatialimages.SpatialImage:
@@ -151,14 +144,6 @@ def _manifest_with_engine() -> bytes:
         makers.make_model(Path(name))
         with_engine(Path(name))
         return (Path(name) / MANIFEST_FILE).read_bytes()
-
-
-def _file(name: str, read: Callable[[Path], object]) -> Callable[[bytes, Path], object]:
-    def feed(content: bytes, folder: Path) -> object:
-        (folder / name).write_bytes(content)
-        return read(folder / name)
-
-    return feed
 
 
 def _card(content: bytes, folder: Path) -> object:
@@ -275,10 +260,6 @@ def _shipped_config() -> bytes:
     return (Path(leuda_train.__file__).parent / "configs" / "demo.toml").read_bytes()
 
 
-def _json(value: object) -> Callable[[], bytes]:
-    return lambda: json.dumps(value, indent=1).encode()
-
-
 TARGETS: dict[str, Target] = {
     "nifti1": Target(lambda: _nifti(nib.Nifti1Image), _scan("a.nii")),
     "nifti1-gz": Target(lambda: _nifti(nib.Nifti1Image, labels=True), _scan("a.nii.gz")),
@@ -288,19 +269,20 @@ TARGETS: dict[str, Target] = {
     "mha": Target(_mha, _scan("a.mha")),
     "label-names": Target(lambda: _nifti(nib.Nifti1Image, labels=True), _names),
     "card": Target(lambda: makers.make_card().to_json().encode(), _card),
-    "onnx": Target(lambda: _export()[0], _file(MODEL_FILE, _model)),
+    "onnx": Target(lambda: _export()[0], as_file(MODEL_FILE, _model)),
     "manifest": Target(
-        _manifest_with_engine, _file(MANIFEST_FILE, lambda p: read_manifest(p.parent))
+        _manifest_with_engine, as_file(MANIFEST_FILE, lambda p: read_manifest(p.parent))
     ),
-    "proof": Target(_json(PROOF), _file(PARITY_FILE, lambda p: read_proof(p.parent))),
-    "trial": Target(_trial_json, _file("t.json", _trial)),
-    "bench": Target(_json(BENCH), _file("b.json", read_earlier)),
-    "report": Target(_json(REPORT), _report),
+    "proof": Target(as_json(PROOF), as_file(PARITY_FILE, lambda p: read_proof(p.parent))),
+    "trial": Target(_trial_json, as_file("t.json", _trial)),
+    "bench": Target(as_json(BENCH), as_file("b.json", read_earlier)),
+    "report": Target(as_json(REPORT), _report),
     "options": Target(lambda: b"512x512x100", _options),
-    "cohort": Target(lambda: COHORT, _file("cohort.toml", _cohort)),
-    "config": Target(_shipped_config, _file("run.toml", _config)),
+    "cohort": Target(lambda: COHORT, as_file("cohort.toml", _cohort)),
+    "config": Target(_shipped_config, as_file("run.toml", _config)),
 }
 if find_spec("torch") is not None:
-    TARGETS["checkpoint"] = Target(_state, _file("last.pt", _checkpoint))
+    TARGETS["checkpoint"] = Target(_state, as_file("last.pt", _checkpoint))
 if find_spec("highdicom") is not None:
     TARGETS["dicom"] = Target(lambda: _slices()[2], _dicom)
+TARGETS |= MORE

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import sqlite3
 import threading
@@ -24,9 +25,9 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from leuda_deploy.errors import InputError, one_line
+from leuda_deploy.errors import InputError, one_line, printable
 from leuda_deploy.machine.files import atomic_path
 
 State = Literal["received", "running", "labelled", "sent", "passed over", "failed"]
@@ -69,6 +70,18 @@ class Entry:
 
 
 FIELDS = ", ".join(Entry.__dataclass_fields__)
+MOST_SECONDS = 4e9  # since 1970: the year 2096
+# what a sound row never is; SQLite keeps any kind of value in any column
+ODD_ROWS = f"""
+SELECT (SELECT COUNT(*) FROM series WHERE typeof(id) != 'integer' OR typeof(uid) != 'text'
+    OR typeof(sender) != 'text' OR typeof(modality) != 'text' OR typeof(reason) != 'text'
+    OR typeof(images) != 'integer' OR typeof(attempts) != 'integer'
+    OR state NOT IN {get_args(State)}
+    OR received NOT BETWEEN 0 AND {MOST_SECONDS} OR changed NOT BETWEEN 0 AND {MOST_SECONDS}
+    OR next_try NOT BETWEEN 0 AND {MOST_SECONDS})
+  + (SELECT COUNT(*) FROM images WHERE typeof(uid) != 'text')
+  + (SELECT COUNT(*) FROM results WHERE typeof(kind) != 'text' OR typeof(uid) != 'text')
+"""
 
 
 class Queue:
@@ -85,7 +98,7 @@ class Queue:
         if read_only and not path.is_file():
             raise InputError(f"no queue in {folder}: leuda listen --queue {folder} makes one")
         self._lock = threading.RLock()
-        try:
+        with in_one_line(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
             self._db.execute("PRAGMA busy_timeout = 10000")
@@ -93,8 +106,18 @@ class Queue:
                 self._db.execute("PRAGMA journal_mode = WAL")
                 self._db.execute("PRAGMA synchronous = FULL")
                 self._db.executescript(TABLES)
-        except (sqlite3.Error, OSError) as error:
-            raise InputError(f"cannot open the queue in {folder}: {one_line(error)}") from error
+            self._check()
+
+    def _check(self) -> None:
+        """Raises sqlite3.Error or InputError if the database is damaged, or is none of ours."""
+        (found,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()
+        (odd,) = self._db.execute(ODD_ROWS).fetchone()
+        if found != "ok" or odd:
+            what = printable(str(found), 80) if found != "ok" else f"{odd} odd rows"
+            raise InputError(
+                f"the queue in {self.folder} is damaged ({what}): move {DATABASE} away to begin "
+                "anew, and have what is in images/ sent again"
+            )
 
     def close(self) -> None:
         """Let go of the database."""
@@ -145,12 +168,12 @@ class Queue:
             return int(last[0]), has
         now = time.time()
         with self._transaction():
-            made = self._db.execute(
-                "INSERT INTO series (uid, sender, modality, state, received, changed) "
-                "VALUES (?, ?, ?, 'received', ?, ?)",
-                (series, sender, modality, now, now),
-            ).lastrowid
-            assert made is not None
+            made = self._free_id()
+            self._db.execute(
+                "INSERT INTO series (id, uid, sender, modality, state, received, changed) "
+                "VALUES (?, ?, ?, ?, 'received', ?, ?)",
+                (made, series, sender, modality, now, now),
+            )
             self.images(made).mkdir(parents=True, exist_ok=True)
             if last is not None:
                 self._take_over(int(last[0]), made)
@@ -158,6 +181,13 @@ class Queue:
         return made, bool(
             self._one("SELECT 1 FROM images WHERE series = ? AND uid = ?", (made, image))
         )
+
+    def _free_id(self) -> int:
+        """Of a new entry. A database that was lost has left folders; none is mixed with another."""
+        (last,) = self._one("SELECT COALESCE(MAX(id), 0) FROM series", ())
+        folders = [*self.images(0).parent.glob("*"), *self.results(0).parent.glob("*")]
+        numbers = [int(path.name) for path in folders if re.fullmatch(r"[0-9]{1,15}", path.name)]
+        return max(int(last), *numbers, 0) + 1
 
     def _take_over(self, old: int, new: int) -> None:
         """The images of an earlier entry of a series that are still there."""
@@ -320,6 +350,15 @@ class Queue:
                 self._db.execute("ROLLBACK")
             raise
         self._db.execute("COMMIT")
+
+
+@contextmanager
+def in_one_line(folder: Path) -> Iterator[None]:
+    """Whatever SQLite or the disk says of the queue in a folder is an InputError."""
+    try:
+        yield
+    except (sqlite3.Error, OSError, UnicodeDecodeError) as error:  # of its messages, too
+        raise InputError(f"cannot use the queue in {folder}: {one_line(error)}") from error
 
 
 def _short(uid: str) -> str:

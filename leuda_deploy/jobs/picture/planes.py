@@ -8,8 +8,8 @@ import numpy as np
 from nibabel import orientations
 from numpy.typing import NDArray
 
+from leuda_deploy.scans.grid.orientation import STACK_DIRECTIONS
 from leuda_deploy.scans.recipe import SliceAxis
-from leuda_deploy.scans.stack import STACK_DIRECTIONS
 from leuda_deploy.scans.volume import Volume
 
 # name -> the world direction along which its slices lie, and the axis of the world

@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
+from leuda_deploy.machine.outside import open_file
+
 _log = logging.getLogger(__name__)
 
 DICOMDIR = "DICOMDIR"
@@ -75,9 +77,9 @@ def look_through(folder: Path) -> SeriesFiles:
 def is_dicom(path: Path) -> bool:
     """Whether a file carries the mark that each DICOM file has."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return file.read(MARK_AT + len(MARK))[MARK_AT:] == MARK
-    except OSError:  # a link to nothing, or a file that must not be read
+    except (OSError, ValueError):  # a link to nothing; or no name that a file can have
         return False
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from leuda_deploy.machine.outside import open_file
 from leuda_deploy.scans.formats.stored import OtherImage, Packing, StoredVoxels, beside, ras_affine
 
 MAX_HEADER_BYTES = 1 << 20
@@ -40,7 +41,7 @@ def read_metaimage(path: Path) -> OtherImage:
         ValueError: It is damaged, or keeps its voxels as text, in many files or as vectors.
         OSError: It cannot be read.
     """
-    with path.open("rb") as file:
+    with open_file(path) as file:
         head = file.read(MAX_HEADER_BYTES)
     fields, size = _fields(head)
     count = int(fields["NDims"])

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from leuda_deploy.machine.outside import open_file
 from leuda_deploy.scans.formats.stored import OtherImage, Packing, StoredVoxels, beside, ras_affine
 
 MAX_HEADER_BYTES = 1 << 20
@@ -49,7 +50,7 @@ def read_nrrd(path: Path) -> OtherImage:
     """
     import nrrd
 
-    with path.open("rb") as file:
+    with open_file(path) as file:
         head = file.read(MAX_HEADER_BYTES)
     # the header ends with an empty line; a detached one with the file
     ends = [at + len(end) for end in (b"\n\n", b"\r\n\r\n") if (at := head.find(end)) >= 0]

@@ -12,6 +12,8 @@ import numpy as np
 from isal import igzip, isal_zlib
 from numpy.typing import NDArray
 
+from leuda_deploy.machine.outside import open_file
+
 Packing = Literal["raw", "gzip", "zlib"]
 PIECE_BYTES = 1 << 20
 MOST_SHRUNK = 1100  # deflate shrinks 1032 times at most
@@ -46,7 +48,7 @@ class StoredVoxels:
             raise EOFError(f"it has {have:,} bytes, and states {size:,} of voxels")
         array = np.empty(self.stored, dtype=self.dtype, order="F")
         flat: Any = array.ravel(order="K").view(np.uint8)  # a view: the array is contiguous
-        with self.path.open("rb") as file:
+        with open_file(self.path) as file:
             file.seek(have - size if self.offset < 0 else self.offset)
             waiting = _fill(memoryview(flat), file, self.packing)
         if waiting:

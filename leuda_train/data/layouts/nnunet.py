@@ -190,8 +190,9 @@ def _classes(labels: Mapping[Any, Any], path: Path) -> dict[str, int]:
     for name, value in labels.items():
         if not isinstance(value, int):
             raise InputError(
-                f"{path}: {name!r} is a region of the labels {value}; leuda trains on one label "
-                "a voxel: name each label by itself"
+                f"{path}: {printable(repr(name), 80)} is a region of the labels "
+                f"{printable(str(value), 80)}; leuda trains on one label a voxel: name each label "
+                "by itself"
             )
         if name == "ignore":
             raise InputError(

@@ -149,7 +149,7 @@ def _prepared(
     folder: Path,
 ) -> dict[str, Any]:
     """Recipe, depth and zero_to_one. Raises ModelError for a transform that no recipe can say."""
-    axes, spacing, intensity, seen = "array-0", None, None, set[str]()
+    axes, spacing, grid, intensity, seen = "array-0", None, "field", None, set[str]()
     for name, ask in transforms:
         if name in NO_CHANGE:
             continue
@@ -160,7 +160,11 @@ def _prepared(
         if name == "Orientation" and ask("axcodes") in ("RAS", "LPS"):
             axes = str(ask("axcodes"))
         elif name == "Spacing" and _first(ask("mode", "bilinear")) in ("bilinear", 1):
+            if "intensity" in seen:
+                raise ModelError(f"{folder}: it normalises before Spacing; no recipe can say that")
             spacing = [float(side) for side in ask("pixdim")]
+            if not ask("scale_extent", False):
+                grid = "first" if "Orientation" in seen else "first-stored"
         elif (intensity := _intensity(name, ask, channels)) is None:
             raise ModelError(f"{folder}: no recipe can say {name} as its preprocessing has it")
     if intensity is None:
@@ -172,6 +176,7 @@ def _prepared(
             spacing_mm="native" if spacing is None else (spacing[1], spacing[2]),
             window=(window[1], window[2]),
             resampling="linear",
+            grid=grid,
             outside="zero",
             **intensity,
         ),

@@ -30,7 +30,7 @@ from leuda_deploy.proof.parity import TOLERANCES, run_windows
 from leuda_deploy.proof.probes import Probes, make_probes
 from leuda_deploy.proof.processor import int8_kind, kinds_below
 from leuda_deploy.proof.prove import Reference, prove, prove_held_to
-from leuda_deploy.scans.resample import fit_to_window
+from leuda_deploy.scans.grid.resample import fit_to_window
 from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import read_volume
 from leuda_train.data.phantom.phantom_cohort import write_cohort

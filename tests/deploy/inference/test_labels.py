@@ -16,8 +16,8 @@ from support.makers import MakeVolume
 
 from leuda_deploy.inference.labels import ExpectedDice, Uncertainty, entropy, label_plane, winners
 from leuda_deploy.inference.pipelined import prefetch
+from leuda_deploy.scans.grid.resample import resize, taps
 from leuda_deploy.scans.recipe import Recipe
-from leuda_deploy.scans.resample import resize, taps
 from leuda_deploy.scans.stack import Stack
 
 Float32 = NDArray[np.float32]

@@ -31,8 +31,8 @@ from leuda_deploy.inference.sliding_window import blend_weights, window_starts
 from leuda_deploy.model.model_file import ModelFile, write_model
 from leuda_deploy.model.tiling import Tiling
 from leuda_deploy.proof.probes import probes_of_scans
+from leuda_deploy.scans.grid.resample import fit_to_window, taps
 from leuda_deploy.scans.recipe import Depth, Recipe
-from leuda_deploy.scans.resample import fit_to_window, taps
 from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import read_volume
 

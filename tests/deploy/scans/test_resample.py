@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from leuda_deploy.scans.resample import fit_to_window, left_alone, resize, taps
+from leuda_deploy.scans.grid.resample import fit_to_window, left_alone, resize, taps
 
 
 @pytest.mark.parametrize(

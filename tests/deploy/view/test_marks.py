@@ -45,7 +45,8 @@ def test_rows_of_other_scans_are_kept(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_list_of_marks_stays(tmp_path: Path) -> None:
     path = tmp_path / "marks.csv"
-    for text in ("patient,age\n1,50\n", "", "\x00\x01"):
+    head = ",".join(FIELDS)
+    for text in ("patient,age\n1,50\n", "", "\x00\x01", f"{head}\na,,,ok,2026,more\n"):
         path.write_text(text)
         with pytest.raises(InputError):
             Marks(path)

@@ -7,12 +7,13 @@ import resource
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from leuda_deploy.errors import InputError
-from leuda_deploy.jobs.node.queue import MOST_ATTEMPTS, Entry, Queue
+from leuda_deploy.jobs.node.queue import DATABASE, MOST_ATTEMPTS, Entry, Queue
 
 
 @pytest.fixture
@@ -156,3 +157,42 @@ def test_names_from_outside_name_no_file(queue: Queue, tmp_path: Path) -> None:
     assert not (tmp_path / "evil").exists()
     (kept,) = queue.images(complete(queue).id).iterdir()
     assert kept.name.removesuffix(".dcm").isalnum()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(b"SQLite format 3" + path.read_bytes()[15:4000]),
+        lambda path: path.write_bytes(path.read_bytes().replace(b"sender", b"xender")),
+        lambda path: changed(path, "UPDATE series SET received = 'soon'"),
+        lambda path: changed(path, "UPDATE series SET state = 'asleep'"),
+    ],
+    ids=["cut off", "other columns", "odd time", "odd state"],
+)
+def test_a_damaged_database_is_one_line(queue: Queue, damage: Callable[[Path], object]) -> None:
+    take(queue, "a")
+    queue.close()
+    path = queue.folder / DATABASE
+    damage(path)
+    with pytest.raises(InputError, match="queue in"):
+        Queue(queue.folder)
+
+
+def changed(path: Path, command: str) -> None:
+    with sqlite3.connect(path) as database:
+        database.execute(command)
+
+
+def test_a_database_that_was_lost_mixes_no_series_with_those_before(queue: Queue) -> None:
+    take(queue, "a")
+    (queue.results(1)).mkdir(parents=True)
+    (queue.results(3)).mkdir(parents=True)
+    queue.close()
+    for path in queue.folder.glob(f"{DATABASE}*"):
+        path.unlink()
+    anew = Queue(queue.folder)
+    take(anew, "b", series="1.7")
+    entry = complete(anew)
+    assert entry.id == 4
+    assert len(list(anew.images(entry.id).iterdir())) == 1
+    assert len(list(anew.images(1).iterdir())) == 1

@@ -1,7 +1,8 @@
-"""images on one grid -> on another, the same field of view; or cut and padded about the centre."""
+"""images on one grid -> on another; or cut and padded about the centre."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -11,9 +12,28 @@ from scipy import ndimage
 from scipy.sparse import csr_array
 
 Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Anchored:
+    """Linear between the nearest two pixels, on a grid that begins where it is said.
+
+    first  where the grid's first pixel centre lies, in pixels of what is resampled
+    step   from one centre to the next
+    """
+
+    first: float
+    step: float
+
+    def back(self) -> Anchored:
+        """From the grid to what was resampled."""
+        return Anchored(-self.first / self.step, 1 / self.step)
+
+
 # How an axis is resampled: linear, widening with the step when it shrinks (area-weighted, no
-# aliasing); or between the nearest two, by cubic splines, or the nearest alone, whatever the step
-Kernel = Literal["smooth", "linear", "spline", "nearest"]
+# aliasing); or between the nearest two, by cubic splines, or the nearest alone, whatever the step.
+# All of these cover the same field of view; `Anchored` does not.
+Kernel = Literal["smooth", "linear", "spline", "nearest"] | Anchored
 Kernels = tuple[Kernel, Kernel, Kernel]
 ANISOTROPIC = 3.0  # times the shortest edge of a voxel, from which on splines leave an axis alone
 SPLINE_REACH = 12  # pixels: 2 parts in 10 million of a spline's weight lie further away
@@ -35,12 +55,14 @@ def left_alone(have_mm: tuple[float, ...], want_mm: tuple[float, ...]) -> tuple[
 def resize(
     images: Float32, shape: tuple[int, int], kernels: tuple[Kernel, Kernel] = ("smooth", "smooth")
 ) -> Float32:
-    """Resampling of (..., H, W) to (..., h, w) over the same field of view.
+    """Resampling of (..., H, W) to (..., h, w).
 
-    Pixel centres at (i + 0.5) / n of the field. Two small sparse matrix products, one per axis.
+    Pixel centres at (i + 0.5) / n of the field, or anchored. Two small sparse matrix products, one
+    per axis.
     """
     height, width = images.shape[-2:]
-    if (height, width) == tuple(shape):
+    keeps = unchanged(height, shape[0], kernels[0]), unchanged(width, shape[1], kernels[1])
+    if all(keeps):
         return images
     rows = _resize_matrix(height, shape[0], kernels[0])
     columns = _resize_matrix(width, shape[1], kernels[1])
@@ -48,9 +70,16 @@ def resize(
     planes = images.reshape(-1, height, width)
     for plane, out in zip(planes, resized.reshape(-1, *shape), strict=True):
         # the sparse product runs along memory when the axis it works on comes first
-        half = rows @ plane if height != shape[0] else plane
-        out[...] = (columns @ np.ascontiguousarray(half.T)).T if width != shape[1] else half
+        half = plane if keeps[0] else rows @ plane
+        out[...] = half if keeps[1] else (columns @ np.ascontiguousarray(half.T)).T
     return resized
+
+
+def unchanged(size_in: int, size_out: int, kernel: Kernel) -> bool:
+    """Whether an axis stays as it is."""
+    return size_in == size_out and (
+        not isinstance(kernel, Anchored) or kernel == Anchored(0.0, 1.0)
+    )
 
 
 @lru_cache(maxsize=64)
@@ -70,14 +99,23 @@ def taps(
 
     T is 2 when magnifying linearly. A column of weights sums to 1; only a spline's are negative.
     """
+    places = np.arange(size_out, dtype=np.float64)
+    if isinstance(kernel, Anchored):
+        return _linear_taps(size_in, kernel.first + places * kernel.step, 1.0)
     step = size_in / size_out
-    centres = (np.arange(size_out, dtype=np.float64) + 0.5) * step - 0.5
+    centres = (places + 0.5) * step - 0.5
     if kernel == "nearest":
         nearest = np.clip(np.floor(centres + 0.5), 0, size_in - 1).astype(np.intp)[None]
         return nearest, np.ones_like(nearest, dtype=np.float32)
     if kernel == "spline":
         return _spline_taps(size_in, centres)
-    reach = max(step, 1.0) if kernel == "smooth" else 1.0
+    return _linear_taps(size_in, centres, max(step, 1.0) if kernel == "smooth" else 1.0)
+
+
+def _linear_taps(
+    size_in: int, centres: NDArray[np.float64], reach: float
+) -> tuple[NDArray[np.intp], Float32]:
+    """Weights that fall linearly to 0 at a distance of `reach` pixels."""
     if reach == 1:  # beyond the first and last pixel centre the edge value holds
         centres = np.clip(centres, 0, size_in - 1)
     first = np.floor(centres - reach).astype(np.intp) + 1
