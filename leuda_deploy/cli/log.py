@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import unicodedata
+import warnings
 from contextlib import suppress
 from typing import Any, TextIO
 
@@ -23,7 +24,8 @@ HANDLER = "leuda-plain"
 
 
 def log_to_stderr() -> None:
-    """Show what both packages log, from INFO on."""
+    """Show what both packages log, from INFO on; no warning that quotes what a DICOM file says."""
+    warnings.filterwarnings("ignore", module=r"pydicom\.")  # e.g. a patient's odd date of birth
     for package in PACKAGES:
         logger = logging.getLogger(package)
         logger.handlers = [_Lines()]

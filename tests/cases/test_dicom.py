@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -305,3 +307,15 @@ def test_pixels_are_held_once(tmp_path: Path) -> None:
     header = read_series(tmp_path / "s", voxels=False).volume
     assert header.raw.strides == (0, 0, 0)
     np.testing.assert_array_equal(header.affine, series.volume.affine)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_no_warning_quotes_what_a_file_says(tmp_path: Path) -> None:
+    write_images(tmp_path / "s", make_series(PatientBirthDate="Secret 1950"))
+    code = "from pydicom import dcmread; print(len(str(dcmread(sys.argv[1]).PatientBirthDate)))"
+    prelude = "import sys; from leuda_deploy.cli.log import log_to_stderr; log_to_stderr()\n"
+    file = next((tmp_path / "s").iterdir())
+    done = subprocess.run(
+        [sys.executable, "-c", prelude + code, file], capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("11\n", "")

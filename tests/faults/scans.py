@@ -41,7 +41,8 @@ def nifti(
             values = values - values.min()
         if np.dtype(kind).itemsize == 1:
             values = values // 16
-        made = image(change(values.astype(kind)), affine, dtype=np.dtype(kind))
+        more = {} if image is nib.MGHImage else {"dtype": np.dtype(kind)}
+        made = image(change(values.astype(kind)), affine, **more)
         if slope is not None:
             made.header.set_slope_inter(slope, -3.5)
         nib.save(made, folder / name)

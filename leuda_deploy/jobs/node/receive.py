@@ -18,7 +18,10 @@ from leuda_deploy.jobs.node.queue import Queue
 _log = logging.getLogger(__name__)
 
 MOST_ASSOCIATIONS = 20
+MOST_CONNECTIONS = 500  # that have said nothing yet, too; each has two threads
+MOST_MESSAGE_BYTES = 1 << 20  # of one PDU; we ask for less than 17 KB in each
 HANDSHAKE_S = 10.0  # for each message of TLS that we wait for
+BEGINNING_S = 10.0  # for each message with which an association begins
 # statuses of C-STORE, PS3.4 B.2.3
 SUCCESS, NOT_AUTHORISED, NO_ROOM, NOT_UNDERSTOOD = 0x0000, 0x0124, 0xA700, 0xC000
 # what can be labelled: CT and MR, one image or many a file
@@ -84,6 +87,7 @@ class Receiver:
         node.require_called_aet = True
         node.require_calling_aet = sorted({each.title for each in door.senders})
         node.maximum_associations = MOST_ASSOCIATIONS
+        node.acse_timeout = BEGINNING_S  # connections that say nothing count as associations
         node.add_supported_context(Verification)
         for uid in IMAGES:
             node.add_supported_context(uid, ALL_TRANSFER_SYNTAXES)
@@ -94,6 +98,7 @@ class Receiver:
                 ssl_context=None if door.tls is None else door.tls.accepting(),
                 evt_handlers=[
                     (evt.EVT_C_STORE, self._store),
+                    (evt.EVT_CONN_OPEN, _limit_messages),
                     *((each, self._close) for each in closed),
                 ],
                 server_class=_server_class({each.host for each in door.senders}),
@@ -123,6 +128,8 @@ class Receiver:
         try:
             dataset = event.dataset
             series, image = str(dataset.SeriesInstanceUID), str(dataset.SOPInstanceUID)
+            if not (series.strip() and image.strip()):  # two such would be taken for one
+                raise ValueError("an empty SeriesInstanceUID or SOPInstanceUID")
             modality = printable(str(dataset.get("Modality", "")), 16)
         except Exception as error:  # noqa: BLE001  (of a damaged data set, pydicom raises anything)
             _log.warning("refused an image of %s@%s: %s", title, host, one_line(error))
@@ -152,6 +159,24 @@ class Receiver:
         )
 
 
+def _limit_messages(event: Any) -> None:
+    """Hang up on a peer whose next message is larger than any that is meant.
+
+    pynetdicom would keep in memory whatever length a PDU states, up to 4 GB, before it reads it.
+    """
+    connection = event.assoc.dul.socket
+    receive = connection.recv
+
+    def receive_little(count: int) -> Any:
+        if count > MOST_MESSAGE_BYTES:
+            _log.warning("hung up on %s: a message of %d bytes", event.address[0], count)
+            connection.close()
+            raise OSError("too large a message")
+        return receive(count)
+
+    connection.recv = receive_little
+
+
 def _server_class(hosts: set[str | None]) -> Any:
     """A server that hangs up on hosts that no sender is on, and on whoever ends no handshake.
 
@@ -164,6 +189,9 @@ def _server_class(hosts: set[str | None]) -> Any:
             allowed = not hosts or None in hosts or client_address[0] in hosts
             if not allowed:
                 _log.warning("refused a connection of %s: it is not in --from", client_address[0])
+            elif len(self.active_associations) >= MOST_CONNECTIONS:
+                _log.warning("refused a connection of %s: too many are open", client_address[0])
+                return False
             return allowed
 
         def get_request(self) -> tuple[Any, Any]:

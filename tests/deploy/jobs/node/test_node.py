@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -342,6 +343,35 @@ def test_who_ends_no_handshake_keeps_nobody_waiting(
         echo.release()
         silent.settimeout(30)
         assert silent.recv(1) == b""  # hung up on
+
+
+def test_a_message_of_gigabytes_is_hung_up_on(tmp_path: Path, segmenter: Segmenter) -> None:
+    node = make_node(tmp_path, segmenter, 1)
+    with node.open():
+        port = node.receiver.port
+        with socket.create_connection(("127.0.0.1", port)) as peer:
+            peer.settimeout(30)
+            peer.sendall(b"\x01\x00\xff\xff\xff\xf0")
+            assert peer.recv(100) == b""
+        echo = call(port)
+        assert echo.is_established
+        echo.release()
+
+
+@pytest.mark.parametrize("name", ["SeriesInstanceUID", "SOPInstanceUID"])
+def test_an_image_without_a_uid_is_refused(tmp_path: Path, segmenter: Segmenter, name: str) -> None:
+    """Two of them would be taken for one and the same."""
+    node = make_node(tmp_path, segmenter, 1)
+    dataset = make_series()[0]
+    setattr(dataset, name, "")
+    assert node.receiver._store(stored(dataset)) == 0xC000
+    assert node.queue.counts() == {}
+
+
+def stored(dataset: Any) -> Any:
+    """As pynetdicom hands over an image that was sent."""
+    requestor = SimpleNamespace(ae_title="CT1", address="127.0.0.1")
+    return SimpleNamespace(dataset=dataset, assoc=SimpleNamespace(requestor=requestor))
 
 
 def test_with_tls_both_ways_are_secret(tmp_path: Path, segmenter: Segmenter) -> None:
