@@ -107,22 +107,26 @@ def make_sets(size: int, count: int = 32) -> AlignedSets:
     )
 
 
+def make_slices(sets: AlignedSets) -> Slices:
+    """The same images, as stage 1 sees them."""
+    source, target = sets.images["source"], sets.images["target"]
+    return Slices(
+        key="benchmark",
+        source=source,
+        source_labels=sets.labels,
+        labelled_rows=sets.labelled_rows,
+        target=target,
+        target_labels=None,
+        target_scans=np.zeros(len(target), int),
+        target_intensities=(),
+    )
+
+
 def make_trainer(kind: str, config: TrainConfig, hardware: Hardware) -> Trainer:
     """Ours: stage 2 or stage 1."""
     sets = make_sets(config.recipe.window[0])
     if kind == "cyclegan":
-        source, target = sets.images["source"], sets.images["target"]
-        slices = Slices(
-            key="benchmark",
-            source=source,
-            source_labels=sets.labels,
-            labelled_rows=sets.labelled_rows,
-            target=target,
-            target_labels=None,
-            target_scans=np.zeros(len(target), int),
-            target_intensities=(),
-        )
-        return Translation(slices, config.translation, hardware, seed=0)
+        return Translation(make_slices(sets), config.translation, hardware, seed=0)
     return Adaptation(sets, config, hardware, Generator(4, 1))
 
 

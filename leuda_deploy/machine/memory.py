@@ -1,4 +1,4 @@
-"""this process -> bytes it holds now and held at most; text like "1.5G" -> bytes."""
+"""this process -> bytes it holds now, held at most and may still take; "1.5G" -> bytes."""
 
 from __future__ import annotations
 
@@ -26,17 +26,54 @@ def resident_bytes() -> int | None:
 
 def peak_bytes() -> int | None:
     """The most that this process has held so far; None if the system does not report it."""
-    try:
-        # not getrusage, which also counts what the process that started this one held
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) << 10
-    except (OSError, IndexError):
-        pass
+    # not getrusage, which also counts what the process that started this one held
+    peak = _bytes_in("/proc/self/status", "VmHWM")
+    if peak is not None:
+        return peak
     if sys.platform != "darwin":
         return None
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def forget_peak() -> bool:
+    """Let `peak_bytes` count from what is held now; whether the system can do that."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def resident_file_bytes() -> int | None:
+    """Pages of files that this process holds, which the system can drop; None if unknown."""
+    return _bytes_in("/proc/self/status", "RssFile")
+
+
+def available_bytes() -> int | None:
+    """What processes may still take before this machine, or this control group, runs out of memory.
+
+    None if the system does not report it.
+    """
+    free = _bytes_in("/proc/meminfo", "MemAvailable")
+    try:
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text())  # "max": no limit
+        held = int((group / "memory.current").read_text())
+        droppable = int((group / "memory.stat").read_text().split("\ninactive_file ")[1].split()[0])
+    except (OSError, ValueError, IndexError):
+        return free
+    within = max(0, limit - held + droppable)
+    return within if free is None else min(free, within)
+
+
+def _bytes_in(file: str, name: str) -> int | None:
+    """The value of a line "NAME: 123 kB"."""
+    try:
+        return int(Path(file).read_text().split(f"{name}:")[1].split()[0]) << 10
+    except (OSError, IndexError, ValueError):
+        return None
 
 
 def parse_bytes(text: str) -> int:

@@ -37,6 +37,7 @@ def adapt(
     gpus: Annotated[
         int | None, typer.Option(min=1, help="A process a GPU; or start it with torchrun.")
     ] = None,
+    max_memory: Annotated[str | None, typer.Option(help="As for train.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Go on without the source scans, on unlabelled target scans alone.
@@ -55,7 +56,9 @@ def adapt(
 
     with one_voice():
         first = read_first_model(model)
-        chosen = first.config(config, method, seed=seed, device=device, precision=precision)
+        chosen = first.config(
+            config, method, seed=seed, device=device, precision=precision, max_memory=max_memory
+        )
         scans = read_cohort(cohort, cache=cache or out.parent / "cache")
         evaluation = training.train(
             scans, chosen, out, first=first, cache=cache, show=shown(out, chosen)

@@ -50,6 +50,10 @@ def train(
     gpus: Annotated[
         int | None, typer.Option(min=1, help="A process a GPU; or start it with torchrun.")
     ] = None,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(help="Most memory to train in, e.g. 8G; slower if it is scarce."),
+    ] = None,
     profile: Annotated[
         bool, typer.Option("--profile", help="Say where the time went; also OUT/profile.json.")
     ] = False,
@@ -70,7 +74,9 @@ def train(
     from leuda_train.runs import train as training
 
     with one_voice():
-        chosen = load_config(config, method, seed=seed, device=device, precision=precision)
+        chosen = load_config(
+            config, method, seed=seed, device=device, precision=precision, max_memory=max_memory
+        )
         scans = read_cohort(cohort, cache=cache or out.parent / "cache")
         evaluation = training.train(
             scans if labelled is None else scans.with_labelled(labelled),

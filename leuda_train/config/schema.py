@@ -11,7 +11,7 @@ from leuda_train.config.appearance import AppearanceConfig, StyleConfig
 from leuda_train.config.objective import ObjectiveConfig
 from leuda_train.config.schedule import ScheduleConfig
 from leuda_train.config.tested import DistilConfig, Feed, TestConfig
-from leuda_train.config.values import Count, Part, Positive, Probability, Rate, Weight
+from leuda_train.config.values import Count, MemorySize, Part, Positive, Probability, Rate, Weight
 
 
 class RecipeConfig(Part):
@@ -124,6 +124,9 @@ class TrainConfig(Part):
     device     "auto": a GPU where there is one
     precision  of training; "auto": bf16 where the device has it, else fp16 on a GPU, fp32 on a CPU
     compile    torch.compile student and teachers: pays in long runs alone (benchmarks/training.py)
+    max_memory most memory that training may take, "8G": of the GPU, or on CPUs of the machine.
+               Activations that do not fit are computed again, which is slower and changes nothing
+               but rounding
     first_model  sha256 of the model.pt whose weights it begins with; `leuda adapt` sets it
     """
 
@@ -133,6 +136,7 @@ class TrainConfig(Part):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     compile: bool = False
+    max_memory: MemorySize | None = None
     first_model: str | None = None
     recipe: RecipeConfig
     translation: TranslationConfig

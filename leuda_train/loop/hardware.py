@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import torch
+from torch import Tensor
 from torch._functorch import config as functorch
 
 from leuda_deploy.errors import InputError
@@ -45,10 +46,16 @@ class Hardware:
         # torch's stubs know `memory_format` with tensors alone
         return module.to(self.device, memory_format=torch.channels_last)  # type: ignore[no-any-return,call-overload]
 
-    def put(self, images: torch.Tensor) -> torch.Tensor:
+    def put(self, images: Tensor) -> Tensor:
         """Move images (B, C, H, W) to the device, channels last."""
         images = images.to(self.device, non_blocking=True)
         return images.contiguous(memory_format=torch.channels_last)
+
+    def adam(
+        self, weights: Iterable[Tensor], rate: float, betas: tuple[float, float] = (0.9, 0.999)
+    ) -> torch.optim.Adam:
+        """The optimiser of weights that are here."""
+        return torch.optim.Adam(weights, lr=rate, betas=betas, fused=True)
 
     @property
     def needs_scaler(self) -> bool:
@@ -124,3 +131,9 @@ def _keep_freed_memory() -> None:
     libc.mallopt(m_mmap_max, 0)
     libc.mallopt(m_trim_threshold, 2**31 - 1)
     libc.mallopt(m_top_pad, 256 << 20)
+
+
+def give_back_freed_memory() -> None:
+    """Tell glibc to give back what it keeps: between stages, not between steps."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

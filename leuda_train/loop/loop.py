@@ -22,7 +22,7 @@ from leuda_deploy.machine.progress import Progress
 from leuda_train.loop import checkpoint
 from leuda_train.loop.hardware import Hardware
 from leuda_train.loop.metrics_log import Metrics, Row
-from leuda_train.loop.profile import Clock, phase, timed
+from leuda_train.loop.profile import Clock, PeakMemory, phase, timed
 from leuda_train.loop.ranks import Ranks
 
 LOG_EVERY = 10
@@ -48,11 +48,15 @@ class Watch:
     """Who hears of a stage: its progress line, its metrics, and, if asked for, its profile.
 
     profiles  stage -> where its time went; None if nobody asked
+    peak      counts the memory that the stage takes
+    measured  stage -> bytes that it took, if it did a step
     """
 
     progress: Progress
     metrics: Metrics | None = None
     profiles: dict[str, Any] | None = None
+    peak: PeakMemory | None = None
+    measured: dict[str, int | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +67,7 @@ class StageRun:
     folder              where it finds and leaves its checkpoints; for stage 1, the cache
     checkpoint_seconds  at least so long from one checkpoint to the next
     watch               who hears of it
+    recomputed          levels of the trained network that keep no activations, or 1 for generators
     began_with          what a checkpoint says of where its run comes from, for who resumes it
     """
 
@@ -70,6 +75,7 @@ class StageRun:
     folder: Path
     checkpoint_seconds: float
     watch: Watch
+    recomputed: int = 0
     began_with: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -133,6 +139,8 @@ def run_steps(
                     _save(run.folder, state, name)
                     saved_at = time.monotonic()
             watch.progress(step + 1, steps, note)
+    if watch.peak is not None and begin < steps:
+        watch.measured[name] = watch.peak.bytes()
     if watch.profiles is not None and begin < steps:
         watch.profiles[name] = _profile(clock, (steps - begin) * trainer.images_per_step)
     return history

@@ -1,4 +1,4 @@
-"""what runs -> where its time goes, for `leuda train --profile`; free when nobody asks."""
+"""what runs -> where its time goes, for `leuda train --profile`, and the most memory it takes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+from leuda_deploy.machine.memory import (
+    forget_peak,
+    peak_bytes,
+    resident_bytes,
+    resident_file_bytes,
+)
+from leuda_train.loop.hardware import give_back_freed_memory
 
 
 class Clock:
@@ -45,6 +53,35 @@ def timed(wanted: bool = True) -> Iterator[Clock]:
     finally:
         clock.wall = _now() - began
         _running.pop()
+
+
+class PeakMemory:
+    """The most that this process takes from now on, beyond what it holds: of the GPU, or of RAM.
+
+    Pages of files do not count: the system can drop them.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self.before: int | None = torch.cuda.memory_allocated(device)
+        else:
+            give_back_freed_memory()
+            self.before = _without_files(resident_bytes()) if forget_peak() else None
+
+    def bytes(self) -> int | None:
+        """So far; None if the system does not report it."""
+        if self.device.type == "cuda":
+            peak: int | None = torch.cuda.max_memory_allocated(self.device)
+        else:
+            peak = _without_files(peak_bytes())  # of files, those that are held now
+        return None if peak is None or self.before is None else max(0, peak - self.before)
+
+
+def _without_files(held: int | None) -> int | None:
+    files = resident_file_bytes()
+    return None if held is None or files is None else held - files
 
 
 def _now() -> float:

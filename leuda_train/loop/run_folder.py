@@ -20,7 +20,7 @@ class RunFolder:
         paths = (
             *(self.config, self.scans, self.checkpoints, self.model, self.windows, self.metrics),
             *(self.tensorboard, self.profile, self.predictions, self.oracle, self.evaluation),
-            *(self.page, self.run_picture, self.predictions_picture),
+            *(self.memory, self.page, self.run_picture, self.predictions_picture),
         )
         return {path.name for path in paths}
 
@@ -73,6 +73,11 @@ class RunFolder:
     def profile(self) -> Path:
         """On request: where the time went, by stage."""
         return self.path / "profile.json"
+
+    @property
+    def memory(self) -> Path:
+        """What each stage was to take of memory, and took."""
+        return self.path / "memory.json"
 
     @property
     def predictions(self) -> Path:

@@ -6,13 +6,21 @@ slices have no fixed range. Its patch discriminator stands in discriminators.py.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import Tensor, nn
 
 from leuda_train.networks.instance_norm import InstanceNorm
+from leuda_train.networks.recompute import recomputed, recomputes
 
 
 class Generator(nn.Module):
-    """(B, 1, H, W) -> (B, 1, H, W), of the other domain; H and W multiples of 4."""
+    """(B, 1, H, W) -> (B, 1, H, W), of the other domain; H and W multiples of 4.
+
+    recomputed  in training, 1: no block keeps its activations; 0: all do
+    """
+
+    recomputed: int = 0
 
     def __init__(self, width: int, blocks: int) -> None:
         super().__init__()
@@ -33,8 +41,24 @@ class Generator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Translate."""
-        y: Tensor = self.layers(x)
+        y: Tensor
+        if recomputes(self, self.recomputed > 0):
+            y = x
+            for block in self._blocks():
+                y = recomputed(block, block, y)
+        else:
+            y = self.layers(x)
         return y
+
+    def _blocks(self) -> Iterator[nn.Sequential]:
+        """The layers up to each ReLU, each residual block, and the last ones."""
+        block: list[nn.Module] = []
+        for layer in self.layers:
+            block.append(layer)
+            if isinstance(layer, nn.ReLU | _Residual):
+                yield nn.Sequential(*block)
+                block = []
+        yield nn.Sequential(*block)
 
 
 class _Residual(nn.Module):

@@ -7,10 +7,13 @@ them in the encoder, 2x2 max pooling down, 2x2 transposed convolution up, 3x3 ou
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+
+from leuda_train.networks.recompute import recomputed, recomputes
 
 
 class UNet(nn.Module):
@@ -18,7 +21,12 @@ class UNet(nn.Module):
 
     widths   channels by level, finest first; H and W must be multiples of 2^(levels - 1)
     dropout  by encoder level
+
+    recomputed  in training, how many levels keep no activations, the finest first: each level is as
+                much work as the next coarser one and has twice its activations
     """
+
+    recomputed: int = 0
 
     def __init__(self, classes: int, widths: Sequence[int], dropout: Sequence[float]) -> None:
         super().__init__()
@@ -39,13 +47,29 @@ class UNet(nn.Module):
         """Logits at the input's size; features[-1] has full resolution, features[-2] half, ..."""
         skips = []
         for depth, level in enumerate(self.encoder):
-            x = level(x if depth == 0 else self.pool(x))
+            x = self._run(depth, partial(self._down, depth), level, x)
             skips.append(x)
         features = []
-        for up, level, skip in zip(self.up, self.decoder, reversed(skips[:-1]), strict=True):
-            x = level(torch.cat([skip, up(x)], dim=1))
+        for number, level in enumerate(self.decoder):
+            depth = len(self.decoder) - 1 - number
+            x = self._run(depth, partial(self._up, number), level, skips[depth], x)
             features.append(x)
         return self.output(x), features
+
+    def _down(self, depth: int, x: Tensor) -> Tensor:
+        y: Tensor = self.encoder[depth](x if depth == 0 else self.pool(x))
+        return y
+
+    def _up(self, number: int, skip: Tensor, x: Tensor) -> Tensor:
+        y: Tensor = self.decoder[number](torch.cat([skip, self.up[number](x)], dim=1))
+        return y
+
+    def _run(
+        self, depth: int, block: Callable[..., Tensor], norms: nn.Module, *inputs: Tensor
+    ) -> Tensor:
+        if recomputes(self, depth < self.recomputed):
+            return recomputed(block, norms, *inputs)
+        return block(*inputs)
 
 
 def _level(channels_in: int, channels: int, dropout: float) -> nn.Sequential:

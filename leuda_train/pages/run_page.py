@@ -19,6 +19,7 @@ from leuda_train.pages.charts import Curve, curves, points
 from leuda_train.pages.page import as_damaged, embedded, write_page
 
 SHARE, COSINE = "share/", "cosine/"
+MEMORY_PARTS = ("networks", "teachers", "discriminators", "optimizer", "activations", "reserve")
 ROLES = {
     "source labelled": "source, labelled",
     "source unlabelled": "source, without labels",
@@ -37,6 +38,7 @@ class _Found:
     evaluation: dict[str, Any] | None
     rows: list[dict[str, Any]]
     profile: dict[str, Any] | None
+    memory: dict[str, Any] | None
 
 
 def write_run_page(run: Path, out: Path) -> None:
@@ -50,6 +52,7 @@ def write_run_page(run: Path, out: Path) -> None:
         evaluation=_json(folder.evaluation),
         rows=read_metrics(folder.metrics),
         profile=_json(folder.profile),
+        memory=_json(folder.memory),
     )
     with as_damaged(run):
         write_page(out, "run.html.j2", _facts(found))
@@ -84,6 +87,7 @@ def _facts(found: _Found) -> dict[str, Any]:
         "cases": _cases(found) if evaluation and scored else [],
         "stages": _stages(found),
         "profile": found.profile,
+        "memory": _memory(found.memory),
         "missing": _missing(found),
     }
 
@@ -238,6 +242,26 @@ def _stages(found: _Found) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _memory(memory: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Megabytes by stage, predicted and measured; None of a run from before they were."""
+    if memory is None:
+        return None
+    rows = []
+    for stage, found in memory["stages"].items():
+        parts, took = found["predicted"], found["measured"]
+        mb = {name: size / 1e6 for name, size in parts.items() if name in MEMORY_PARTS}
+        rows.append(
+            {
+                "stage": stage,
+                "parts": mb,
+                "predicted": parts["peak"] / 1e6,
+                "measured": None if took is None else took / 1e6,
+                "recomputed": parts["recomputed"] > 0,
+            }
+        )
+    return {"where": "GPU" if memory["device"] == "cuda" else "machine", "rows": rows}
 
 
 def steps_by_stage(config: Mapping[str, Any]) -> dict[str, int]:

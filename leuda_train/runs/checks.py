@@ -12,11 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from leuda_deploy.errors import InputError
+from leuda_deploy.machine.memory import available_bytes, in_megabytes, parse_bytes
 from leuda_train.config.schema import TrainConfig
+from leuda_train.data.aligned_sets import RESIDENT_SHARE
 from leuda_train.loop.hardware import Hardware
 from leuda_train.networks.cyclegan import Generator
 from leuda_train.networks.unet import UNet
+from leuda_train.stages.memory import Need, need_of, stages_of
 
+SMALLER = "choose a smaller config, or smaller batches in [schedule]"
 LONG_HOURS = 24.0
 # of CycleGAN's step in passes of one generator over an image and back: six a pair of images, and
 # the discriminators, which are cheaper
@@ -52,6 +56,80 @@ def check_classes(
         _log.warning(
             "no labelled slice has a pixel of %s: the network cannot learn it", ", ".join(empty)
         )
+
+
+def plan_memory(config: TrainConfig, classes: int, hardware: Hardware) -> dict[str, Need]:
+    """Say how much memory each stage takes, and choose what it computes again to fit max_memory.
+
+    Without max_memory nothing is computed again. All processes of a machine share its memory; each
+    has a GPU of its own.
+
+    Raises:
+        InputError: It does not fit max_memory, or, without, this machine.
+    """
+    processes = 1 if hardware.device.type == "cuda" else hardware.ranks.size
+    there = _memory_there(hardware)
+    limit = None if config.max_memory is None else parse_bytes(config.max_memory)
+    needs = {}
+    for stage in stages_of(config):
+        need = _fitted(stage, config, classes, hardware, limit and limit // processes)
+        all_processes = need.peak * processes
+        if limit is not None and all_processes > limit:
+            raise InputError(
+                f"max_memory = {config.max_memory}: stage {stage} takes about "
+                f"{in_megabytes(all_processes)} at least; {SMALLER}"
+            )
+        if there is not None and all_processes > there:
+            words = f"stage {stage} takes about {in_megabytes(all_processes)} of memory, and "
+            words += f"{in_megabytes(there)} are free"
+            if limit is None:
+                fits = _fitted(stage, config, classes, hardware, there // processes)
+                room = f"--max-memory {there // 1_000_000}M (max_memory in the config) fits it in "
+                room += f"{in_megabytes(fits.peak * processes)}, but trains slower"
+                raise InputError(f"{words}: {room if fits.peak * processes <= there else SMALLER}")
+            _log.warning("%s: max_memory = %s was given", words, config.max_memory)
+        _log.info("%s", _said(need, processes))
+        needs[stage] = need
+    if config.compile and any(need.recomputed for need in needs.values()):
+        raise InputError(
+            f"max_memory = {config.max_memory} is too little for compile = true, which computes "
+            "nothing again: raise the one, or set the other to false"
+        )
+    return needs
+
+
+def _fitted(
+    stage: str, config: TrainConfig, classes: int, hardware: Hardware, limit: int | None
+) -> Need:
+    """The need that computes least again and is within the limit; if none is, the least need."""
+    for levels in range(stages_of(config)[stage] + 1):
+        need = need_of(stage, config, classes, hardware, levels)
+        if limit is None or need.peak <= limit:
+            break
+    return need
+
+
+def _memory_there(hardware: Hardware) -> int | None:
+    """Bytes that training may take here: of a GPU what image sets leave."""
+    if hardware.device.type != "cuda":
+        return available_bytes()
+    free, _ = torch.cuda.mem_get_info(hardware.device)
+    return int((1 - RESIDENT_SHARE) * free)
+
+
+def _said(need: Need, processes: int) -> str:
+    parts = {
+        "networks": need.networks,
+        "teachers": need.teachers,
+        "discriminators": need.discriminators,
+        "optimizer": need.optimizer,
+        "activations": need.activations,
+        "reserve": need.reserve,
+    }
+    words = ", ".join(f"{name} {in_megabytes(size)}" for name, size in parts.items() if size)
+    again = ", some activations are computed again" if need.recomputed else ""
+    each = f" in each of {processes} processes" if processes > 1 else ""
+    return f"{need.stage} takes about {in_megabytes(need.peak)} of memory{each}: {words}{again}"
 
 
 def warn_if_long(config: TrainConfig, classes: int, hardware: Hardware) -> None:

@@ -26,7 +26,10 @@ from leuda_train.loop.hardware import Hardware, Precision
 from leuda_train.loop.run_folder import RunFolder
 
 # what may be another whenever a run is started again: it changes nothing but rounding
-WHENEVER = {"name", "device", "compile", "schedule.checkpoint_seconds", "schedule.shares_every"}
+WHENEVER = {"name", "device", "compile", "max_memory"} | {
+    "schedule.checkpoint_seconds",
+    "schedule.shares_every",
+}
 # what may be another while the run is not finished
 UNFINISHED = {
     "precision",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import tomli_w
 
 from leuda_deploy.errors import InputError
 from leuda_deploy.machine.files import atomic_path, write_json
-from leuda_deploy.machine.progress import ShowProgress
+from leuda_deploy.machine.memory import in_megabytes
+from leuda_deploy.machine.outside import read_json
+from leuda_deploy.machine.progress import ShowProgress, no_progress
 from leuda_deploy.scans.recipe import Recipe
 from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import read_volume
@@ -22,8 +25,12 @@ from leuda_train.export.first_model import FirstModel
 from leuda_train.loop.hardware import Hardware
 from leuda_train.loop.loop import StageRun, Watch
 from leuda_train.loop.metrics_log import Metrics
+from leuda_train.loop.profile import PeakMemory
 from leuda_train.loop.ranks import Ranks
-from leuda_train.loop.run_folder import RunFolder
+from leuda_train.loop.run_folder import MAX_EVALUATION_BYTES, RunFolder
+from leuda_train.stages.memory import Need
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +41,8 @@ class Run:
     metrics   None in a process that is not the first
     profiles  stage -> where its time went; None if nobody asked
     first     the model that a source-free run goes on from
+    needs     stage -> the memory that it takes
+    measured  stage -> bytes that it took, of those that trained in this session
     """
 
     cohort: Cohort
@@ -46,6 +55,8 @@ class Run:
     metrics: Metrics | None
     profiles: dict[str, Any] | None
     first: FirstModel | None = None
+    needs: Mapping[str, Need] = field(default_factory=dict)
+    measured: dict[str, int | None] = field(default_factory=dict)
 
     @property
     def classes(self) -> int:
@@ -54,20 +65,55 @@ class Run:
 
     @contextmanager
     def stage(
-        self, title: str, folder: Path, began_with: Mapping[str, str] | None = None
+        self,
+        name: str,
+        folder: Path,
+        began_with: Mapping[str, str] | None = None,
+        title: str | None = None,
     ) -> Iterator[StageRun]:
         """A stage of this run, which finds and leaves its checkpoints in the folder.
 
+        name        as metrics have it
         began_with  what its checkpoints say of where they come from
+        title       for people, if it is another
         """
-        with self.show(title) as progress:
+        watch = Watch(
+            progress=no_progress,
+            metrics=self.metrics,
+            profiles=self.profiles,
+            peak=PeakMemory(self.hardware.device),
+            measured=self.measured,
+        )
+        with self.show(title or name) as progress:
+            watch.progress = progress
             yield StageRun(
                 hardware=self.hardware,
                 folder=folder,
                 checkpoint_seconds=self.config.schedule.checkpoint_seconds,
-                watch=Watch(progress=progress, metrics=self.metrics, profiles=self.profiles),
+                watch=watch,
+                recomputed=self.needs[name].recomputed if name in self.needs else 0,
                 began_with=began_with or {},
             )
+        if self.hardware.ranks.first:
+            write_memory(self)
+            took = self.measured.get(name)
+            if took is not None:
+                _log.info("%s took %s of memory", name, in_megabytes(took))
+
+
+def write_memory(run: Run) -> None:
+    """Write what each stage was to take of memory and took, beside what an earlier session saw."""
+    path = run.folder.memory
+    before = read_json(path, most=MAX_EVALUATION_BYTES)["stages"] if path.is_file() else {}
+    stages = {
+        name: {
+            "predicted": {**asdict(need), "peak": need.peak},
+            "measured": run.measured.get(name, before.get(name, {}).get("measured")),
+        }
+        for name, need in run.needs.items()
+    }
+    limit = run.config.max_memory
+    write_json(path, {"device": run.hardware.device.type, "max_memory": limit, "stages": stages})
 
 
 def check_labels(config: TrainConfig, cohort: Cohort, first: FirstModel | None) -> None:

@@ -11,6 +11,7 @@
     RUN/scans.json        the cohort as it was found
     RUN/report.html       all of this to read; both are drawn anew every few minutes meanwhile
     RUN/predictions.png   best, median and worst test scan: truth and prediction
+    RUN/memory.json       what each stage was to take of memory, and took
     RUN/profile.json      on request: where the time went, by stage
     RUN/tensorboard/      on request: metrics.jsonl for TensorBoard, a folder a stage
 
@@ -44,7 +45,7 @@ from leuda_train.loop.metrics_log import Metrics
 from leuda_train.loop.ranks import Ranks, process_group
 from leuda_train.loop.run_folder import MAX_EVALUATION_BYTES, RunFolder
 from leuda_train.pages.live_page import LivePage
-from leuda_train.runs.checks import check_classes, warn_if_long
+from leuda_train.runs.checks import check_classes, plan_memory, warn_if_long
 from leuda_train.runs.results import Trained, draw_pictures, evaluate_run, save_result
 from leuda_train.runs.resume import (
     Beginning,
@@ -58,7 +59,7 @@ from leuda_train.runs.resume import (
 from leuda_train.runs.run import Run, check_labels, check_shares, write_config, write_scans
 from leuda_train.stages.adapt import adapt
 from leuda_train.stages.distil import distil
-from leuda_train.stages.translate import load_translation
+from leuda_train.stages.translate import STAGE, load_translation
 from leuda_train.stages.translated_sets import TranslatedSets, untranslated
 
 
@@ -121,10 +122,12 @@ def train(
                 return finished
             beginning = ranks.broadcast(read_beginning(folder) if ranks.first else None)
             check_precision(beginning, config, hardware)
+            classes = 1 + len(cohort.structures)
+            needs = ranks.broadcast(plan_memory(config, classes, hardware) if ranks.first else None)
             if ranks.first:
                 write_config(folder, config, cohort)
                 write_scans(folder, config, cohort, recipe)
-                warn_if_long(config, 1 + len(cohort.structures), hardware)
+                warn_if_long(config, classes, hardware)
             page = LivePage(folder=folder, method=config.method, slice_axis=recipe.slice_axis)
             run = Run(
                 cohort=cohort,
@@ -137,6 +140,7 @@ def train(
                 metrics=Metrics(folder, tensorboard=tensorboard) if ranks.first else None,
                 profiles={} if profile else None,
                 first=first,
+                needs=needs,
             )
             trained = _do_stages(run, page, beginning)
             evaluation: dict[str, Any] | None = None
@@ -184,7 +188,8 @@ def _do_stages(run: Run, page: LivePage, beginning: Beginning | None) -> Trained
         sets = aligned_sets(slices, translated, run.classes, config)
         check_classes(np.asarray(sets.labels), sets.labelled_rows, run.cohort.structures)
     if config.uses_translation:
-        with run.stage(f"translation ({config.translation.title})", run.cache) as stage:
+        title = f"translation ({config.translation.title})"
+        with run.stage(STAGE, run.cache, title=title) as stage:
             stage = replace(stage, hardware=replace(run.hardware, precision=translated_in))
             translated = load_translation(slices, config.translation, config.seed, stage)
         check_translation(beginning, translated.fingerprint, run.folder)

@@ -8,27 +8,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from leuda_train.config.schema import TrainConfig
 from leuda_train.config.tested import Feed
 from leuda_train.data.aligned_sets import AlignedSets, take_rows
 from leuda_train.data.batches import Draw, make_batch, seed_dropout, step_generator
 from leuda_train.export.first_model import FirstModel
-from leuda_train.loop.hardware import Hardware, compile_networks
+from leuda_train.loop.hardware import Hardware
 from leuda_train.loop.loop import StageRun, run_steps
 from leuda_train.loop.metrics_log import Row
 from leuda_train.loop.profile import phase
-from leuda_train.networks.batchnorm import reestimate, with_joint_batchnorm
+from leuda_train.networks.batchnorm import reestimate
 from leuda_train.networks.cyclegan import Generator
-from leuda_train.networks.discriminators import FeatureDiscriminator
 from leuda_train.networks.product import DeployedNetwork
-from leuda_train.networks.unet import UNet
-from leuda_train.objective.class_prior import ClassPrior
-from leuda_train.objective.ema import teacher_mode
 from leuda_train.objective.label_free import Probe, label_free_score, make_probe
 from leuda_train.objective.schedules import lambdas, learning_rate
-from leuda_train.objective.step import Networks, le_uda_step
+from leuda_train.objective.step import le_uda_step
+from leuda_train.stages.build import build_networks
 from leuda_train.stages.self_labels import SelfLabels
 
 FEED_BATCHES = 8  # batches read at once when batch norms are re-estimated: steadier statistics
@@ -71,7 +68,7 @@ def adapt(
     to_source  the generator of stage 1, where a network is tested on x^{t→s}
     first      what a source-free run goes on from
     """
-    trainer = Adaptation(sets, config, run.hardware, to_source, first)
+    trainer = Adaptation(sets, config, run.hardware, to_source, first, run.recomputed)
     schedule = config.schedule
     steps = schedule.epochs * schedule.steps_per_epoch
     history = run_steps(trainer, run, name=config.method, steps=steps)
@@ -143,6 +140,7 @@ class Adaptation:
         hardware: Hardware,
         to_source: Generator | None = None,
         first: FirstModel | None = None,
+        recomputed: int = 0,
     ) -> None:
         self.config, self.hardware = config, hardware
         self.labels = SelfLabels(sets.on_device(hardware), hardware)
@@ -157,44 +155,8 @@ class Adaptation:
         self.looks: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {}
         torch.manual_seed(config.seed)
-        student: nn.Module = UNet(sets.classes, config.unet.widths, config.unet.dropout)
-        if first is not None:
-            student.load_state_dict(first.network.state_dict())
-        if hardware.ranks.size > 1 or config.objective.batchnorm_over == "stream":
-            student = with_joint_batchnorm(student, hardware.ranks)
-        student = hardware.place(student)
-        teachers = [copy.deepcopy(student).requires_grad_(False) for _ in range(2)]
-        for teacher in teachers:
-            teacher_mode(teacher, config.objective.teacher_batchnorm)
-        if config.compile:
-            compile_networks([student, *teachers])
-        levels = config.adversarial.levels
-        widths = [config.unet.widths[level - 1] for level in levels]
-        discriminators = [
-            hardware.place(
-                FeatureDiscriminator(widths, [-level for level in levels], config.adversarial.width)
-            )
-            for _ in range(2)
-        ]
-        self.nets = Networks(
-            student=student,
-            intra_teacher=teachers[0],
-            inter_teacher=teachers[1],
-            intra_discriminator=discriminators[0],
-            inter_discriminator=discriminators[1],
-            class_prior=ClassPrior(sets.class_shares, config.objective.pseudo_prior).to(
-                hardware.device
-            ),
-            student_optimizer=torch.optim.Adam(
-                student.parameters(), lr=config.schedule.learning_rate, fused=True
-            ),
-            discriminator_optimizer=torch.optim.Adam(
-                nn.ModuleList(discriminators).parameters(),
-                lr=config.adversarial.learning_rate,
-                betas=(0.5, 0.999),
-                fused=True,
-            ),
-            scaler=torch.amp.GradScaler(hardware.device.type, enabled=hardware.needs_scaler),
+        self.nets = build_networks(
+            config, sets.classes, sets.class_shares, hardware, first, recomputed
         )
 
     def step(self, step: int) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from leuda_train.config.schema import TrainConfig
 from leuda_train.data.aligned_sets import AlignedSets
-from leuda_train.data.batches import Draw, make_batch, seed_dropout
+from leuda_train.data.batches import Batch, Draw, make_batch, seed_dropout
 from leuda_train.loop.hardware import Hardware
 from leuda_train.loop.loop import StageRun, run_steps
 from leuda_train.loop.optimizer_step import optimizer_step
@@ -36,7 +36,7 @@ def distil(
 
     Resumes from the run's folder. Returns what is deployed.
     """
-    trainer = Distillation(teachers, sets, config, run.hardware)
+    trainer = Distillation(teachers, sets, config, run.hardware, run.recomputed)
     run_steps(trainer, run, name="distillation", steps=trainer.steps)
     return DeployedNetwork(trainer.network, None).eval()
 
@@ -64,6 +64,7 @@ class Distillation:
         sets: AlignedSets,
         config: TrainConfig,
         hardware: Hardware,
+        recomputed: int = 0,
     ) -> None:
         assert config.distil is not None
         self.teachers = [hardware.place(t).eval().requires_grad_(False) for t in teachers.values()]
@@ -74,13 +75,13 @@ class Distillation:
         self.images_per_step = self.draw.images_per_step
         torch.manual_seed(config.seed)
         widths = self.distil.widths(config.unet.widths)
-        network: nn.Module = UNet(sets.classes, widths, config.unet.dropout)
+        unet = UNet(sets.classes, widths, config.unet.dropout)
+        unet.recomputed = recomputed
+        network: nn.Module = unet
         if hardware.ranks.size > 1:
             network = with_joint_batchnorm(network, hardware.ranks)
         self.network = hardware.place(network)
-        self.optimizer = torch.optim.Adam(
-            self.network.parameters(), lr=self.distil.learning_rate, fused=True
-        )
+        self.optimizer = hardware.adam(self.network.parameters(), self.distil.learning_rate)
         self.scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.needs_scaler)
 
     def step(self, step: int) -> dict[str, Tensor]:
@@ -90,6 +91,10 @@ class Distillation:
         seed_dropout(self.seed, "distil dropout", step, self.hardware)
         with phase("data"):
             batch = make_batch(self.sets, self.draw, self.hardware, step)
+        return self.update(batch)
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """Train on a batch that was drawn."""
         assert batch.strong is not None
         (labels,) = batch.labels
         with self.hardware.autocast():

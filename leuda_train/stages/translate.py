@@ -85,7 +85,7 @@ def train_cyclegan(
     slices: Slices, config: TranslationConfig, seed: int, run: StageRun
 ) -> tuple[Translation, list[Row]]:
     """Train to the last step, resumed from the run's folder; the trainer and its history."""
-    trainer = Translation(slices, config, run.hardware, seed)
+    trainer = Translation(slices, config, run.hardware, seed, run.recomputed)
     return trainer, run_steps(trainer, run, name=STAGE, steps=config.steps)
 
 
@@ -112,15 +112,20 @@ class Translation:
     """Both generators, then both discriminators, one iteration at a time."""
 
     def __init__(
-        self, slices: Slices, config: TranslationConfig, hardware: Hardware, seed: int
+        self,
+        slices: Slices,
+        config: TranslationConfig,
+        hardware: Hardware,
+        seed: int,
+        recomputed: int = 0,
     ) -> None:
         self.config, self.hardware, self.seed = config, hardware, seed
         self.source, self.target = on_device([slices.source, slices.target], hardware)
         self.images_per_step = 2 * config.batch
         torch.manual_seed(seed)
         self.nets = CycleGAN(
-            to_target=hardware.place(_initialised(Generator(config.width, config.blocks))),
-            to_source=hardware.place(_initialised(Generator(config.width, config.blocks))),
+            to_target=hardware.place(self._generator(recomputed)),
+            to_source=hardware.place(self._generator(recomputed)),
             target_discriminator=hardware.place(self._discriminator()),
             source_discriminator=hardware.place(self._discriminator()),
             target_pool=ImagePool(config.pool),
@@ -132,6 +137,11 @@ class Translation:
         )
         self.scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.needs_scaler)
 
+    def _generator(self, recomputed: int) -> nn.Module:
+        generator = Generator(self.config.width, self.config.blocks)
+        generator.recomputed = recomputed
+        return _initialised(generator)
+
     def _discriminator(self) -> nn.Module:
         config = self.config
         return _initialised(
@@ -140,9 +150,7 @@ class Translation:
 
     def _adam(self, *nets: nn.Module) -> torch.optim.Adam:
         weights = chain(*(net.parameters() for net in nets))
-        return torch.optim.Adam(
-            weights, lr=self.config.learning_rate, betas=(0.5, 0.999), fused=True
-        )
+        return self.hardware.adam(weights, self.config.learning_rate, betas=(0.5, 0.999))
 
     def _draw(self, images: NDArray[np.float32] | Tensor, domain: str, step: int) -> Tensor:
         every = np.arange(len(images))
@@ -152,10 +160,14 @@ class Translation:
 
     def step(self, step: int) -> dict[str, Tensor]:
         """One update of the generators and one of the discriminators."""
-        nets, config, ranks = self.nets, self.config, self.hardware.ranks
         with phase("data"):
             source = self._draw(self.source, "source", step)
             target = self._draw(self.target, "target", step)
+        return self.update(source, target, step)
+
+    def update(self, source: Tensor, target: Tensor, step: int) -> dict[str, Tensor]:
+        """Train on images (B, 1, H, W) of each domain."""
+        nets, config, ranks = self.nets, self.config, self.hardware.ranks
         for optimizer in (self.generators, self.discriminators):
             rate = learning_rate(step, config.steps, config.learning_rate)
             optimizer.param_groups[0]["lr"] = rate

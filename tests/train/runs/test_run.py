@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from support import tiny
+from support.states import assert_bit_equal
 
 from leuda_deploy.engines.onnx_runtime import OnnxEngine
 from leuda_deploy.errors import InputError, ParityError, TrainingError
@@ -29,6 +30,7 @@ from leuda_train.loop.metrics_log import read_metrics
 from leuda_train.networks.product import TorchEngine
 from leuda_train.runs import train as training
 from leuda_train.runs.train import train
+from leuda_train.stages.memory import need_of
 
 UPPER_BOUND = "ct_upper_bound"
 
@@ -243,6 +245,31 @@ def test_the_supervised_upper_bound_reads_target_labels_and_source_only_does_not
     assert source.labels.shape == source.images["source"].shape
     stored = {path.parent.name for path in (tmp_path / "cache").rglob("target_labels.npy")}
     assert len(stored) == 1  # the supervised run's own slices
+
+
+@pytest.mark.slow
+def test_what_a_run_takes_of_memory_stands_beside_what_was_predicted(finished):
+    stages = json.loads((finished / "memory.json").read_text())["stages"]
+    assert list(stages) == ["translation", "le-uda"]
+    for found in stages.values():
+        assert found["predicted"]["recomputed"] == 0
+        assert found["measured"] is None or found["measured"] > 0
+    assert "predicted before it began" in (finished / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_run_in_less_memory_ends_with_the_same_weights(cohort, tmp_path):
+    plain = small_config("source-only")
+    full = need_of("source-only", plain, 5, tiny.CPU)
+    tight = plain.model_copy(update={"max_memory": str(full.peak - 1)})
+    weights = []
+    for name, config in (("plain", plain), ("tight", tight)):
+        out = tmp_path / name
+        do_train(cohort, out, config)
+        memory = json.loads((out / "memory.json").read_text())
+        assert memory["stages"]["source-only"]["predicted"]["recomputed"] == (name == "tight")
+        weights.append(load_product(out)[0].state_dict())
+    assert_bit_equal(*weights)
 
 
 def test_the_supervised_method_asks_for_labels_before_it_claims_the_folder(tmp_path):
