@@ -84,7 +84,7 @@ class Net:
                 window=self.window,
                 clip_percentiles=(0.5, 99.5),
                 normalisation="minmax",
-                outside="zero" if self.channels > 1 else "darkest",
+                outside="zero" if self.channels > 1 else "floor",
             ),
             structures=tuple(
                 Structure(name=f"s{k}", value=k, colour=(k, 100, 200)) for k in range(1, count + 1)
