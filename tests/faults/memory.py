@@ -238,6 +238,8 @@ def main() -> int:
     parser.add_argument("--only", action="append", help="this combination (again and again)")
     parser.add_argument("--save", type=Path, help="results, JSON; gone on with")
     args = parser.parse_args()
+    if args.save:
+        args.save.parent.mkdir(parents=True, exist_ok=True)
     rows: dict[str, Any] = {}
     if args.save and args.save.is_file():
         rows = json.loads(args.save.read_text())["combinations"]
