@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 from leuda_deploy.errors import InputError
+from leuda_deploy.inference.edges import OFFSETS
 from leuda_deploy.inference.slabs import as_many_usual, part_of
 from leuda_deploy.machine.memory import in_megabytes
 from leuda_deploy.model.tiling import DEFAULT_TILING, Tiling
@@ -57,6 +58,7 @@ class Workload:
         mirror: Whether mirrored windows are scored, too.
         uncertainty: Whether an entropy map is made.
         regions: Whether the structures may overlap.
+        edges: Whether scores are drawn to the slices' edges.
         scans: How many are held at once, where others are read and written meanwhile.
         results: The same of labels.
     """
@@ -69,6 +71,7 @@ class Workload:
     mirror: bool = False
     uncertainty: bool = False
     regions: bool = False
+    edges: bool = False
     scans: int = 1
     results: int = 1
 
@@ -117,6 +120,8 @@ def _plan_for(batch: int, stack: Stack, workload: Workload) -> MemoryPlan:
     held = blocks * (4 * slab * grid * stack.channels + 3 * scores)
     # grid slices that wait for the next, where the scan has others
     held += (stack.depth != stack.scan_depth) * 2 * scores
+    # the weights of a slice's neighbours, in the making; and the slab's probabilities
+    drawn = workload.edges * (4 * 4 * len(OFFSETS) * grid + 2 * scores)
     voxels = stack.volume.raw.size
     return MemoryPlan(
         slab=slab,
@@ -129,6 +134,7 @@ def _plan_for(batch: int, stack: Stack, workload: Workload) -> MemoryPlan:
             "slabs": SLABS_ALIVE * (images + scores)
             + blending
             + held
+            + drawn
             + LABEL_BYTES_PER_PIXEL * plane,
         },
     )

@@ -22,6 +22,7 @@ from scipy.special import expit, softmax
 
 from leuda_deploy.engines.engine import Float32, Scorer
 from leuda_deploy.errors import ModelError
+from leuda_deploy.inference.edges import by_edges
 from leuda_deploy.inference.find_first import Find, FullBecause, Walk
 from leuda_deploy.inference.labels import Uncertainty, label_plane, region_plane
 from leuda_deploy.inference.pipelined import prefetch
@@ -141,6 +142,9 @@ def segment(
                     )
                 if made_probable:
                     found = softmax(found, axis=1) if threshold is None else expit(found)
+            if scoring.edges:
+                with clock("edges"):
+                    found = by_edges(found, slices, probabilities=scoring.probabilities)
             yield done, found
 
     labels = np.zeros(stack.volume.raw.shape, dtype=np.uint8, order="F")

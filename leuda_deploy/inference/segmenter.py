@@ -193,6 +193,7 @@ class Segmenter:
             mirror=self.settings.mirror,
             uncertainty=uncertainty,
             regions=self.card.options.regions,
+            edges=scoring.edges,
             scans=scans,
             results=results,
         )

@@ -46,6 +46,7 @@ class Scoring:
         multiple: Of its sides, the windows that an engine takes besides the usual one; None: no
             other, so that slices are never scored whole.
         region_threshold: The score above which a pixel is in a region; None: structures are none.
+        edges: Draw the scores of a 2D engine's classes to the slices' edges, see `edges.py`.
     """
 
     tiling: Tiling = DEFAULT_TILING
@@ -55,6 +56,7 @@ class Scoring:
     probabilities: bool = False
     multiple: int | None = None
     region_threshold: float | None = None
+    edges: bool = False
 
 
 DEFAULT_SCORING = Scoring()
@@ -78,6 +80,7 @@ def scoring_of(
         mirror=mirror,
         probabilities=card.probabilities,
         region_threshold=card.region_threshold,
+        edges=card.edges,
     )
 
 

@@ -185,6 +185,7 @@ class ModelCard(_Part):
     int8    of a graph in int8: on what it was proven; None: another precision, or not known
     search  how few slices find all there is, where the export proved it; None: score every slice
     dice_curve  how far its doubts can be believed; None: no Dice is predicted
+    edges   whether labels are drawn to the edges of the slices, see `inference/edges.py`
     sha256  over graph, weights and card; see `model_file`
     """
 
@@ -204,6 +205,7 @@ class ModelCard(_Part):
     int8: Int8 | None = None
     search: Search | None = None
     dice_curve: DiceCurve | None = None
+    edges: bool = False
     opset: Annotated[int, Field(ge=1)]
     licence: Lines
     provenance: Provenance
@@ -287,6 +289,8 @@ def _unsupported(card: ModelCard) -> str | None:
     plain = card.depth is None and card.scan_count == 1 and not card.options.regions
     if (card.tiling.whole or card.tiling.air) and not plain:
         return "scores slices whole, or less air: that is for 2D graphs of one scan and its classes"
+    if card.edges and not plain:
+        return "draws labels to edges: that is for 2D graphs of one scan and its classes"
     if card.scan_count > 1:
         if card.recipe.outside != "zero":
             return 'has several channels: that needs "outside": "zero" in its recipe'

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from leuda_deploy.engines.engine import Float32, Scorer
+from leuda_deploy.inference.edges import by_edges, follow_edges
 from leuda_deploy.inference.labels import ExpectedDice, winners
 from leuda_deploy.model.dice_curve import ENDS, DiceCurve
 
@@ -41,7 +42,7 @@ def spread(rows: NDArray[np.int64], most: int = MOST_SLICES) -> NDArray[np.int64
 
 
 def fit_dice_curve(
-    engine: Scorer, scans: Sequence[LabelledScan], *, classes: int, held_out: bool, seed: int = 0
+    engine: Scorer, scans: Sequence[LabelledScan], *, classes: int, held_out: bool, edges: bool = False, seed: int = 0
 ) -> DiceCurve | None:
     """Fit the curve on labelled scans.
 
@@ -50,6 +51,7 @@ def fit_dice_curve(
         scans: What to fit it on; MOST_SCANS of them, evenly.
         classes: K, with the background.
         held_out: Whether training had not seen the labels.
+        edges: Whether labels are drawn to the slices' edges.
         seed: Of the noise.
 
     Returns:
@@ -61,7 +63,9 @@ def fit_dice_curve(
         pair
         for strength in NOISE
         for k in chosen
-        for pair in dice_pairs(engine, _with_noise(scans[k], strength, rng), classes).values()
+        for pair in dice_pairs(
+            engine, _with_noise(scans[k], strength, rng), classes, edges=edges
+        ).values()
     ]
     if len(pairs) < FEWEST:
         return None
@@ -85,13 +89,18 @@ def fit_dice_curve(
     return curve.model_copy(update={"error": round(float(error), 4)})
 
 
-def dice_pairs(engine: Scorer, scan: LabelledScan, classes: int) -> dict[int, tuple[float, float]]:
+def dice_pairs(
+    engine: Scorer, scan: LabelledScan, classes: int, *, edges: bool = False
+) -> dict[int, tuple[float, float]]:
     """By class that is found or is there: the Dice that is expected, and the true one."""
     doubts = ExpectedDice(classes)
     found, there, both = np.zeros((3, classes))
     for start in range(0, len(scan.images), BATCH):
         part = slice(start, start + BATCH)
-        scores = engine(np.ascontiguousarray(scan.images[part, None], dtype=np.float32))
+        images = np.ascontiguousarray(scan.images[part], dtype=np.float32)
+        scores = engine(images[:, None])
+        if edges:
+            scores = by_edges(scores, images)
         flat = np.moveaxis(scores, 1, 0).reshape(classes, -1)
         powers = np.exp(flat - flat.max(axis=0))
         won, truth = winners(flat), scan.labels[part].ravel()
@@ -103,6 +112,20 @@ def dice_pairs(engine: Scorer, scan: LabelledScan, classes: int) -> dict[int, tu
         k: (expected, float(2 * both[k] / (found[k] + there[k])))
         for k, expected in doubts.by_class().items()
     }
+
+
+def kept_by_edges(scans: Sequence[LabelledScan], *, classes: int) -> dict[int, float]:
+    """By class that is there: the Dice of true labels with the same, drawn to the slices' edges."""
+    both, sizes = np.zeros((2, classes))
+    for scan in scans:
+        for image, labels in zip(scan.images, scan.labels, strict=True):
+            q = np.ascontiguousarray((labels == np.arange(classes)[:, None, None]), np.float32)
+            follow_edges(q, np.ascontiguousarray(image, np.float32))
+            drawn = q.argmax(axis=0)
+            both += np.bincount(labels[drawn == labels], minlength=classes)
+            sizes += np.bincount(labels.ravel(), minlength=classes)
+            sizes += np.bincount(drawn.ravel(), minlength=classes)
+    return {k: float(2 * both[k] / sizes[k]) for k in range(1, classes) if sizes[k]}
 
 
 def _with_noise(scan: LabelledScan, strength: float, rng: np.random.Generator) -> LabelledScan:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from leuda_deploy.inference.segment import segment
+from leuda_deploy.inference.slabs import Scoring
 from leuda_deploy.machine.progress import Progress
 from leuda_deploy.model.card import Pieces
 from leuda_deploy.scans.nifti import write_labels
@@ -34,6 +35,7 @@ class HeldOut:
     cohort: Cohort
     recipe: Recipe
     hardware: Hardware
+    edges: bool = False  # labels are drawn to the slices' edges
 
     def evaluate(
         self,
@@ -55,7 +57,7 @@ class HeldOut:
             assert scan.label is not None
             volume = read_volume(scan.image)
             stack = Stack(volume, self.recipe, pixel_spacing_mm=scan.pixel_spacing_mm)
-            found = segment(stack, engine).labels
+            found = segment(stack, engine, Scoring(edges=self.edges)).labels
             path = predictions / f"{scan.subject}_label.nii.gz"
             write_labels(path, found, volume, names)
             pairs[scan.subject] = (path, scan.label)

@@ -52,6 +52,7 @@ class ProductFacts(BaseModel):
     extents_mm: dict[str, float] | None = None  # the same; see prove_search.py
     anatomy: dict[str, Anatomy] = {}  # by structure; the same
     dice_curve: DiceCurve | None = None  # the same; nor has one that was adapted without source
+    edges: bool = False  # its labels are drawn to the slices' edges
     class_shares: tuple[float, ...] | None = None  # (K,) of the source's labels; the same
 
 

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor, nn
 
+from leuda_deploy.inference.edges import follow_edges
 from leuda_train.data.aligned_sets import take_rows
 from leuda_train.data.slices import UNLABELLED
 from leuda_train.loop.hardware import Hardware
 from leuda_train.networks.batchnorm import reestimate
 from leuda_train.objective.class_prior import class_weights
-from leuda_train.objective.refine import follow_edges
 
 AT_ONCE = 32  # slices read by the teacher at a time
 RIVAL = 0.5  # share of the largest piece from which on a piece may be the organ itself
@@ -48,7 +48,8 @@ def label_volumes(
         scans: (N,) which scan each slice is of.
         wanted: (K,) the share of pixels that each class has in the source's labels.
         strength: 0 to 1, how far classes are weighted to have it; see `class_weights`.
-        refine: Whether the probabilities first follow the slices' edges; see `refine.py`.
+        refine: Whether the probabilities first follow the slices' edges; see
+            `leuda_deploy/inference/edges.py`.
         floor: Pixels of a lower confidence stay unlabelled; 0: each is labelled, islands that may
             be the organ too.
         hardware: Where the teacher runs.
@@ -69,11 +70,10 @@ def label_volumes(
         q = torch.cat([teacher(part)[0].float().softmax(1).cpu() for part in batches(rows)])
     teacher.train(training)
     if refine:
-        refined = []
-        for part, own in zip(q.split(AT_ONCE), torch.from_numpy(rows).split(AT_ONCE), strict=True):
-            of = take_rows(images, own.numpy(), hardware)
-            refined.append(follow_edges(part, of.float().cpu()))
-        q = torch.cat(refined)
+        for part in np.array_split(rows, max(1, round(len(rows) / AT_ONCE))):
+            read = take_rows(images, part, hardware).float().cpu().numpy()
+            for row, image in zip(part, read, strict=True):
+                follow_edges(q[row].numpy(), image)  # in place
     q *= (class_weights(wanted.cpu(), q.mean((0, 2, 3))) ** strength)[:, None, None]
     confidence, best = (q / q.sum(dim=1, keepdim=True)).max(dim=1)
     found = best.numpy().astype(np.uint8)

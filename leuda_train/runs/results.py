@@ -24,7 +24,12 @@ from leuda_train.config.tested import Feed
 from leuda_train.data.aligned_sets import AlignedSets
 from leuda_train.data.slices import Slices
 from leuda_train.evaluation.anatomy import cohort_anatomy
-from leuda_train.evaluation.dice_curve import LabelledScan, fit_dice_curve, spread
+from leuda_train.evaluation.dice_curve import (
+    LabelledScan,
+    fit_dice_curve,
+    kept_by_edges,
+    spread,
+)
 from leuda_train.evaluation.held_out import HeldOut, oracle
 from leuda_train.evaluation.ranking import rank_correlation
 from leuda_train.export.product_file import ProductFacts, save_product
@@ -39,6 +44,9 @@ from leuda_train.stages.translated_sets import TranslatedSets
 # The image families that look like what the product is fed, and how many slices of each are kept
 # to prove exports on.
 PARITY_SAMPLES: dict[Stream, int] = {"target": 64, "source_as_target": 16, "target_cycled": 16}
+
+
+KEPT = 0.85  # Dice of a structure's true labels with the same drawn to edges, for this to be done
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +70,7 @@ def evaluate_run(run: Run, trained: Trained) -> dict[str, Any]:
     adapted = trained.adapted
     evaluation: dict[str, Any] = {}
     if run.cohort.role("target test"):
-        held_out = HeldOut(run.cohort, run.recipe, run.hardware)
+        held_out = HeldOut(run.cohort, run.recipe, run.hardware, edges=_edges(run, trained))
         with run.show("test scans") as progress:
             numbers = run.cohort.structures
             rules = {numbers[name]: part.pieces for name, part in _anatomy(run).items()}
@@ -78,6 +86,7 @@ def evaluate_run(run: Run, trained: Trained) -> dict[str, Any]:
         "network": adapted.network,
         "feed": adapted.feed,
         "epoch": adapted.epoch,
+        "edges": _edges(run, trained),
         "label_free_score": adapted.score,
         "label_free_scores": adapted.scores,
         "hardware": str(run.hardware),
@@ -168,6 +177,7 @@ def product_facts(run: Run, trained: Trained) -> ProductFacts:
         extents_mm=before.extents_mm if before else _extents_mm(run),
         anatomy=_anatomy(run),
         dice_curve=_dice_curve(run, trained),
+        edges=_edges(run, trained),
         class_shares=before.class_shares if before else _class_shares(run, trained.slices),
     )
 
@@ -186,21 +196,45 @@ def _dice_curve(run: Run, trained: Trained) -> DiceCurve | None:
     On scans that training held out, if it did. Where they were translated, what looks like the
     target is fed: that is what the product is for.
     """
-    slices, images, sets = trained.slices, trained.translated.images, trained.sets
+    images, sets = trained.translated.images, trained.sets
     held_out = sets.held_out_rows is not None and len(sets.held_out_rows) > 0
     rows = sets.held_out_rows if held_out else sets.labelled_rows
-    of_scan, fed = slices.source_scans, images.get("source_as_target", images.get("source"))
-    if run.config.uses_target_labels:
-        of_scan, fed = slices.target_scans, images["target"]
-    if of_scan is None or fed is None or rows is None:
+    scans = _labelled(run, trained, rows, images.get("source_as_target", images.get("source")))
+    if not scans:
         return None
+    engine = TorchEngine(trained.adapted.chosen, run.hardware)
+    return fit_dice_curve(
+        engine, scans, classes=run.classes, held_out=held_out, edges=_edges(run, trained)
+    )
+
+
+def _labelled(
+    run: Run, trained: Trained, rows: NDArray[np.int64] | None, fed: Any
+) -> list[LabelledScan]:
+    """Slices of the labelled scans that these rows are of, from the images `fed`."""
+    of_scan = trained.slices.source_scans
+    if run.config.uses_target_labels:
+        of_scan, fed = trained.slices.target_scans, trained.translated.images["target"]
+    if of_scan is None or fed is None or rows is None:
+        return []
+    labels = trained.sets.labels
     by_scan = [spread(rows[of_scan[rows] == scan]) for scan in np.unique(of_scan[rows])]
-    scans = [
-        LabelledScan(images=np.asarray(fed[some]), labels=np.asarray(sets.labels[some]))
+    return [
+        LabelledScan(images=np.asarray(fed[some]), labels=np.asarray(labels[some]))
         for some in by_scan
     ]
-    engine = TorchEngine(trained.adapted.chosen, run.hardware)
-    return fit_dice_curve(engine, scans, classes=run.classes, held_out=held_out)
+
+
+def _edges(run: Run, trained: Trained) -> bool:
+    """Whether labels are drawn to edges: if that is asked for, and true labels survive it."""
+    if not run.config.test.edges:
+        return False
+    if run.first is not None:
+        return run.first.facts.edges
+    source = trained.translated.images.get("source")
+    scans = _labelled(run, trained, trained.sets.labelled_rows, source)
+    kept = kept_by_edges(scans, classes=run.classes)
+    return bool(kept) and min(kept.values()) >= KEPT
 
 
 def _class_shares(run: Run, slices: Slices) -> tuple[float, ...]:
