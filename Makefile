@@ -8,7 +8,7 @@ EXTRAS ?= dicom,openvino
 TESTED_BY := -n auto --maxprocesses 8 --dist loadfile
 WHEELS ?= wheelhouse
 
-.PHONY: help demo tour test test-browser fuzz check lint format docs structure wheelhouse model clean
+.PHONY: help demo tour test test-browser fuzz promises check lint format docs structure wheelhouse model clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -23,6 +23,10 @@ test: $(READY) ## all tests
 fuzz: $(READY) ## 200,000 damaged and hostile inputs; goes on where it was stopped (FUZZ_INPUTS=N)
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
 	PYTHONPATH=.:tests $(BIN)/python -m fuzz.nightly --inputs $(FUZZ_INPUTS) --save .cache/fuzz.json
+
+promises: $(READY) ## stops every command, and measures the memory of many kinds of scans
+	PYTHONPATH=.:tests $(BIN)/python -m faults.stop --save .cache/stop.json
+	PYTHONPATH=.:tests $(BIN)/python -m faults.memory --save .cache/memory.json
 
 test-browser: $(READY) ## the tests of the page in Chromium, which is installed first (Debian, as root)
 	apt-get install -y --no-install-recommends chromium chromium-driver

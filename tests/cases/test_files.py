@@ -17,6 +17,7 @@ from support.makers import MakeModel
 
 from leuda_deploy.errors import InputError, ScanError
 from leuda_deploy.jobs.find_jobs import find_jobs
+from leuda_deploy.scans.dicom.sources import places_of
 from leuda_deploy.scans.volume import read_volume
 from leuda_deploy.view.marks import Marks
 from leuda_deploy.view.scene import find_scenes
@@ -183,6 +184,8 @@ def test_pipes_and_devices_are_passed_over(tmp_path: Path, scan: Path) -> None:
         os.mkfifo(tmp_path / name)
         with pytest.raises(ScanError):
             read_volume(tmp_path / name)
+        with pytest.raises(ScanError):
+            places_of(tmp_path / name)
     (tmp_path / "zero.nii").symlink_to("/dev/zero")
     (tmp_path / "loop").symlink_to(".")
     (tmp_path / "self.nii").symlink_to("self.nii")

@@ -84,6 +84,7 @@ class Net:
                 window=self.window,
                 clip_percentiles=(0.5, 99.5),
                 normalisation="minmax",
+                outside="zero" if self.channels > 1 else "floor",
             ),
             structures=tuple(
                 Structure(name=f"s{k}", value=k, colour=(k, 100, 200)) for k in range(1, count + 1)
@@ -99,7 +100,8 @@ class Net:
 
     def _graph(self) -> onnx.ModelProto:
         rng, sides = np.random.default_rng(0), 3 if self.slices else 2
-        widths, nodes, weights, name = (self.channels, 8, self.classes), [], [], "windows"
+        features = 2 if self.slices else 8
+        widths, nodes, weights, name = (self.channels, features, self.classes), [], [], "windows"
         for k, (width, wider) in enumerate(pairwise(widths)):
             values = rng.normal(size=(wider, width, *(3,) * sides)) / np.sqrt(9 * width)
             weights.append(numpy_helper.from_array(values.astype(np.float32), f"w{k}"))
@@ -127,7 +129,7 @@ class Combination:
 RLE = "1.2.840.10008.1.2.5"
 COARSE = Net(spacing_mm=(1.6, 1.6))
 FINE = Net(spacing_mm=(0.4, 0.4))
-DEEP = Net(slices=16, window=(64, 64))
+DEEP = Net(slices=16, window=(96, 96))
 INT16 = nifti(np.int16)
 SAGITTAL = np.diag([2.0, -0.8, 0.8, 1.0])
 COMBINATIONS: dict[str, Combination] = {
@@ -169,7 +171,7 @@ COMBINATIONS: dict[str, Combination] = {
     "3D windows": Combination(scan=INT16, net=DEEP),
     "3D windows, resampled": Combination(
         scan=nifti(np.float32),
-        net=Net(slices=16, window=(64, 64), spacing_mm=(1.6, 1.6), slice_mm=3.0),
+        net=Net(slices=16, window=(96, 96), spacing_mm=(1.6, 1.6), slice_mm=3.0),
     ),
     "30 classes": Combination(scan=INT16, net=Net(classes=31)),
     "regions": Combination(scan=INT16, net=Net(regions=True), options=("--regions", "OUT/regions")),
@@ -236,6 +238,8 @@ def main() -> int:
     parser.add_argument("--only", action="append", help="this combination (again and again)")
     parser.add_argument("--save", type=Path, help="results, JSON; gone on with")
     args = parser.parse_args()
+    if args.save:
+        args.save.parent.mkdir(parents=True, exist_ok=True)
     rows: dict[str, Any] = {}
     if args.save and args.save.is_file():
         rows = json.loads(args.save.read_text())["combinations"]

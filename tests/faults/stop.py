@@ -230,6 +230,8 @@ def main() -> int:
     parser.add_argument("--data", type=Path, help="keep what is prepared here")
     parser.add_argument("--save", type=Path, help="results, JSON")
     args = parser.parse_args()
+    if args.save:
+        args.save.parent.mkdir(parents=True, exist_ok=True)
     os.environ["PYTHONPATH"] = str(Path.cwd())
     shares = [(n + 0.5) / args.moments for n in range(args.moments)]
     with tempfile.TemporaryDirectory() as name:

@@ -133,7 +133,7 @@ def places_of(source: Path) -> list[Place]:
     """
     if source.is_dir():
         return [_place_of_folder(folder) for folder in folders_of(source)]
-    if not source.exists():
+    if not source.is_file():  # nor a pipe or a device, which would be waited for
         raise ScanError("missing", f"no such scan or folder: {source}")
     if is_dicom(source):
         if source.name.upper() == DICOMDIR:
