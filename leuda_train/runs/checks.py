@@ -102,11 +102,12 @@ def _fitted(
     stage: str, config: TrainConfig, classes: int, hardware: Hardware, limit: int | None
 ) -> Need:
     """The need that computes least again and is within the limit; if none is, the least need."""
+    needs = []
     for levels in range(stages_of(config)[stage] + 1):
-        need = need_of(stage, config, classes, hardware, levels)
-        if limit is None or need.peak <= limit:
-            break
-    return need
+        needs.append(need_of(stage, config, classes, hardware, levels))
+        if limit is None or needs[-1].peak <= limit:
+            return needs[-1]
+    return min(needs, key=lambda need: need.peak)
 
 
 def _memory_there(hardware: Hardware) -> int | None:

@@ -36,6 +36,7 @@ from leuda_train.stages.translate import STAGE, Translation
 from leuda_train.stages.without_values import META, LiveBytes, Pretended
 
 GPU_RESERVE, CPU_RESERVE = 0.1, 0.2
+CPU_RESERVE_AGAIN = 0.25  # more where all is computed again: what comes and goes leaves holes
 # images with and without their padding: no hole that the one leaves is large enough for the other
 CPU_RESERVE_OF_TRANSLATION = 0.6
 
@@ -110,16 +111,18 @@ def need_of(
         stage=stage,
         **state,
         activations=max(0, live.peak - sum(state.values())),
-        reserve=round(_reserve(stage, hardware) * live.peak),
+        reserve=round(_reserve(stage, config, hardware, recomputed) * live.peak),
         recomputed=recomputed,
     )
 
 
-def _reserve(stage: str, hardware: Hardware) -> float:
+def _reserve(stage: str, config: TrainConfig, hardware: Hardware, recomputed: int) -> float:
     """As a share of the peak."""
     if hardware.device.type != "cpu":
         return GPU_RESERVE
-    return CPU_RESERVE_OF_TRANSLATION if stage == STAGE else CPU_RESERVE
+    if stage == STAGE:
+        return CPU_RESERVE_OF_TRANSLATION
+    return CPU_RESERVE + CPU_RESERVE_AGAIN * recomputed / stages_of(config)[stage]
 
 
 def _share_of_one(config: TrainConfig, hardware: Hardware) -> TrainConfig:
