@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from math import prod
 
 from leuda_deploy.errors import InputError
-from leuda_deploy.inference.edges import OFFSETS
 from leuda_deploy.inference.slabs import as_many_usual, part_of
 from leuda_deploy.machine.memory import in_megabytes
 from leuda_deploy.model.tiling import DEFAULT_TILING, Tiling
+from leuda_deploy.scans.grid.edges import OFFSETS
 from leuda_deploy.scans.stack import Stack
 
 # What Python, its allocator and the threads take on top of what can be counted: 38 to 40 MB were

@@ -22,7 +22,6 @@ from scipy.special import expit, softmax
 
 from leuda_deploy.engines.engine import Float32, Scorer
 from leuda_deploy.errors import ModelError
-from leuda_deploy.inference.edges import by_edges
 from leuda_deploy.inference.find_first import Find, FullBecause, Walk
 from leuda_deploy.inference.labels import Uncertainty, label_plane, region_plane
 from leuda_deploy.inference.pipelined import prefetch
@@ -39,6 +38,7 @@ from leuda_deploy.inference.sliding_window import mirrored, of_channels, scoring
 from leuda_deploy.machine.clock import Clock
 from leuda_deploy.machine.progress import Progress, no_progress
 from leuda_deploy.model.regions import label_map, region_counts
+from leuda_deploy.scans.grid.edges import by_edges
 from leuda_deploy.scans.intensity import Intensity
 from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import Volume

@@ -57,7 +57,6 @@ class Segmenter:
     """A model ready to label scans. Its engine is loaded once and shared by threads.
 
     Examples:
-        >>> from leuda_deploy import Segmenter, Settings
         >>> segmenter = Segmenter("exports/phantom-heart", Settings(engine="openvino"))
         >>> labels = segmenter("scan.nii.gz").labels  # (X, Y, Z) uint8, on the scan's grid
 

@@ -1,7 +1,8 @@
 """the model card: what a model file says of itself, kept as JSON in its ONNX metadata.
 
 It is all that training hands to deployment besides the weights. The card of a file from elsewhere
-is untrusted: size-limited, validated against this schema, never evaluated.
+is untrusted: size-limited, validated against this schema, never evaluated. Long because the whole
+schema stands here.
 """
 
 from __future__ import annotations
@@ -185,7 +186,7 @@ class ModelCard(_Part):
     int8    of a graph in int8: on what it was proven; None: another precision, or not known
     search  how few slices find all there is, where the export proved it; None: score every slice
     dice_curve  how far its doubts can be believed; None: no Dice is predicted
-    edges   whether labels are drawn to the edges of the slices, see `inference/edges.py`
+    edges   whether labels are drawn to the edges of the slices, see `scans/grid/edges.py`
     sha256  over graph, weights and card; see `model_file`
     """
 
@@ -287,10 +288,9 @@ def _unsupported(card: ModelCard) -> str | None:
     if card.tiling.whole and not card.options.dynamic_window:
         return "scores whole slices, but its graph has a fixed window"
     plain = card.depth is None and card.scan_count == 1 and not card.options.regions
-    if (card.tiling.whole or card.tiling.air) and not plain:
-        return "scores slices whole, or less air: that is for 2D graphs of one scan and its classes"
-    if card.edges and not plain:
-        return "draws labels to edges: that is for 2D graphs of one scan and its classes"
+    if (card.tiling.whole or card.tiling.air or card.edges) and not plain:
+        what = "scores slices whole, or less air, or draws labels to edges"
+        return f"{what}: that is for 2D graphs of one scan and its classes"
     if card.scan_count > 1:
         if card.recipe.outside != "zero":
             return 'has several channels: that needs "outside": "zero" in its recipe'

@@ -18,8 +18,8 @@ class TestConfig(Part):
     feed          of student and intra-domain teacher; the inter-domain one always reads x^t
     batchnorm     "trained": statistics as they were gathered in training; "feed": those of all the
                   unlabelled target scans, read once more by the finished network
-    edges         draw labels to the edges of the slices (`leuda_deploy/inference/edges.py`), if true
-                  labels of the source mostly survive it: each structure with a Dice of 0.85
+    edges         draw labels to the edges of the slices (`scans/grid/edges.py`), if true labels of
+                  the source mostly survive it: each structure with a Dice of 0.85
     select        "last": as it is after the last epoch, as in the paper; "label-free": as at the
                   epoch with the best label-free score
     select_epochs  from one look at the label-free score to the next

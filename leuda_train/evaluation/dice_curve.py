@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from leuda_deploy.engines.engine import Float32, Scorer
-from leuda_deploy.inference.edges import by_edges, follow_edges
 from leuda_deploy.inference.labels import ExpectedDice, winners
 from leuda_deploy.model.dice_curve import ENDS, DiceCurve
+from leuda_deploy.scans.grid.edges import by_edges, follow_edges
 
 NOISE = (0.0, 0.15, 0.3, 0.45, 0.6)  # standard deviations of an image
 MOST_SCANS, MOST_SLICES = 8, 40  # more of them cost time and say the same
@@ -42,7 +42,13 @@ def spread(rows: NDArray[np.int64], most: int = MOST_SLICES) -> NDArray[np.int64
 
 
 def fit_dice_curve(
-    engine: Scorer, scans: Sequence[LabelledScan], *, classes: int, held_out: bool, edges: bool = False, seed: int = 0
+    engine: Scorer,
+    scans: Sequence[LabelledScan],
+    *,
+    classes: int,
+    held_out: bool,
+    edges: bool = False,
+    seed: int = 0,
 ) -> DiceCurve | None:
     """Fit the curve on labelled scans.
 

@@ -1,8 +1,8 @@
 """class probabilities + the slices they are of -> the same, drawn towards the slices' edges.
 
-What a network finds of an organ in a new modality often stops in the middle of it. The organ goes on
-where its grey values do: each pixel takes a weighted mean of its neighbours' probabilities, and a
-neighbour weighs the more the more alike the two are, in units of the local spread of grey values.
+What a network finds of an organ in a new modality often stops in the middle of it. The organ goes
+on where its grey values do: each pixel takes a weighted mean of its neighbours' probabilities, and
+a neighbour weighs the more the more alike the two are, in units of the local spread of grey values.
 Thin walls do not survive this; training tries it on labels that are true, and the card says whether
 it is done.
 
@@ -32,7 +32,7 @@ OFFSETS = [
 
 
 def by_edges(scores: Float32, images: Float32, *, probabilities: bool = False) -> Float32:
-    """Scores (B, K, h, w), background first, and their slices (B, h, w) -> the same, drawn to edges.
+    """Scores (B, K, h, w), background first, and their slices (B, h, w) -> drawn to edges.
 
     Logits, or probabilities, as they came: the logits are logarithms of probabilities.
     """
@@ -48,16 +48,10 @@ def follow_edges(probabilities: Float32, image: Float32) -> None:
     classes = 1 + np.flatnonzero(likely.any(axis=(1, 2)))
     if not len(classes):
         return
-    seen = likely.any(axis=0)
-    box = tuple(
-        slice(max(0, int(places[0]) - AROUND), min(size, int(places[-1]) + 1 + AROUND))
-        for size, places in (
-            (seen.shape[1 - axis], np.flatnonzero(seen.any(axis=axis))) for axis in (1, 0)
-        )
-    )
+    seen = np.asarray(likely.any(axis=0))
+    box = _around(np.flatnonzero(seen.any(axis=1))), _around(np.flatnonzero(seen.any(axis=0)))
     weights = _alike(image[box])
-    here = np.ix_(classes, *(np.r_[side] for side in box))
-    part = probabilities[here]
+    part = probabilities[:, box[0], box[1]][classes]
     term = np.empty_like(part)
     far = max(REACHES)
     height, width = part.shape[1:]
@@ -68,8 +62,12 @@ def follow_edges(probabilities: Float32, image: Float32) -> None:
         for weight, (row, column) in zip(weights, OFFSETS, strict=True):
             np.multiply(weight, padded[:, row : row + height, column : column + width], out=term)
             part += term
-    probabilities[here] = part
+    probabilities[classes, box[0], box[1]] = part
     probabilities[0][box] += before - part.sum(axis=0)
+
+
+def _around(places: NDArray[np.intp]) -> slice:
+    return slice(max(0, int(places[0]) - AROUND), int(places[-1]) + 1 + AROUND)
 
 
 def _alike(image: Float32) -> Float32:

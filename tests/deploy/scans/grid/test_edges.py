@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import logit
 
-from leuda_deploy.inference.edges import Float32, by_edges, follow_edges
+from leuda_deploy.scans.grid.edges import Float32, by_edges, follow_edges
 
 
 def organ(size: int = 32) -> tuple[Float32, Float32]:
