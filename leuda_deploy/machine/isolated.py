@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from leuda_deploy.errors import LeudaError
-from leuda_deploy.machine.stop import end_with_parent
+from leuda_deploy.machine.stop import end_with_parent, unfinished
 
 CALL_FILE, RESULT_FILE = "call.pickle", "result.pickle"
 MAX_LINE = 200
@@ -61,13 +61,14 @@ def run_isolated(
         IsolatedProcessError: The process crashed, was killed, raised anything else, or took longer
             than `timeout_s`.
     """
-    with tempfile.TemporaryDirectory(prefix="leuda-") as name:
+    with tempfile.TemporaryDirectory(prefix="leuda-") as name, unfinished(Path(name)):
         folder = Path(name)
         with (folder / CALL_FILE).open("wb") as file:
             pickle.dump((function, args, kwargs), file, protocol=pickle.HIGHEST_PROTOCOL)
         command = [sys.executable, "-P", "-m", "leuda_deploy.machine.isolated", name]
         # where this process finds its modules, the child finds them
         search = {**os.environ, "PYTHONPATH": os.pathsep.join(safe_path())}
+        search["TMPDIR"] = name  # what it leaves there goes with the folder
         try:
             done = subprocess.run(
                 command, env=search, capture_output=True, timeout=timeout_s, check=False

@@ -94,6 +94,7 @@ def test_le_uda_trains_and_evaluates_where_no_target_label_exists(finished):
         "predictions",
         "evaluation.json",
         "scans.json",
+        "memory.json",
         "report.html",
         "run.png",
         "predictions.png",
