@@ -158,7 +158,8 @@ class Adaptation:
         recomputed: int = 0,
     ) -> None:
         self.config, self.hardware = config, hardware
-        self.labels = SelfLabels(sets.on_device(hardware), hardware)
+        to_edges = first is None or first.facts.refine.edges
+        self.labels = SelfLabels(sets.on_device(hardware), hardware, to_edges=to_edges)
         last = config.schedule.epochs * config.schedule.steps_per_epoch - 1
         self.draw = draw_of(config, last)
         self.images_per_step = self.draw.images_per_step

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import nn
 
 from leuda_deploy.errors import InputError
 from leuda_deploy.machine.files import file_sha256
+from leuda_deploy.model.refine import AS_PREDICTED, Refine
 from leuda_train.cli.train import print_trained
 from leuda_train.data.cohort import read_cohort
 from leuda_train.export.export_run import export_run
@@ -162,11 +164,14 @@ def test_a_model_that_lost_a_structure_is_not_kept(sent, target, tmp_path, monke
     assert f"lost     {name}: Dice 0.30" in capsys.readouterr().out
 
 
-def beginning(sent: Path, target: Path, **objective: object) -> tuple[Adaptation, object]:
+def beginning(
+    sent: Path, target: Path, refine: Refine = AS_PREDICTED, **objective: object
+) -> tuple[Adaptation, object]:
     from leuda_train.config.load import make_recipe
     from leuda_train.data.slices import load_slices
 
     first, cohort = read_first_model(sent), read_cohort(target)
+    first = replace(first, facts=first.facts.model_copy(update={"refine": refine}))
     config = first.config(None, "source-free", device="cpu", precision="fp32")
     terms = config.objective.model_copy(update=objective)
     config = config.model_copy(update={"objective": terms})
@@ -177,8 +182,13 @@ def beginning(sent: Path, target: Path, **objective: object) -> tuple[Adaptation
 
 
 @pytest.mark.slow
-def test_the_first_models_labels_stand_for_the_first_epochs(sent, target):
-    made, first = beginning(sent, target, pseudo_renewed_from_epoch=2, pseudo_every_epochs=1)
+@pytest.mark.parametrize("edges", [False, True])
+@pytest.mark.parametrize("renewed_from", [2, "never"])
+def test_the_first_models_labels_stand(sent, target, edges, renewed_from):
+    refine = Refine(edges=edges)
+    made, first = beginning(
+        sent, target, refine, pseudo_renewed_from_epoch=renewed_from, pseudo_every_epochs=1
+    )
     expected = label_volumes(
         first.network,
         made.labels.sets.images["target"],
@@ -186,7 +196,7 @@ def test_the_first_models_labels_stand_for_the_first_epochs(sent, target):
         torch.tensor(first.class_shares),
         strength=made.config.objective.pseudo_prior,
         floor=made.config.objective.pseudo_confidence,
-        refine=made.config.objective.pseudo_refine,
+        refine=edges,  # as the first model says
         hardware=tiny.CPU,
     )
     seen = []
@@ -195,7 +205,7 @@ def test_the_first_models_labels_stand_for_the_first_epochs(sent, target):
         seen.append(made.labels.target)
     assert torch.equal(seen[0], expected)
     assert all(labels is seen[0] for labels in seen[:6])
-    assert seen[6] is not seen[0]
+    assert (seen[6] is seen[0]) == (renewed_from == "never")
     assert seen[6] is seen[8]
 
 
