@@ -4,8 +4,14 @@ import signal
 
 
 def main() -> None:
-    """The `leuda` command. While all of it is loaded, Ctrl-C ends it without a traceback."""
+    """The `leuda` command. While all of it is loaded, Ctrl-C ends it without a traceback.
+
+    One of the processes of --gpus ends with their launcher, from this moment on.
+    """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from leuda_deploy.machine.stop import end_with_launcher
+
+    end_with_launcher()
     from leuda_train.cli import main as run
 
     run()

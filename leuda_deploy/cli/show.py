@@ -120,7 +120,7 @@ def _series_lines(report: Report) -> list[str]:
 
 
 def show_outcomes(outcomes: Sequence[Outcome], console: Console) -> None:
-    """A line a scan with what is odd about it, how many there are of each kind, and what is next."""
+    """A line a scan and what is odd about it; how many there are of each kind; what is next."""
     table = Table("scan", "")
     table.add_column("s", justify="right")
     table.add_column("mL", overflow="fold")
@@ -138,9 +138,7 @@ def show_outcomes(outcomes: Sequence[Outcome], console: Console) -> None:
         volumes = ", ".join(f"{name} {ml:.1f}" for name, ml in report.volumes_ml.items())
         seconds = f"{report.total_seconds:.1f}"
         odd = [Text(_shown("; ".join(_odd(report))))] if len(table.columns) > 4 else []
-        table.add_row(
-            Text(_shown(outcome.job.scan.name)), "done", seconds, Text(volumes), *odd
-        )
+        table.add_row(Text(_shown(outcome.job.scan.name)), "done", seconds, Text(volumes), *odd)
     console.print(table)
     failed = sum(outcome.error is not None for outcome in outcomes)
     skipped = sum(outcome.skipped for outcome in outcomes)

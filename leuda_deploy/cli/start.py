@@ -61,9 +61,7 @@ def next_steps(here: Path) -> list[Step]:
     out = next(
         (f"runs/{name}" for name in NAMES if not (here / "runs" / name).exists()), "runs/NEW"
     )
-    steps += [
-        Step(f"train on {cohort}", ("train", cohort, "--out", out)) for cohort in cohorts[:1]
-    ]
+    steps += [Step(f"train on {cohort}", ("train", cohort, "--out", out)) for cohort in cohorts[:1]]
     steps += [
         Step("see the whole job on made scans, in minutes", ("demo",)),
         Step("write made scans and their cohort.toml", ("phantom", "data/phantom")),

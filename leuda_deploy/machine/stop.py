@@ -21,6 +21,7 @@ from typing import NoReturn
 
 SECONDS = 1.5
 STOPS = (signal.SIGINT, signal.SIGTERM)
+LAUNCHER = "LEUDA_LAUNCHER"  # in the environment of processes that end with this one
 _unfinished: set[Path] = set()
 
 
@@ -81,9 +82,21 @@ def ending_when_told(end: Callable[[int], object] = end_now) -> Iterator[list[in
         reader.close()
 
 
-def end_with_parent() -> None:
-    """Have the system end this process if its parent ends, even by SIGKILL. On Linux alone."""
+def end_with_parent(parent: int | None = None) -> None:
+    """Have the system end this process if its parent ends, even by SIGKILL. On Linux alone.
+
+    parent  its process id, for a parent that may have ended before this is called: then this
+            process ends at once, on every system
+    """
     if sys.platform == "linux":
         import ctypes
 
         ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))  # PR_SET_PDEATHSIG
+    if parent is not None and os.getppid() != parent:
+        os._exit(128 + signal.SIGTERM)
+
+
+def end_with_launcher() -> None:
+    """`end_with_parent`, if a launcher of ours started this process; what it starts is its own."""
+    if launcher := os.environ.pop(LAUNCHER, None):
+        end_with_parent(int(launcher))

@@ -2,7 +2,8 @@
 
 Only 127.0.0.1 is listened on. Every address begins with a secret, so that no other user of this
 computer finds it. A request for another host name is refused, so that no foreign page can come in
-through its own name (DNS rebinding).
+through its own name (DNS rebinding). Who connects and asks for nothing, or never ends its headers,
+is hung up on, and keeps no browser waiting.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from shutil import copyfileobj
 from typing import Any
+
+from leuda_deploy.jobs.node.waiting import Waiting
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -28,7 +31,8 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-IDLE_SECONDS = 30.0
+IDLE_SECONDS = 30.0  # from one request's end to the next one's, and for a browser to take a part
+MOST_IDLE = 64  # connections from which no whole request has come; a browser opens six a page
 JSON = "application/json"
 
 
@@ -41,10 +45,21 @@ class GuardedServer(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 128
 
     def __init__(self, handler: type[GuardedRequest], *, port: int = 0) -> None:
+        self.waiting = Waiting(MOST_IDLE, IDLE_SECONDS)
         super().__init__(("127.0.0.1", port), handler)
         self.token = secrets.token_urlsafe(24)
+
+    def service_actions(self) -> None:
+        """After each connection, and every half second."""
+        self.waiting.hang_up()
+
+    def shutdown_request(self, request: Any) -> None:
+        """A connection has ended."""
+        self.waiting.end(request)
+        super().shutdown_request(request)
 
     @property
     def hosts(self) -> tuple[str, str]:
@@ -67,6 +82,17 @@ class GuardedRequest(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = IDLE_SECONDS
     server_version, sys_version = "leuda", ""
+
+    def handle_one_request(self) -> None:
+        """Wait for a request, and answer it."""
+        self.server.waiting.add(self.connection)
+        super().handle_one_request()
+
+    def parse_request(self) -> bool:
+        """Read the headers; afterwards a request is there, or a refusal was sent."""
+        whole = super().parse_request()
+        self.server.waiting.end(self.connection)
+        return whole
 
     def checked_path(self) -> str | None:
         """What is asked for, after the secret; None: the request was refused."""

@@ -12,12 +12,14 @@ from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from leuda_deploy.errors import InputError, TrainingError
+from leuda_deploy.machine.stop import LAUNCHER
 
 
 def launch(gpus: int, arguments: Sequence[str]) -> int:
     """Run `python -m leuda_train ARGUMENTS`, a process a GPU of this machine; the exit code.
 
-    If a process fails, the others are ended; it says what was wrong, the launcher adds nothing.
+    If a process fails, the others are ended; it says what was wrong, the launcher adds nothing. If
+    this process is killed, they end, too, from their first moment on.
     Raises InputError if there are not so many GPUs, TrainingError if a signal ended a process.
     """
     there = torch.cuda.device_count()
@@ -29,6 +31,7 @@ def launch(gpus: int, arguments: Sequence[str]) -> int:
     # Ctrl-C and SIGTERM end it as they end every command; torch would wait for half a minute
     start = ["--standalone", "--signals-to-handle", "SIGHUP", "--nproc-per-node", str(gpus)]
     start += ["-m", "leuda_train", *arguments]
+    os.environ[LAUNCHER] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun's own choice, without its warning
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     try:

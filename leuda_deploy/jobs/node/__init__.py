@@ -2,6 +2,8 @@
 
 queue.py    what has come and what became of it, on the disk: nothing is lost, nothing done twice
 peers.py    who may send, who gets the results, and how they are kept secret on the way
+waiting.py      connections that say nothing are hung up on
+connections.py  a connection -> an association
 receive.py  images that come -> the queue
 send.py     results -> whoever wants them
 node.py     the three together, with the model

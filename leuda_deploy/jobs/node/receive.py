@@ -12,16 +12,12 @@ from socketserver import TCPServer
 from typing import Any
 
 from leuda_deploy.errors import InputError, one_line, printable
+from leuda_deploy.jobs.node import connections
 from leuda_deploy.jobs.node.peers import LOCAL, Sender, Tls
 from leuda_deploy.jobs.node.queue import Queue
 
 _log = logging.getLogger(__name__)
 
-MOST_ASSOCIATIONS = 20
-MOST_CONNECTIONS = 500  # that have said nothing yet, too; each has two threads
-MOST_MESSAGE_BYTES = 1 << 20  # of one PDU; we ask for less than 17 KB in each
-HANDSHAKE_S = 10.0  # for each message of TLS that we wait for
-BEGINNING_S = 10.0  # for each message with which an association begins
 # statuses of C-STORE, PS3.4 B.2.3
 SUCCESS, NOT_AUTHORISED, NO_ROOM, NOT_UNDERSTOOD = 0x0000, 0x0124, 0xA700, 0xC000
 # what can be labelled: CT and MR, one image or many a file
@@ -86,8 +82,8 @@ class Receiver:
         node = AE(ae_title=door.title)
         node.require_called_aet = True
         node.require_calling_aet = sorted({each.title for each in door.senders})
-        node.maximum_associations = MOST_ASSOCIATIONS
-        node.acse_timeout = BEGINNING_S  # connections that say nothing count as associations
+        node.maximum_associations = connections.MOST_CONNECTIONS  # the server counts them better
+        node.acse_timeout = connections.BEGINNING_S
         node.add_supported_context(Verification)
         for uid in IMAGES:
             node.add_supported_context(uid, ALL_TRANSFER_SYNTAXES)
@@ -98,10 +94,9 @@ class Receiver:
                 ssl_context=None if door.tls is None else door.tls.accepting(),
                 evt_handlers=[
                     (evt.EVT_C_STORE, self._store),
-                    (evt.EVT_CONN_OPEN, _limit_messages),
                     *((each, self._close) for each in closed),
                 ],
-                server_class=_server_class({each.host for each in door.senders}),
+                server_class=connections.server_class({each.host for each in door.senders}),
             )
         except OSError as error:
             raise InputError(
@@ -157,59 +152,3 @@ class Receiver:
         return not self._door.senders or any(
             each.title == title and each.host in (None, host) for each in self._door.senders
         )
-
-
-def _limit_messages(event: Any) -> None:
-    """Hang up on a peer whose next message is larger than any that is meant.
-
-    pynetdicom would keep in memory whatever length a PDU states, up to 4 GB, before it reads it.
-    """
-    connection = event.assoc.dul.socket
-    receive = connection.recv
-
-    def receive_little(count: int) -> Any:
-        if count > MOST_MESSAGE_BYTES:
-            _log.warning("hung up on %s: a message of %d bytes", event.address[0], count)
-            connection.close()
-            raise OSError("too large a message")
-        return receive(count)
-
-    connection.recv = receive_little
-
-
-def _server_class(hosts: set[str | None]) -> Any:
-    """A server that hangs up on hosts that no sender is on, and on whoever ends no handshake.
-
-    pynetdicom's own waits for each handshake before it takes the next connection.
-    """
-    from pynetdicom.transport import ThreadedAssociationServer
-
-    class OurServer(ThreadedAssociationServer):  # type: ignore[misc]
-        def verify_request(self, request: Any, client_address: Any) -> bool:
-            allowed = not hosts or None in hosts or client_address[0] in hosts
-            if not allowed:
-                _log.warning("refused a connection of %s: it is not in --from", client_address[0])
-            elif len(self.active_associations) >= MOST_CONNECTIONS:
-                _log.warning("refused a connection of %s: too many are open", client_address[0])
-                return False
-            return allowed
-
-        def get_request(self) -> tuple[Any, Any]:
-            request, address = self.socket.accept()
-            if self.ssl_context is not None:  # the handshake follows in a thread of its own
-                request = self.ssl_context.wrap_socket(
-                    request, server_side=True, do_handshake_on_connect=False
-                )
-            return request, address
-
-        def finish_request(self, request: Any, client_address: Any) -> None:
-            if self.ssl_context is not None:
-                request.settimeout(HANDSHAKE_S)
-                request.do_handshake()
-                request.settimeout(None)
-            super().finish_request(request, client_address)
-
-        def handle_error(self, request: Any, client_address: Any) -> None:
-            _log.warning("a connection of %s broke off", client_address[0])
-
-    return OurServer

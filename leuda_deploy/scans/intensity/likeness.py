@@ -16,7 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from leuda_deploy.scans.intensity import Intensity
 
 FIGURES = ("low", "high", "lower quartile", "median", "upper quartile")
-ENDS = {"low": "low end", "high": "high end"}  # in scanner units; the others are shares between them
+ENDS = {
+    "low": "low end",
+    "high": "high end",
+}  # in scanner units; the others are shares between them
 # A scan this many spreads away does not look like the scans of training. Few of them make the
 # spread uncertain, which the least spread allows for. Phantoms: CT among CT 1.1 at most, MR 12.
 Z_LIMIT = 4.0

@@ -77,3 +77,30 @@ def test_what_a_killed_process_left_is_removed_by_the_next_one(tmp_path: Path) -
     with atomic_path(tmp_path / "b.txt") as mine:
         mine.write_text("whole")
     assert {path.name for path in tmp_path.iterdir()} == {"b.txt", ".tmp-of-somebody-else"}
+
+
+# a child that asks to end with its parent after that was killed
+LATE = """
+import os, subprocess, sys, time
+child = '''
+import os, sys, time
+from leuda_deploy.machine.stop import end_with_launcher
+while os.getppid() == int(os.environ["LEUDA_LAUNCHER"]):
+    time.sleep(0.01)
+end_with_launcher()
+time.sleep(5)
+print("left", flush=True)
+'''
+os.environ["LEUDA_LAUNCHER"] = str(os.getpid())
+subprocess.Popen([sys.executable, "-c", child])
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_child_ends_though_its_parent_was_killed_before_it_asked() -> None:
+    with subprocess.Popen([sys.executable, "-c", LATE], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"ready\n"
+        parent.kill()
+        assert parent.stdout.read() == b""  # the child held it, and has ended

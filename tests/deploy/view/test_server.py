@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from support.view_files import write_case
 
+from leuda_deploy.view import guarded
 from leuda_deploy.view.content import Content
 from leuda_deploy.view.marks import Marks
 from leuda_deploy.view.scene import find_scenes
@@ -24,7 +28,13 @@ def server(tmp_path: Path) -> Iterator[PageServer]:
     for name in ("one", "two"):
         write_case(tmp_path, name)
     (tmp_path / "secret.txt").write_text("secret")
-    made = PageServer(Content(find_scenes(tmp_path), {}), Marks(tmp_path / "marks.csv"))
+    with serving(tmp_path) as made:
+        yield made
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[PageServer]:
+    made = PageServer(Content(find_scenes(folder), {}), Marks(folder / "marks.csv"))
     thread = threading.Thread(target=made.serve_forever, daemon=True)
     thread.start()
     yield made
@@ -136,3 +146,44 @@ def test_a_scan_that_is_gone_is_one_line(server: PageServer, tmp_path: Path) -> 
     assert answer.status == 422
     assert content.count(b"\n") == 0
     assert b"no such scan" in content
+
+
+@pytest.mark.parametrize("said", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: x\r\nA: b\r\n"])
+def test_the_page_opens_beside_many_that_never_end_their_request(
+    server: PageServer, said: bytes
+) -> None:
+    with ExitStack() as every:
+        for _ in range(3 * guarded.MOST_IDLE):
+            peer = every.enter_context(socket.create_connection(server.server_address))
+            peer.sendall(said)
+        assert ask(server, "list")[0].status == 200
+        threads = [each for each in threading.enumerate() if "process_request" in each.name]
+        assert len(threads) <= guarded.MOST_IDLE + 20
+
+
+def test_headers_that_drip_are_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guarded, "IDLE_SECONDS", 0.5)  # each drop comes in time
+    write_case(tmp_path, "one")
+    with serving(tmp_path) as server, socket.create_connection(server.server_address) as peer:
+        peer.settimeout(0.05)
+        peer.sendall(b"GET / HTTP/1.1\r\n")
+        end = time.monotonic() + 30
+        with suppress(ConnectionError):
+            while True:
+                assert time.monotonic() < end
+                peer.sendall(b"X: y\r\n")
+                with suppress(TimeoutError):
+                    assert peer.recv(1) == b""
+                    break
+
+
+def test_a_connection_is_used_again(server: PageServer) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=30)
+    used = set()
+    for _ in range(3):
+        connection.request("GET", f"/{server.token}/list")
+        answer = connection.getresponse()
+        assert (answer.status, bool(answer.read())) == (200, True)
+        used.add(connection.sock)
+    connection.close()
+    assert len(used) == 1

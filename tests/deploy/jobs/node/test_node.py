@@ -334,7 +334,7 @@ def certificates(folder: Path) -> Tls:
 def test_who_ends_no_handshake_keeps_nobody_waiting(
     tmp_path: Path, segmenter: Segmenter, archive: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("leuda_deploy.jobs.node.receive.HANDSHAKE_S", 1.0)
+    monkeypatch.setattr("leuda_deploy.jobs.node.connections.BEGINNING_S", 1.0)
     tls = certificates(tmp_path)
     node = make_node(tmp_path, segmenter, archive.port, door=Door(port=0, tls=tls))
     with node.open(), socket.create_connection(("127.0.0.1", node.receiver.port)) as silent:
