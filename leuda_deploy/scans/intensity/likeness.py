@@ -58,10 +58,12 @@ class Likeness:
     usual: float
 
     def __str__(self) -> str:
-        form = ".4g" if self.figure in ENDS else ".0%"
+        end = ENDS.get(self.figure)
+        here = f"{self.value:.4g}" if end else f"{self.value:.0%} of their range"
+        there = f"{self.usual:.4g}" if end else f"{self.usual:.0%}"
         return (
-            f"the {ENDS.get(self.figure, self.figure)} of its intensities is at "
-            f"{self.value:{form}}, at {self.usual:{form}} in the scans the model was made for "
+            f"the {end or self.figure} of its intensities is at {here}, at {there} in the scans "
+            "the model was made for "
             f"(z = {self.z:.1f}, at most {Z_LIMIT:g} is usual)"
         )
 
