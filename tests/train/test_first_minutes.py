@@ -40,8 +40,8 @@ def test_next_steps_follow_from_what_is_there(tmp_path: Path) -> None:
         "leuda report runs/first",
         "leuda train data/cohort.toml --out runs/second",
     ]
-    put(*(tmp_path / "out" / f"ct_labels{ending}" for ending in (".nii.gz", ".json")))
-    assert commands()[0] == "leuda view out"
+    put(*(tmp_path / "my out" / f"ct_labels{ending}" for ending in (".nii.gz", ".json")))
+    assert commands()[0] == "leuda view 'my out'"
 
 
 def test_leuda_alone_says_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
