@@ -158,7 +158,8 @@ class Commitments:
         from pydicom import Dataset
         from pydicom.filereader import read_file_meta_info
 
-        held, failed = [], []
+        held: list[Dataset] = []
+        failed: list[Dataset] = []
         for kind, image in question["images"]:
             item = Dataset()
             item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = kind, image
