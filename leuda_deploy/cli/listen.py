@@ -43,7 +43,8 @@ def listen(
         list[str] | None,
         typer.Option(
             "--from",
-            help="AET or AET@HOST that may send; again for more. Default: all on this computer.",
+            help="AET, AET@HOST or AET@HOST:PORT that may send; again for more. Storage commitment "
+            "is answered on that port. Default: all on this computer.",
             rich_help_panel=NETWORK,
         ),
     ] = None,
