@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from leuda_deploy.errors import (
+        ConfigError,
         GridMismatchError,
         InputError,
         LeudaError,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from leuda_deploy.scans.volume import Volume, read_volume
 
 _MODULES = {
+    "ConfigError": "leuda_deploy.errors",
     "GridMismatchError": "leuda_deploy.errors",
     "InputError": "leuda_deploy.errors",
     "LeudaError": "leuda_deploy.errors",
@@ -51,6 +53,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "ConfigError",
     "GridMismatchError",
     "InputError",
     "LeudaError",

@@ -4,7 +4,8 @@ LeudaError
 ├── InputError         a scan, label file, cohort, config or option that cannot be used as given
 │   ├── ScanError             a scan that cannot be read, or has no regular grid
 │   ├── GridMismatchError     two files that should share a grid do not
-│   └── UndeclaredLabelError  a label file holds a value that stands for no class
+│   ├── UndeclaredLabelError  a label file holds a value that stands for no class
+│   └── ConfigError           a config or method that is not there, or has a wrong key or value
 ├── ModelError         a model file that is damaged, foreign, or of an unknown schema
 ├── ParityError        two engines that should agree do not; nothing was kept
 ├── TrainingError      a run that cannot go on (a loss that is not finite, a broken checkpoint)
@@ -146,6 +147,10 @@ class UndeclaredLabelError(InputError):
         self.name, self.values, self.declared = name, values, declared
 
 
+class ConfigError(InputError):
+    """A config or method that is not there, or has a wrong key or value."""
+
+
 class ModelError(LeudaError):
     """A model file that is damaged, foreign, or of an unknown schema."""
 
@@ -194,6 +199,7 @@ PAGES: dict[type[BaseException], str] = {
     ScanError: "docs/explanation/odd-inputs.md",
     GridMismatchError: "docs/explanation/geometry-and-memory.md",
     UndeclaredLabelError: "docs/how-to/own-data.md",
+    ConfigError: "docs/reference/config.md",
     ModelError: "docs/how-to/export.md",
     ParityError: "docs/explanation/proof.md",
     TrainingError: "docs/explanation/faults.md",
@@ -206,6 +212,8 @@ def page_about(error: BaseException, command: str = "") -> str | None:
     """The page of the documentation that explains an error of a command; None: there is none."""
     if isinstance(error, ScanError) and error.fault in OF_A_SERIES:
         return "docs/how-to/dicom.md"
+    if isinstance(error, ScanError) and error.fault == "missing" and command in PAGES_OF_COMMANDS:
+        return PAGES_OF_COMMANDS[command]  # nothing is odd about a path that is misspelt
     own = next((PAGES[kind] for kind in type(error).__mro__ if kind in PAGES), None)
     return own or PAGES_OF_COMMANDS.get(command)
 

@@ -19,6 +19,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Label-efficient unsupervised domain adaptation for segmentation, from scans to the edge.",
 )
+# the parts of `leuda --help`
+MAKE, HAND_OVER, USE, LOOK = "Make a model", "Hand it over", "Label scans", "Look"
 MAX_SAID = 2000  # characters of a line on stderr
 
 JsonOption = Annotated[

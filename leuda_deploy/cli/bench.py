@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from leuda_deploy.cli.app import JsonOption, app, say
+from leuda_deploy.cli.app import USE, JsonOption, app, say
 
 if TYPE_CHECKING:
     from leuda_deploy.bench.accuracy import LabelledScans
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 cohort_readers: list[Callable[[Path], LabelledScans]] = []
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def bench(
     model: Annotated[
         Path | None,

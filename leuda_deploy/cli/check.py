@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from leuda_deploy.cli.app import JsonOption, app
+from leuda_deploy.cli.app import HAND_OVER, USE, JsonOption, app
 
 if TYPE_CHECKING:
     from leuda_deploy.proof.trial import Trial
 
 
-@app.command()
+@app.command(rich_help_panel=HAND_OVER)
 def verify(
     export: Annotated[Path, typer.Argument(help="Export folder or *.onnx file.")],
     prove: Annotated[
@@ -46,7 +46,7 @@ def verify(
         typer.echo("\n".join([*verified_lines(found, export), *trial_lines(trials)]))
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def doctor(
     model: Annotated[
         Path | None,

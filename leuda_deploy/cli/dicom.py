@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from leuda_deploy.cli.app import JsonOption, app
+from leuda_deploy.cli.app import USE, JsonOption, app
 from leuda_deploy.errors import printable
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ WHY_NOT = {
 }
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def series(
     source: Annotated[
         Path,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from leuda_deploy.cli.app import JsonOption, app, say
+from leuda_deploy.cli.app import USE, JsonOption, app, say
 from leuda_deploy.cli.log import log_to_stderr
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ENGINE, RESULTS, MANY, DICOM = "Engine and memory", "Results", "Many scans", "DICOM"
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def infer(
     scan: Annotated[
         Path,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from leuda_deploy.cli.app import JsonOption, app, say
+from leuda_deploy.cli.app import USE, JsonOption, app, say
 from leuda_deploy.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 NETWORK, RESULTS = "Network", "Results"
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def listen(
     queue: Annotated[
         Path, typer.Option(help="Folder in which all that came is kept until it is done.")
@@ -43,7 +43,8 @@ def listen(
         list[str] | None,
         typer.Option(
             "--from",
-            help="AET or AET@HOST that may send; again for more. Default: all on this computer.",
+            help="AET, AET@HOST or AET@HOST:PORT that may send; again for more. Storage commitment "
+            "is answered on that port. Default: all on this computer.",
             rich_help_panel=NETWORK,
         ),
     ] = None,

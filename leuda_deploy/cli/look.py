@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from leuda_deploy.cli.app import app, say
+from leuda_deploy.cli.app import LOOK, app, say
 from leuda_deploy.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ ClassesOption = Annotated[
 ]
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def picture(
     scan: Annotated[Path, typer.Argument(help="A scan.")],
     labels: Annotated[
@@ -60,7 +60,7 @@ def picture(
     typer.echo(str(output))
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def view(
     scan: Annotated[
         Path,

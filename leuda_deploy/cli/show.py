@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -119,10 +120,13 @@ def _series_lines(report: Report) -> list[str]:
 
 
 def show_outcomes(outcomes: Sequence[Outcome], console: Console) -> None:
-    """A line a scan, then how many there are of each kind."""
+    """A line a scan and what is odd about it; how many there are of each kind; what is next."""
     table = Table("scan", "")
     table.add_column("s", justify="right")
     table.add_column("mL", overflow="fold")
+    reports = [outcome.report for outcome in outcomes if outcome.report is not None]
+    if any(map(_odd, reports)):
+        table.add_column("odd", overflow="fold")
     for outcome in outcomes:
         report = outcome.report
         if report is None:
@@ -133,13 +137,26 @@ def show_outcomes(outcomes: Sequence[Outcome], console: Console) -> None:
             continue
         volumes = ", ".join(f"{name} {ml:.1f}" for name, ml in report.volumes_ml.items())
         seconds = f"{report.total_seconds:.1f}"
-        table.add_row(Text(_shown(outcome.job.scan.name)), "done", seconds, Text(volumes))
+        odd = [Text(_shown("; ".join(_odd(report))))] if len(table.columns) > 4 else []
+        table.add_row(Text(_shown(outcome.job.scan.name)), "done", seconds, Text(volumes), *odd)
     console.print(table)
     failed = sum(outcome.error is not None for outcome in outcomes)
     skipped = sum(outcome.skipped for outcome in outcomes)
     console.print(
-        f"{len(outcomes) - failed - skipped} labelled, {skipped} were done before, {failed} failed"
+        f"{len(outcomes) - failed - skipped} labelled, {skipped} were done before, {failed} failed",
+        highlight=False,
     )
+    folders = {outcome.job.output.parent for outcome in outcomes if outcome.error is None}
+    for folder in sorted(folders):
+        line = f"look at  leuda view {shlex.quote(str(folder))}"
+        console.print(_shown(line), soft_wrap=True, highlight=False, markup=False)
+
+
+def _odd(report: Report) -> list[str]:
+    """What a reader should know of a scan before its volumes are used."""
+    unlike = report.domain is not None and not report.domain["fits"]
+    odd = ["NOT like the scans of training"] if unlike else []
+    return odd + [f"{flag.structure}: {flag.flag}" for flag in report.flags]
 
 
 def verified_lines(found: Verified, export: Path) -> list[str]:

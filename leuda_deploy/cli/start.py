@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,15 @@ NAMES = ("first", "second", "third")  # of runs
 
 @dataclass(frozen=True)
 class Step:
-    """What one can do, and the command that does it."""
+    """What one can do, and the words of the command that does it."""
 
     what: str
-    command: str
+    words: tuple[str | Path, ...]
+
+    @property
+    def command(self) -> str:
+        """As it is typed: names with blanks are quoted."""
+        return shlex.join(("leuda", *map(str, self.words)))
 
 
 def next_steps(here: Path) -> list[Step]:
@@ -36,32 +42,30 @@ def next_steps(here: Path) -> list[Step]:
         if any(report_path(folder / name).name in names for name in names if _is_labels(name)):
             results.append(place)
         scans += [place / name for name in sorted(names) if is_scan_file(folder / name)][:1]
-    scan = str(scans[0]) if scans else "SCAN.nii.gz"
+    scan = scans[0] if scans else Path("SCAN.nii.gz")
     steps = [
-        Step(f"look at the labels in {place}, the most doubtful first", f"leuda view {place}")
+        Step(f"look at the labels in {place}, the most doubtful first", ("view", place))
         for place in results[:1]
     ]
     steps += [
-        Step(f"label a scan with {model}", f"leuda infer {scan} --model {model}")
+        Step(f"label a scan with {model}", ("infer", scan, "--model", model))
         for model in exports[:1]
     ]
     exported = {path.name for path in exports}
     steps += [
-        Step(f"export the run {run}", f"leuda export {run} -o exports/{run.name}")
+        Step(f"export the run {run}", ("export", run, "-o", f"exports/{run.name}"))
         for run in runs
         if run.name not in exported
     ][:1]
-    steps += [Step(f"read about the run {run}", f"leuda report {run}") for run in runs[:1]]
+    steps += [Step(f"read about the run {run}", ("report", run)) for run in runs[:1]]
     out = next(
         (f"runs/{name}" for name in NAMES if not (here / "runs" / name).exists()), "runs/NEW"
     )
+    steps += [Step(f"train on {cohort}", ("train", cohort, "--out", out)) for cohort in cohorts[:1]]
     steps += [
-        Step(f"train on {cohort}", f"leuda train {cohort} --out {out}") for cohort in cohorts
-    ][:1]
-    steps += [
-        Step("see the whole job on made scans, in minutes", "leuda demo"),
-        Step("write made scans and their cohort.toml", "leuda phantom data/phantom"),
-        Step("label a scan with the model that comes along, for a look", f"leuda infer {scan}"),
+        Step("see the whole job on made scans, in minutes", ("demo",)),
+        Step("write made scans and their cohort.toml", ("phantom", "data/phantom")),
+        Step("label a scan with the model that comes along, for a look", ("infer", scan)),
     ]
     return steps[:SHOWN]
 

@@ -128,13 +128,14 @@ def _plan_for(batch: int, stack: Stack, workload: Workload) -> MemoryPlan:
     refined += refine.edges * 4 * 4 * len(OFFSETS) * grid
     refined += refine.across_slices * 2 * (scores + 2 * 4 * classes * grid)
     voxels = stack.volume.raw.size
+    holes = stack.recipe.only_inside * voxels // 8  # a bit a voxel
     return MemoryPlan(
         slab=slab,
         batch=batch,
         parts={
             "program": workload.loaded_bytes + SLACK_BYTES,
             "network": _growth(workload.growth_bytes, as_many_usual(part, stack, batch)),
-            "scan": workload.scans * voxels * itemsize * stack.channels,
+            "scan": workload.scans * (voxels * itemsize * stack.channels + holes),
             "labels": workload.results * (1 + workload.uncertainty + workload.regions) * voxels,
             "slabs": SLABS_ALIVE * (images + scores)
             + blending

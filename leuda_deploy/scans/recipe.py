@@ -52,6 +52,8 @@ class Recipe(BaseModel):
     crop              "nonzero": only the box around all voxels that are not 0 is looked at; what
                       lies outside enters no statistic and is background
     only_nonzero      voxels of value 0 enter no statistic, and stay 0 (brains without a skull)
+    only_inside       the same, as nnU-Net does it, of those voxels alone that are 0 in all channels
+                      and not enclosed by others: ventricles of value 0 are normalised, too
     resampling        "smooth": linear, of all pixels that a larger one covers. "linear": as MONAI
                       does it, between the nearest two: the scan before it is normalised, and
                       probabilities of classes. "spline": as nnU-Net does it, the scan by cubic
@@ -78,6 +80,7 @@ class Recipe(BaseModel):
     fixed: FixedIntensity | None = None
     crop: Literal["none", "nonzero"] = "none"
     only_nonzero: bool = False
+    only_inside: bool = False
     resampling: Literal["smooth", "linear", "spline"] = "smooth"
     grid: Literal["field", "first", "first-stored"] = "field"
     outside: Literal["floor", "zero"] = "floor"
@@ -89,6 +92,8 @@ class Recipe(BaseModel):
             raise ValueError(f"clip_percentiles must rise, got {low} and {high}")
         if (self.normalisation == "fixed") != (self.fixed is not None):
             raise ValueError('normalisation "fixed" and the table `fixed` need each other')
+        if self.only_inside and (self.only_nonzero or self.resampling == "linear"):
+            raise ValueError("only_inside goes with neither only_nonzero nor linear resampling")
         if self.grid != "field" and self.resampling != "linear":
             raise ValueError(f'grid = "{self.grid}" needs resampling = "linear"')
         return self

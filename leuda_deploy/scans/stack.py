@@ -19,12 +19,14 @@ from numpy.typing import NDArray
 
 from leuda_deploy.errors import ScanError
 from leuda_deploy.scans.grid.boxes import ALL, Box, around, nonzero_box
+from leuda_deploy.scans.grid.inside import Inside
 from leuda_deploy.scans.grid.monai_grid import first_centres
 from leuda_deploy.scans.grid.orientation import stack_orientation
 from leuda_deploy.scans.grid.resample import (
     Anchored,
     Kernel,
     Kernels,
+    along,
     fit_to_window,
     left_alone,
     resize,
@@ -68,6 +70,7 @@ class Stack:
         # a view: nothing is copied until a slab is read
         self._box = box or (nonzero_box(volume) if recipe.crop == "nonzero" else ALL)
         self._raw = orientations.apply_orientation(volume.raw[self._box], self._orientation)
+        self._inside = Inside([(self._raw, volume)]) if recipe.only_inside else None
         self.scan_depth, *plane = map(int, self._raw.shape)
         self.plane_shape = (plane[0], plane[1])
         spacing = np.empty(3)
@@ -98,8 +101,8 @@ class Stack:
             self.score_kernels = anchors[0].back(), anchors[1].back(), anchors[2].back()
         if recipe.resampling == "spline":
             alone = left_alone(have, tuple(want))
-            self._image_kernels = _kernels("spline", alone)
-            self.score_kernels = _kernels("linear", alone)
+            self._image_kernels = along("spline", alone)
+            self.score_kernels = along("linear", alone)
             self._clip_by_slice = alone[0]
 
     def _grid(self, have: tuple[float, ...], want: list[float]) -> list[int]:
@@ -138,8 +141,8 @@ class Stack:
     @cached_property
     def intensity(self) -> Intensity:
         """The scan's clip and normalisation."""
-        seen = replace(self.volume, raw=self.volume.raw[self._box])
-        return fit_intensity(seen, self.recipe)
+        raw = self.volume.raw[self._box] if self._inside is None else np.moveaxis(self._raw, 0, -1)
+        return fit_intensity(replace(self.volume, raw=raw), self.recipe, self._inside)
 
     @property
     def outside(self) -> float:
@@ -174,7 +177,7 @@ class Stack:
         images = self._grid_slices(wanted)
         if self.recipe.resampling == "linear":
             for image in images:
-                image[...] = self._normalised(image)
+                image[...] = self._normalised(image, None)
         if self.recipe.resampling == "spline":  # they swing beyond what they pass through
             np.clip(images, self.intensity.floor, self.intensity.ceiling, out=images)
         return images
@@ -182,8 +185,8 @@ class Stack:
     def _grid_slices(self, wanted: Sequence[int]) -> Float32:
         if unchanged(self.scan_depth, self.depth, self._image_kernels[0]):
             return self._scan_slices(wanted)
-        along = taps(self.scan_depth, self.depth, self._image_kernels[0])
-        index, weight = (part[:, wanted] for part in along)
+        every = taps(self.scan_depth, self.depth, self._image_kernels[0])
+        index, weight = (part[:, wanted] for part in every)
         first = int(index.min())
         slices = self._scan_slices(range(first, int(index.max()) + 1))
         images = np.zeros((len(wanted), *self.grid_shape), dtype=np.float32)
@@ -196,22 +199,24 @@ class Stack:
         images = np.empty((len(wanted), *self.grid_shape), dtype=np.float32)
         part = slice(wanted.start, wanted.stop) if isinstance(wanted, range) else wanted
         # slice by slice, so that what is worked on stays in the processor's cache
-        for image, raw in zip(images, np.ascontiguousarray(self._raw[part]), strict=True):
+        raws = np.ascontiguousarray(self._raw[part])
+        for image, place, raw in zip(images, wanted, raws, strict=True):
             values = raw.astype(np.float32)
             values *= np.float32(self.volume.slope)
             values += np.float32(self.volume.inter)
             if self.recipe.resampling != "linear":
-                values = self._normalised(values)
+                values = self._normalised(values, place)
             image[...] = resize(values, self.grid_shape, self._image_kernels[1:])
             if self._clip_by_slice:
                 np.clip(image, values.min(), values.max(), out=image)
         return images
 
-    def _normalised(self, values: Float32) -> Float32:
-        zero = values == 0 if self.recipe.only_nonzero else None
+    def _normalised(self, values: Float32, place: int | None) -> Float32:
+        stays = values == 0 if self.recipe.only_nonzero else np.False_
+        if self._inside is not None and place is not None:
+            stays = ~self._inside(place)
         values = self.intensity(values)
-        if zero is not None:
-            values[zero] = 0
+        np.copyto(values, np.float32(0), where=stays)
         return values
 
     def window_at(self, start: int) -> Float32:
@@ -275,6 +280,10 @@ class ChannelStack(Stack):
         super().__init__(every[0], recipe, window_depth=window_depth, box=box)
         self._parts = [Stack(each, recipe, window_depth=window_depth, box=box) for each in every]
         self.channels = len(every)
+        if recipe.only_inside:  # any of them
+            inside = Inside([(part._raw, part.volume) for part in self._parts])
+            for part in (self, *self._parts):
+                part._inside = inside
 
     def images_of(self, wanted: Sequence[int]) -> Float32:
         """These slices as the network reads them: (d, C, h, w) float32, normalised."""
@@ -289,8 +298,3 @@ def stack_of(volume: Volume, recipe: Recipe, window_depth: Depth | None = None) 
     """The scan as the network sees it, of one channel or several."""
     kind = ChannelStack if volume.more else Stack
     return kind(volume, recipe, window_depth=window_depth)
-
-
-def _kernels(kernel: Kernel, alone: tuple[bool, ...]) -> Kernels:
-    first, second, third = ("nearest" if nearest else kernel for nearest in alone)
-    return first, second, third

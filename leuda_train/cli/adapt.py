@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from leuda_deploy.cli import JsonOption, app
+from leuda_deploy.cli.app import MAKE
 from leuda_train.cli.need import need_torch
 from leuda_train.cli.train import Device, TrainingPrecision, print_trained, shown
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE)
 def adapt(
     model: Annotated[Path, typer.Argument(help="A finished run, or its model.pt alone.")],
     cohort: Annotated[Path, typer.Argument(help="cohort.toml without \\[source].")],

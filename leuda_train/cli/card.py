@@ -9,11 +9,12 @@ from typing import Annotated, Literal
 import typer
 
 from leuda_deploy.cli import app
+from leuda_deploy.cli.app import HAND_OVER
 
 card = typer.Typer(
     no_args_is_help=True, help="Write the model card of an ONNX file from elsewhere."
 )
-app.add_typer(card, name="card")
+app.add_typer(card, name="card", rich_help_panel=HAND_OVER)
 
 Axis = Literal["right", "anterior", "superior", "array-0", "array-1", "array-2"]
 Normalisation = Literal["zscore", "minmax"]

@@ -8,11 +8,12 @@ from typing import Annotated, Literal
 import typer
 
 from leuda_deploy.cli import app
+from leuda_deploy.cli.app import MAKE
 
 cohort = typer.Typer(
     no_args_is_help=True, help="Write cohort.toml for public data, nnU-Net datasets or any folders."
 )
-app.add_typer(cohort, name="cohort")
+app.add_typer(cohort, name="cohort", rich_help_panel=MAKE)
 
 Axis = Literal["right", "anterior", "superior", "array-0", "array-1", "array-2"]
 OutputOption = Annotated[Path, typer.Option("--output", "-o", help="The file to write.")]
@@ -48,7 +49,7 @@ FewOption = Annotated[
 ]
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE)
 def phantom(
     out: Annotated[Path, typer.Argument(help="Folder for the cohort.")],
     seed: Annotated[int, typer.Option(min=0, help="Other seeds, other patients.")] = 0,

@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from leuda_deploy.cli import app, say
+from leuda_deploy.cli.app import MAKE
 from leuda_train.cli.need import need_torch
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE)
 def demo(
     out: Annotated[Path, typer.Option(help="Everything goes there.")] = Path("runs/demo"),
 ) -> None:

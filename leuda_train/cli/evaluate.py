@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from leuda_deploy.cli import JsonOption, app
+from leuda_deploy.cli.app import MAKE
 from leuda_deploy.cli.bench import cohort_readers
 
 if TYPE_CHECKING:
     from leuda_deploy.bench.accuracy import LabelledScans
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE)
 def evaluate(
     predicted: Annotated[Path, typer.Argument(help="Label file, or folder of them.")],
     truth: Annotated[Path, typer.Argument(help="Label file, or folder of them.")],

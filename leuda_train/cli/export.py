@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from leuda_deploy.cli import JsonOption, app
+from leuda_deploy.cli.app import HAND_OVER
 from leuda_train.cli.need import need_torch
 
 Kind = Literal["run", "onnx", "nnunet", "monai"]
@@ -24,7 +25,7 @@ class Axis(StrEnum):  # typer takes no list of a Literal
     COLUMNS = "columns"
 
 
-@app.command()
+@app.command(rich_help_panel=HAND_OVER)
 def export(
     source: Annotated[
         Path | None, typer.Argument(help="A finished run, or an exported *.onnx file.")

@@ -111,18 +111,18 @@ class TrainingPanel:
                 self.rows = []  # it is being written: the next look finds it
         titles = [*self.finished, self.title]
         titles += [title for title in self.steps if title not in titles]
-        head = Table.grid(padding=(0, 1))
         own, every = self.seconds_left()
-        left = "" if own is None else f"{clock(own)} left"
+        left = "" if own is None else f"{clock(own)} left of this stage"
         if every is not None and every != own:
-            left += f", about {clock(every)} of all stages"
-        head.add_row(
-            Text(f"stage {titles.index(self.title) + 1} of {len(titles)}: {self.title}"),
+            left += f", about {clock(every)} of all"
+        done = Table.grid(padding=(0, 1))
+        done.add_row(
             ProgressBar(total=self.total or None, completed=self.done, width=24),
             Text(f"{self.done}/{self.total}" if self.total else ""),
-            Text(left),
         )
-        return Panel(Group(head, *self._losses()), title=str(self.folder.path), title_align="left")
+        stage = Text(f"stage {titles.index(self.title) + 1} of {len(titles)}: {self.title}")
+        parts = [stage, done, *([Text(left)] if left else []), *self._losses()]
+        return Panel(Group(*parts), title=str(self.folder.path), title_align="left")
 
     def _losses(self) -> list[Any]:
         """Sparklines of the newest stage's terms, and what is measured beside them."""

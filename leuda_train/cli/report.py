@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from leuda_deploy.cli import app
+from leuda_deploy.cli.app import LOOK
 from leuda_deploy.errors import InputError, MissingExtraError
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def report(
     folder: Annotated[Path, typer.Argument(help="A run, a comparison or an export.")],
     output: Annotated[

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from leuda_deploy.cli import JsonOption, app
+from leuda_deploy.cli.app import MAKE
 from leuda_deploy.errors import InputError, printable
 from leuda_train.cli.need import need_torch
 
@@ -21,16 +22,37 @@ Device = Literal["auto", "cpu", "cuda"]
 TrainingPrecision = Literal["auto", "bf16", "fp16", "fp32"]
 
 
-@app.command()
+def complete_config(begun: str) -> list[str]:
+    """Shipped configs, for the shell."""
+    from leuda_train.config.load import shipped
+
+    return [name for name in shipped("configs") if name.startswith(begun)]
+
+
+def complete_method(begun: str) -> list[str]:
+    """Shipped methods, for the shell."""
+    from leuda_train.config.load import shipped
+
+    return [name for name in shipped("methods") if name.startswith(begun)]
+
+
+@app.command(rich_help_panel=MAKE)
 def train(
     cohort: Annotated[Path, typer.Argument(help="cohort.toml")],
     out: Annotated[Path, typer.Option(help="Run folder; started again, it resumes.")],
     config: Annotated[
         str,
-        typer.Option(help="demo, mini, small, paper-cardiac, ... (docs), or a TOML file."),
+        typer.Option(
+            help="demo, mini, small, paper-cardiac, ... (docs), or a TOML file.",
+            autocompletion=complete_config,
+        ),
     ] = "paper-cardiac",
     method: Annotated[
-        str, typer.Option(help="Name of a shipped method, e.g. le-uda, or a TOML file.")
+        str,
+        typer.Option(
+            help="Name of a shipped method, e.g. le-uda, or a TOML file.",
+            autocompletion=complete_method,
+        ),
     ] = "le-uda-plus",
     labelled: Annotated[
         int | None, typer.Option(min=1, help="Keep the labels of the first N scans alone.")
@@ -148,7 +170,7 @@ def _print_profile(profiles: dict[str, Any]) -> None:
         typer.echo(f"{stage_name}: {found['images_per_s']:.1f} images/s; {shares}")
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE)
 def compare(
     cohort: Annotated[Path, typer.Argument(help="cohort.toml")],
     out: Annotated[Path, typer.Option(help="Folder of the runs and the table.")],

@@ -7,13 +7,14 @@ names it, `based_on = "le-uda-plus"`, and holds those values alone.
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from leuda_deploy.errors import InputError, describe
+from leuda_deploy.errors import ConfigError, describe
 from leuda_deploy.machine.outside import parse_toml, read_toml
 from leuda_deploy.scans.recipe import Recipe
 from leuda_train.config.schema import TrainConfig
@@ -37,7 +38,7 @@ def load_config(config: str | dict[str, Any], method: str, **overrides: Any) -> 
         **overrides: Values laid over both, such as seed=1 or device="cpu". None overrides nothing.
 
     Raises:
-        InputError: For the first thing that is wrong.
+        ConfigError: For the first thing that is wrong.
     """
     title = config if isinstance(config, str) else str(config.get("name", "given"))
     below = _read("configs", config) if isinstance(config, str) else config
@@ -49,37 +50,38 @@ def load_config(config: str | dict[str, Any], method: str, **overrides: Any) -> 
 
 
 def parse_config(content: dict[str, Any], origin: str) -> TrainConfig:
-    """Validate a resolved config. Raises InputError naming the first fault."""
+    """Validate a resolved config. Raises ConfigError naming the first fault."""
     try:
         return TrainConfig.model_validate(content)
     except ValidationError as error:
-        raise InputError(f"{origin}: {describe(error)}") from error
+        raise ConfigError(f"{origin}: {describe(error)}") from error
 
 
 def make_recipe(config: TrainConfig, slice_axis: str, spacing_mm: object) -> Recipe:
     """The cohort's slice axis and spacing with the config's window and intensities.
 
-    Raises InputError naming the first fault.
+    Raises ConfigError naming the first fault.
     """
     content = {"slice_axis": slice_axis, "spacing_mm": spacing_mm, **config.recipe.model_dump()}
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        raise InputError(f"recipe of config {config.name}: {describe(error)}") from error
+        raise ConfigError(f"recipe of config {config.name}: {describe(error)}") from error
 
 
 def _read(kind: Literal["configs", "methods"], name: str) -> dict[str, Any]:
     path = Path(name)
     if path.suffix == ".toml":
         if not path.is_file():
-            raise InputError(f"no such file: {path}")
+            raise ConfigError(f"no such file: {path}")
         return read_toml(path)
     if name in shipped(kind):
         text = (resources.files("leuda_train") / kind / f"{name}.toml").read_bytes()
         return parse_toml(text, name)
-    raise InputError(
-        f"no {kind[:-1]} named {name!r}; shipped: {', '.join(shipped(kind))}; or a *.toml file"
-    )
+    alike = get_close_matches(name, shipped(kind), n=1)
+    meant = f": did you mean {alike[0]}?" if alike else "."
+    names = ", ".join(shipped(kind))
+    raise ConfigError(f"no {kind[:-1]} named {name!r}{meant} Shipped: {names}; or a *.toml file")
 
 
 def _read_method(name: str, before: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -90,9 +92,9 @@ def _read_method(name: str, before: tuple[str, ...] = ()) -> dict[str, Any]:
         return content
     chain = (*before, name)
     if not isinstance(base, str):
-        raise InputError(f"method {name}: based_on = {base!r} is not the name of a method")
+        raise ConfigError(f"method {name}: based_on = {base!r} is not the name of a method")
     if base in chain:
-        raise InputError(f"method {name}: based_on goes round: {' -> '.join((*chain, base))}")
+        raise ConfigError(f"method {name}: based_on goes round: {' -> '.join((*chain, base))}")
     return _merge(_read_method(base, chain), content)
 
 

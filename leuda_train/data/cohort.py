@@ -207,10 +207,14 @@ def _by_subject(globs: Globs, key: str, spec: CohortSpec, root: Path) -> dict[st
 
 
 def _check_paired(images: dict[str, Path], labels: dict[str, Path], key: str) -> None:
-    for have, lack, what in ((images, labels, "labels"), (labels, images, "image")):
+    unlabelled = f"add the file, or list the scan under {key.partition('.')[0]}.unlabelled"
+    for have, lack, what, mend in (
+        (images, labels, "labels", unlabelled),
+        (labels, images, "image", "add the scan, or narrow the glob"),
+    ):
         for subject, path in have.items():
             if subject not in lack:
-                raise InputError(f"{key}: {path.name} (subject {subject!r}) has no {what}")
+                raise InputError(f"{key}: {path.name} (subject {subject!r}) has no {what}: {mend}")
 
 
 def _check_roles(scans: list[Scan]) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from leuda_deploy.machine.files import write_json
 from leuda_deploy.machine.progress import Progress, no_progress
 from leuda_deploy.scans.grid.resample import fit_to_window
-from leuda_deploy.scans.intensity import Intensity, fit_intensity
+from leuda_deploy.scans.intensity import Intensity
 from leuda_deploy.scans.label_map import read_label_map
 from leuda_deploy.scans.recipe import Recipe
 from leuda_deploy.scans.stack import Stack
@@ -150,7 +150,7 @@ def _target_intensities(index: Path, cohort: Cohort, recipe: Recipe) -> tuple[In
         )
     # slices from before the index kept them
     scans = cohort.role("target unlabelled")
-    return tuple(fit_intensity(read_volume(scan.image), recipe) for scan in scans)
+    return tuple(Stack(read_volume(scan.image), recipe).intensity for scan in scans)
 
 
 def _slices_of(

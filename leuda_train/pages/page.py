@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from jinja2 import (
     StrictUndefined,
     UndefinedError,
 )
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from PIL import Image
 
 from leuda_deploy.errors import InputError, one_line
@@ -43,7 +44,13 @@ def write_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "spread": spread, "minutes": minutes}
+    environment.filters |= {
+        "breakable": breakable,
+        "minutes": minutes,
+        "number": number,
+        "slices": slices,
+        "spread": spread,
+    }
     text = environment.get_template(template).render(**facts)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -85,6 +92,19 @@ def minutes(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def slices(axis: str) -> str:
+    """A slice axis of a recipe in words."""
+    planes = {"superior": "axial", "anterior": "coronal", "right": "sagittal"}
+    if axis in planes:
+        return f"{planes[axis]}, along {axis}"
+    return f"along {axis.replace('array-', 'array axis ')}"
+
+
+def breakable(name: str) -> Markup:
+    """A name that may go on in the next line behind each "_" and "-"."""
+    return Markup(re.sub("(?<=[_-])", "<wbr>", str(escape(name))))
 
 
 def embedded(picture: Path | Image.Image) -> dict[str, Any]:

@@ -148,12 +148,14 @@ def _series(rows: list[dict[str, Any]], wanted: Any) -> dict[str, Curve]:
 
 
 def _selection(evaluation: Mapping[str, Any] | None) -> Markup | None:
-    """Label-free scores by epoch, a curve a network."""
+    """Label-free scores by epoch, a curve a network; None if there was nothing to choose from."""
     rows = (evaluation or {}).get("label_free_scores") or []
     found: dict[str, Curve] = {}
     for name in [name for name in (rows[0] if rows else ()) if name != "epoch"]:
         known = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
         found[name] = ([epoch for epoch, _ in known], [value for _, value in known])
+    if all(len(values) < 2 for _, values in found.values()):
+        return None  # one candidate: its score stands in the text
     return curves("Label-free score of each network by epoch", found, x="epoch", y="score")
 
 

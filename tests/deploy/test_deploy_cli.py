@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -19,9 +20,12 @@ from support.makers import MakeModel
 
 from leuda_deploy.cli.infer import infer
 from leuda_deploy.cli.log import log_to_stderr
-from leuda_deploy.cli.show import show_report
+from leuda_deploy.cli.show import show_outcomes, show_report
 from leuda_deploy.engines.engine import EngineName, PrecisionChoice
+from leuda_deploy.jobs.find_jobs import Job
+from leuda_deploy.jobs.picture.flags import Flag
 from leuda_deploy.jobs.report import Report
+from leuda_deploy.jobs.run_jobs import Outcome
 
 # run after the command, in its process: which of these did it import?
 HEAVY_IMPORTS = """
@@ -182,7 +186,7 @@ def test_log_is_one_line_a_record_with_its_level_if_it_matters(
     assert capfd.readouterr().err == "plan [x]\nwarning: odd\n"
 
 
-def test_brackets_in_names_are_shown_as_they_are() -> None:
+def a_report(**other: Any) -> Report:
     report = Report(
         scan="a.nii",
         labels="out[/a].nii",
@@ -223,9 +227,34 @@ def test_brackets_in_names_are_shown_as_they_are() -> None:
         slab=1,
         batch=1,
     )
+    return replace(report, **other)
+
+
+def test_brackets_in_names_are_shown_as_they_are() -> None:
     console = Console(width=120)
     with console.capture() as captured:
-        show_report(report, console)
+        show_report(a_report(), console)
     shown = captured.get()
     for text in ("study[ct].png", "out[/a].nii", "aorta [/wall]", "0.81"):
         assert text in shown
+
+
+def test_a_folder_ends_with_what_is_odd_and_where_to_look() -> None:
+    reports = {
+        "usual": a_report(domain={"fits": True, "z": 1.0}),
+        "odd": a_report(
+            domain={"fits": False, "z": 9.0}, flags=(Flag(structure="a", flag="not found"),)
+        ),
+    }
+    outcomes = [
+        Outcome(job=Job(scan=Path(f"{name}.nii"), output=Path("my out") / name), report=report)
+        for name, report in reports.items()
+    ]
+    console = Console(width=140)
+    with console.capture() as captured:
+        show_outcomes(outcomes, console)
+    shown = captured.get()
+    usual, odd = (line for line in shown.splitlines() if ".nii" in line)
+    assert "NOT" not in usual
+    assert "NOT like the scans of training; a: not found" in odd
+    assert shown.rstrip().endswith("leuda view 'my out'")

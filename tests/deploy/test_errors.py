@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from leuda_deploy.errors import (
     PAGES,
     PAGES_OF_COMMANDS,
+    ConfigError,
     GridMismatchError,
     InputError,
     LeudaError,
@@ -119,6 +120,8 @@ def test_the_nearest_page_is_named() -> None:
     ]
     # its own page, whatever the command; else the command's; else none
     assert page_about(ScanError("damaged", "x"), "train") == "docs/explanation/odd-inputs.md"
+    assert page_about(ScanError("missing", "x"), "infer") == PAGES_OF_COMMANDS["infer"]
+    assert page_about(ConfigError("x"), "train") == "docs/reference/config.md"
     assert page_about(InputError("x"), "train") == "docs/how-to/own-data.md"
     assert page_about(InputError("x")) is None
     assert page_about(OSError("x"), "--help") is None

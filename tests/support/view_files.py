@@ -69,7 +69,7 @@ def write_case(
         "engine": "a test",
         "volumes_ml": {},
         "low_confidence": doubt,
-        "domain": {"fits": doubt < 0.5, "z": 1.0},
+        "domain": {"fits": doubt < 0.5, "z": 1.0, "figure": "low", "value": 0.0, "usual": -999.0},
         "flags": [{"structure": "left blob", "flag": "not found"}],
         "seconds": {"network": 1.5},
         "total_seconds": 2.0,

@@ -10,8 +10,12 @@ import pytest
 from rich.console import Console
 from support.command import leuda_here
 
+from leuda_deploy.cli.app import HAND_OVER, LOOK, MAKE, USE
 from leuda_deploy.cli.start import next_steps
+from leuda_deploy.errors import ConfigError
 from leuda_train.cli.panel import TrainingPanel, clock, sparkline
+from leuda_train.cli.train import complete_config, complete_method
+from leuda_train.config.load import load_config
 from leuda_train.loop.run_folder import RunFolder
 
 
@@ -40,8 +44,8 @@ def test_next_steps_follow_from_what_is_there(tmp_path: Path) -> None:
         "leuda report runs/first",
         "leuda train data/cohort.toml --out runs/second",
     ]
-    put(*(tmp_path / "out" / f"ct_labels{ending}" for ending in (".nii.gz", ".json")))
-    assert commands()[0] == "leuda view out"
+    put(*(tmp_path / "my out" / f"ct_labels{ending}" for ending in (".nii.gz", ".json")))
+    assert commands()[0] == "leuda view 'my out'"
 
 
 def test_leuda_alone_says_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +54,17 @@ def test_leuda_alone_says_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert done.returncode == 0
     assert done.stdout.count("leuda ") >= 4
     assert "leuda demo" in done.stdout
-    assert "--install-completion" in leuda_here("--help").stdout
+    shown = leuda_here("--help").stdout
+    assert "--install-completion" in shown
+    for part in (MAKE, HAND_OVER, USE, LOOK):
+        assert part in shown
+
+
+def test_names_are_completed_and_guessed() -> None:
+    assert complete_method("le-uda-plus-s") == ["le-uda-plus-source-labels"]
+    assert "demo" in complete_config("")
+    with pytest.raises(ConfigError, match="did you mean le-uda-plus"):
+        load_config("demo", "le-uda-pls")
 
 
 def test_the_panel_shows_stages_losses_and_the_time_left(tmp_path: Path) -> None:

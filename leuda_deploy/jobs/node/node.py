@@ -20,6 +20,7 @@ from shutil import rmtree
 from leuda_deploy.errors import LeudaError, keep_traceback, one_line, printable
 from leuda_deploy.inference.segmenter import Segmenter
 from leuda_deploy.jobs.find_jobs import DICOM_ENDINGS, Job
+from leuda_deploy.jobs.node.commit import Commitments
 from leuda_deploy.jobs.node.peers import Destination, WebDestination
 from leuda_deploy.jobs.node.queue import Entry, Queue
 from leuda_deploy.jobs.node.receive import Door, Receiver
@@ -60,7 +61,9 @@ class Node:
 
     def __init__(self, queue: Queue, segmenter: Segmenter, settings: NodeSettings) -> None:
         self.queue, self.segmenter, self.settings = queue, segmenter, settings
-        self.receiver = Receiver(queue, settings.door, self._say_received)
+        door = settings.door
+        self.commitments = Commitments(queue, door.senders, title=door.title, tls=door.tls)
+        self.receiver = Receiver(queue, door, self._say_received, self.commitments)
         self._stop = threading.Event()
         self._send_now = threading.Event()
 
@@ -75,14 +78,19 @@ class Node:
             if left := self.queue.recover():
                 _log.info("%d series were under way when the last process ended", left)
             with self.receiver.listening():
-                sender = threading.Thread(target=self._send_all, name="leuda-send", daemon=True)
-                sender.start()
+                threads = [threading.Thread(target=self._send_all, name="leuda-send", daemon=True)]
+                if self.commitments.offered:
+                    answer, stop = self.commitments.answer_all, [self._stop]
+                    threads.append(threading.Thread(target=answer, args=stop, daemon=True))
+                for thread in threads:
+                    thread.start()
                 try:
                     yield
                 finally:
                     self._stop.set()
                     self._send_now.set()
-                    sender.join(timeout=1)
+                    for thread in threads:
+                        thread.join(timeout=1 / len(threads))
 
     def work(self) -> None:
         """Label what is complete, until the process is told to stop."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,14 @@ MAX_TITLE = 16  # characters of an AE title, as the format has it
 
 @dataclass(frozen=True, kw_only=True)
 class Sender:
-    """An AE title that may send; from this host alone, if one is named."""
+    """An AE title that may send; from this host alone, if one is named.
+
+    port  of the host, on which it takes answers to what it asks us to have stored
+    """
 
     title: str
     host: str | None = None
+    port: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +80,14 @@ class Tls:
 
 
 def parse_sender(text: str) -> Sender:
-    """ "SCANNER" or "SCANNER@10.0.0.5". Raises InputError."""
+    """ "SCANNER", "SCANNER@10.0.0.5" or "SCANNER@10.0.0.5:104". Raises InputError."""
     title, at, host = text.partition("@")
-    if at and not host:
-        raise InputError(f"--from reads AET or AET@HOST, not {text!r}")
-    return Sender(title=check_title(title, "--from"), host=host or None)
+    port = None
+    if found := re.fullmatch(r"([^:]*):(\d+)", host):
+        host, port = found[1], int(found[2])
+    if (at and not host) or (port is not None and not 0 < port < 1 << 16):
+        raise InputError(f"--from reads AET, AET@HOST or AET@HOST:PORT, not {text!r}")
+    return Sender(title=check_title(title, "--from"), host=host or None, port=port)
 
 
 def parse_destination(text: str) -> Destination | WebDestination:

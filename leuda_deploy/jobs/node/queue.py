@@ -42,6 +42,7 @@ CREATE TABLE IF NOT EXISTS series (
 CREATE INDEX IF NOT EXISTS series_by_uid ON series (uid);
 CREATE TABLE IF NOT EXISTS images (
     series INTEGER NOT NULL, uid TEXT NOT NULL, PRIMARY KEY (series, uid)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS images_by_uid ON images (uid);
 CREATE TABLE IF NOT EXISTS results (
     series INTEGER NOT NULL, kind TEXT NOT NULL, uid TEXT NOT NULL, sent REAL,
     PRIMARY KEY (series, kind)) WITHOUT ROWID;
@@ -150,7 +151,7 @@ class Queue:
             path = self.images(entry) / f"{_short(image)}.dcm"
             with atomic_path(path) as temporary:
                 temporary.write_bytes(content)
-            _flush_folder(path.parent)
+            flush_folder(path.parent)
             with self._transaction():
                 self._db.execute("INSERT OR IGNORE INTO images VALUES (?, ?)", (entry, image))
                 self._count(entry)
@@ -310,6 +311,15 @@ class Queue:
         """The folder of its images."""
         return self.folder / "images" / str(entry)
 
+    def image(self, uid: str) -> Path | None:
+        """The file of an image, if it is still there."""
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT series FROM images WHERE uid = ? ORDER BY series DESC", (uid,)
+            ).fetchall()
+        files = (self.images(entry) / f"{_short(uid)}.dcm" for (entry,) in rows)
+        return next((path for path in files if path.is_file()), None)
+
     def results(self, entry: int) -> Path:
         """The folder of its results."""
         return self.folder / "results" / str(entry)
@@ -366,7 +376,8 @@ def _short(uid: str) -> str:
     return hashlib.sha256(uid.encode()).hexdigest()[:32]
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

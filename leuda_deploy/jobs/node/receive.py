@@ -1,4 +1,4 @@
-"""associations of scanners and archives (C-ECHO, C-STORE) -> images in the queue."""
+"""associations of scanners and archives (C-ECHO, C-STORE, N-ACTION) -> images in the queue."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 from leuda_deploy.errors import InputError, one_line, printable
 from leuda_deploy.jobs.node import connections
+from leuda_deploy.jobs.node.commit import Commitments
 from leuda_deploy.jobs.node.peers import LOCAL, Sender, Tls
 from leuda_deploy.jobs.node.queue import Queue
 
@@ -56,11 +57,19 @@ class Door:
 class Receiver:
     """Takes images for as long as `listening` lasts.
 
-    on_image  called with the series' UID when the first image of it comes over an association
+    on_image     called with the series' UID when the first image of it comes over an association
+    commitments  takes what senders ask us to have stored
     """
 
-    def __init__(self, queue: Queue, door: Door, on_image: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        queue: Queue,
+        door: Door,
+        on_image: Callable[[str, str], None],
+        commitments: Commitments | None = None,
+    ) -> None:
         self._queue, self._door, self._on_image = queue, door, on_image
+        self._commitments = commitments
         self._open: dict[Any, set[str]] = {}  # association -> series that came over it
         self._lock = threading.Lock()
         self.port = door.port
@@ -76,7 +85,7 @@ class Receiver:
     def listening(self) -> Iterator[None]:
         """Raises InputError if the port cannot be had."""
         from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, evt
-        from pynetdicom.sop_class import Verification
+        from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
 
         door = self._door
         node = AE(ae_title=door.title)
@@ -87,6 +96,8 @@ class Receiver:
         node.add_supported_context(Verification)
         for uid in IMAGES:
             node.add_supported_context(uid, ALL_TRANSFER_SYNTAXES)
+        if self._commitments is not None and self._commitments.offered:
+            node.add_supported_context(StorageCommitmentPushModel)
         closed = (evt.EVT_RELEASED, evt.EVT_ABORTED, evt.EVT_CONN_CLOSE)
         try:
             server = node.make_server(
@@ -94,6 +105,7 @@ class Receiver:
                 ssl_context=None if door.tls is None else door.tls.accepting(),
                 evt_handlers=[
                     (evt.EVT_C_STORE, self._store),
+                    (evt.EVT_N_ACTION, self._commit),
                     *((each, self._close) for each in closed),
                 ],
                 server_class=connections.server_class({each.host for each in door.senders}),
@@ -143,6 +155,16 @@ class Receiver:
         if first:
             self._on_image(series, sender)
         return SUCCESS
+
+    def _commit(self, event: Any) -> tuple[int, None]:
+        """Keep what a sender asks us to have stored; it is answered later."""
+        title = str(event.assoc.requestor.ae_title).strip()
+        host = str(event.assoc.requestor.address)
+        if self._commitments is None or not self._may_send(title, host):
+            _log.warning("refused a commitment to %s@%s: it is not in --from", title, host)
+            return NOT_AUTHORISED, None
+        asked = event.action_information
+        return self._commitments.ask(f"{title}@{host}", event.action_type, asked), None
 
     def _close(self, event: Any) -> None:
         with self._lock:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from leuda_deploy.jobs.picture.grey_window import choose_window
-from leuda_deploy.jobs.picture.overlay import Shown, Tiles
+from leuda_deploy.jobs.picture.overlay import Shown, Tiles, legend
 from leuda_deploy.jobs.picture.planes import cut, plane_of_slices
 from leuda_deploy.machine.files import atomic_path
 
@@ -15,7 +16,7 @@ FRAMES, FRAME_MS, TILE = 60, 120, 360
 
 
 def write_movie(path: Path | str, shown: Shown) -> None:
-    """Write the slices of the own plane one after another, labelled: *.gif or *.webp.
+    """Write the slices of the own plane one after another, over the legend: *.gif or *.webp.
 
     Those that hold structures, and a few around them; at most FRAMES, evenly spread.
     """
@@ -26,7 +27,14 @@ def write_movie(path: Path | str, shown: Shown) -> None:
     last = len(plane.labels) - 1
     first, last = (max(0, found[0] - 2), min(last, found[-1] + 2)) if len(found) else (0, last)
     chosen = np.unique(np.linspace(first, last, min(FRAMES, last - first + 1)).round().astype(int))
-    frames = [tiles(plane, index) for index in chosen.tolist()]
+    width, height = tiles.size(plane)
+    below = legend(shown, max(TILE, width))
+    frames = []
+    for index in chosen.tolist():
+        frame = Image.new("RGB", (below.width, height + below.height))
+        frame.paste(tiles(plane, index), (0, 0))
+        frame.paste(below, (0, height))
+        frames.append(frame)
     kind = Path(path).suffix.lower().lstrip(".")
     with atomic_path(path) as temporary:
         frames[0].save(

@@ -109,16 +109,10 @@ def _put_together(rows: list[list[Image.Image]], shown: Shown, window: GreyWindo
     widths = [sum(tile.width + GAP for tile in row) - GAP for row in rows if row]
     heights = [max(tile.height for tile in row) + GAP for row in rows if row]
     width = max([*widths, 640])
-    entries = list(_legend(shown))
-    ruler = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    widest = max(
-        (ruler.textlength(f"{text} {odd}", font=_font(15)) for _, text, odd in entries), default=0
-    )
-    columns = max(1, int(width // max(300, widest + 92)))
-    lines = -(-len(entries) // columns)
+    below = legend(shown, width)
     warned = shown.likeness is not None and not shown.likeness.fits
     head = LINE * (2 if warned else 1) + 2 * GAP
-    canvas = Image.new("RGB", (width, head + sum(heights) + lines * LINE + 2 * GAP), DARK)
+    canvas = Image.new("RGB", (width, head + sum(heights) + below.height), DARK)
     draw = ImageDraw.Draw(canvas)
     title = f"{_printable(shown.volume.name)}    grey: {window}"
     turned = degrees_off(shown.volume)
@@ -136,14 +130,29 @@ def _put_together(rows: list[list[Image.Image]], shown: Shown, window: GreyWindo
             canvas.paste(tile, (x, y))
             x += tile.width + GAP
         y += height
+    canvas.paste(below, (0, y))
+    return canvas
+
+
+def legend(shown: Shown, width: int) -> Image.Image:
+    """The structures in as many columns as fit: mark, pattern, name, millilitres, what is odd."""
+    entries = list(_legend(shown))
+    ruler = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    widest = max(
+        (ruler.textlength(f"{text} {odd}", font=_font(15)) for _, text, odd in entries), default=0
+    )
+    columns = max(1, int(width // max(300, widest + 92)))
+    lines = -(-len(entries) // columns)
+    strip = Image.new("RGB", (width, lines * LINE + 2 * GAP), DARK)
+    draw = ImageDraw.Draw(strip)
     for at, (structure, text, odd) in enumerate(entries):
-        x, line = 8 + (at % columns) * (width // columns), y + GAP + (at // columns) * LINE
+        x, line = 8 + (at % columns) * (width // columns), GAP + (at // columns) * LINE
         _mark(draw, (x, line), structure)
-        canvas.paste(patch(structure), (x + 22, line))
+        strip.paste(patch(structure), (x + 22, line))
         draw.text((x + 58, line), text, fill=WHITE, font=_font(15))
         behind = x + 64 + draw.textlength(text, font=_font(15))
         draw.text((behind, line + 1), odd, fill=WARNING, font=_font(14))
-    return canvas
+    return strip
 
 
 def _legend(shown: Shown) -> list[tuple[Structure, str, str]]:

@@ -52,6 +52,12 @@ def left_alone(have_mm: tuple[float, ...], want_mm: tuple[float, ...]) -> tuple[
     return (False,) * len(have_mm)
 
 
+def along(kernel: Kernel, alone: tuple[bool, ...]) -> Kernels:
+    """This kernel for D, H and W, and the nearest for those that are left alone."""
+    first, second, third = ("nearest" if nearest else kernel for nearest in alone)
+    return first, second, third
+
+
 def resize(
     images: Float32, shape: tuple[int, int], kernels: tuple[Kernel, Kernel] = ("smooth", "smooth")
 ) -> Float32:

@@ -7,7 +7,7 @@ find them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +19,8 @@ NARROW = 1 << 20  # distinct whole numbers that are counted one by one
 PIECE = 1 << 18  # voxels that are looked at together
 DIGIT_BITS = 16
 LOWEST_CT = -1024.0  # Hounsfield units: what is darker was made up
+# a place along the last axis -> which voxels (X, Y) of that plane count
+Counts = Callable[[int], NDArray[np.bool_]]
 
 
 class Distribution(Protocol):
@@ -35,13 +37,13 @@ class Distribution(Protocol):
         ...
 
 
-def distribution_of(volume: Volume) -> Distribution:
-    """The distribution of a scan's values, its padding left out."""
+def distribution_of(volume: Volume, inside: Counts | None = None) -> Distribution:
+    """The distribution of a scan's values, its padding left out, and what is not inside."""
     padding = volume.padding or _circle(volume)
     raw = volume.raw
     if raw.dtype.kind in "iub" and raw.size and int(raw.max()) - int(raw.min()) < NARROW:
-        return _Counted(volume, padding)
-    return _Ranked(volume, padding)
+        return _Counted(volume, padding, inside)
+    return _Ranked(volume, padding, inside)
 
 
 def _circle(volume: Volume) -> tuple[float, float] | None:
@@ -60,10 +62,10 @@ def _circle(volume: Volume) -> tuple[float, float] | None:
     return None
 
 
-def _pieces(raw: NDArray[Any]) -> Iterator[NDArray[Any]]:
+def _pieces(raw: NDArray[Any], inside: Counts | None) -> Iterator[NDArray[Any]]:
     """All voxels, some at a time, in the machine's byte order."""
-    for part in np.moveaxis(raw, -1, 0):
-        flat = part.ravel(order="K")
+    for place, part in enumerate(np.moveaxis(raw, -1, 0)):
+        flat = part.ravel(order="K") if inside is None else part[inside(place)]
         for start in range(0, flat.size, PIECE):
             piece = flat[start : start + PIECE]
             yield piece.astype(piece.dtype.newbyteorder("="), copy=False)
@@ -87,11 +89,13 @@ def _ranks(percent: Sequence[float], count: int) -> list[int]:
 class _Counted:
     """Whole numbers of a narrow range: how often each occurs."""
 
-    def __init__(self, volume: Volume, padding: tuple[float, float] | None) -> None:
+    def __init__(
+        self, volume: Volume, padding: tuple[float, float] | None, inside: Counts | None
+    ) -> None:
         raw = volume.raw
         low = int(raw.min())
         counts = np.zeros(int(raw.max()) - low + 1, dtype=np.int64)
-        for piece in _pieces(raw):
+        for piece in _pieces(raw, inside):
             counts += np.bincount(piece.astype(np.int64) - low, minlength=counts.size)
         if padding is not None:
             first, last = (int(np.clip(value - low, -1, counts.size)) for value in padding)
@@ -120,13 +124,15 @@ class _Counted:
 class _Ranked:
     """Any other numbers: the values at the ranks that are asked for."""
 
-    def __init__(self, volume: Volume, padding: tuple[float, float] | None) -> None:
-        self._volume, self._padding = volume, padding
+    def __init__(
+        self, volume: Volume, padding: tuple[float, float] | None, inside: Counts | None
+    ) -> None:
+        self._volume, self._padding, self._inside = volume, padding, inside
         self.count = sum(piece.size for piece in self._wanted())
 
     def _wanted(self) -> Iterator[NDArray[Any]]:
         """The finite voxels that are no padding, as stored, some at a time."""
-        for piece in _pieces(self._volume.raw):
+        for piece in _pieces(self._volume.raw, self._inside):
             keep = np.isfinite(piece)
             if self._padding is not None:
                 keep &= ~((piece >= self._padding[0]) & (piece <= self._padding[1]))

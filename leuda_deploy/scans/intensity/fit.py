@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leuda_deploy.errors import ScanError
-from leuda_deploy.scans.intensity.distribution import distribution_of
+from leuda_deploy.scans.intensity.distribution import Counts, distribution_of
 from leuda_deploy.scans.recipe import Recipe
 from leuda_deploy.scans.volume import Volume
 
@@ -52,17 +52,17 @@ class Intensity:
         return (self.high - self.shift) / self.scale
 
 
-def fit_intensity(volume: Volume, recipe: Recipe) -> Intensity:
+def fit_intensity(volume: Volume, recipe: Recipe, inside: Counts | None = None) -> Intensity:
     """Percentiles, mean and deviation over the scan's finite voxels, in scanner units.
 
     Whole-scan statistics in the scan's native grid, so that cropping cannot change them. Padding is
-    no tissue and enters none of them.
+    no tissue and enters none of them, nor does what is not inside.
     Raises ScanError for a scan in which nothing differs, unless the normalisation is fixed.
     """
     if recipe.only_nonzero:
         zero = -volume.inter / volume.slope
         volume = volume.with_padding(zero, zero)
-    values = distribution_of(volume)
+    values = distribution_of(volume, inside)
     if values.count == 0:
         raise ScanError("nothing in it", f"{volume.name} has no finite voxel that is not padding")
     if recipe.fixed is not None:

@@ -16,6 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from leuda_deploy.scans.intensity import Intensity
 
 FIGURES = ("low", "high", "lower quartile", "median", "upper quartile")
+ENDS = {
+    "low": "low end",
+    "high": "high end",
+}  # in scanner units; the others are shares between them
 # A scan this many spreads away does not look like the scans of training. Few of them make the
 # spread uncertain, which the least spread allows for. Phantoms: CT among CT 1.1 at most, MR 12.
 Z_LIMIT = 4.0
@@ -54,9 +58,13 @@ class Likeness:
     usual: float
 
     def __str__(self) -> str:
+        end = ENDS.get(self.figure)
+        here = f"{self.value:.4g}" if end else f"{self.value:.0%} of their range"
+        there = f"{self.usual:.4g}" if end else f"{self.usual:.0%}"
         return (
-            f"its {self.figure} is {self.value:.4g}, {self.usual:.4g} in the scans the model was "
-            f"made for (z = {self.z:.1f}, at most {Z_LIMIT:g} is usual)"
+            f"the {end or self.figure} of its intensities is at {here}, at {there} in the scans "
+            "the model was made for "
+            f"(z = {self.z:.1f}, at most {Z_LIMIT:g} is usual)"
         )
 
 

@@ -1,27 +1,38 @@
 // images and what the controls say -> pictures. NiiVue draws, this decides what.
 "use strict";
 const DIFFERENCE = [ // value in the difference, colour, meaning; the values are those of label_files.py
-  [1, [86, 180, 233], "only the first"], [2, [230, 159, 0], "only the second"], [3, [204, 121, 167], "another structure"]];
+  [1, [86, 180, 233], "only in the first"], [2, [230, 159, 0], "only in the second"], [3, [204, 121, 167], "another structure in each"]];
 const LAYOUTS = {
   all: [SLICE_TYPE.MULTIPLANAR, 2], planes: [SLICE_TYPE.MULTIPLANAR, 2], axial: [SLICE_TYPE.AXIAL, 2],
   coronal: [SLICE_TYPE.CORONAL, 1], sagittal: [SLICE_TYPE.SAGITTAL, 0], "3d": [SLICE_TYPE.RENDER, 2] };
 const AXIS_OF_TILE = { 0: 2, 1: 1, 2: 0 }; // NiiVue's axial, coronal, sagittal -> axis that runs through the slices
 const OPTIONS = {
-  isRadiologicalConvention: true, showAllOrientationMarkers: true, backColor: [0, 0, 0, 1],
+  isRadiologicalConvention: true, sagittalNoseLeft: true, showAllOrientationMarkers: true, backColor: [0, 0, 0, 1],
   crosshairColor: [1, 1, 1, 0.7], crosshairGap: 8, crosshairWidth: 0.4, crosshairWidthUnit: "percent", fontColor: [1, 1, 1, 1], dragAndDropEnabled: false,
   clipPlaneHotKey: "", viewModeHotKey: "", cycleClipPlaneHotKey: "", logLevel: "error",
-  multiplanarPadPixels: 4, multiplanarLayout: MULTIPLANAR_TYPE.GRID, isColorbar: false, loadingText: "", scrollRequiresFocus: false };
+  multiplanarPadPixels: 14, isForceMouseClickToVoxelCenters: true, isColorbar: false, loadingText: "", scrollRequiresFocus: false };
 const views = [];
 
 async function view(canvas) {
   const made = new Niivue(OPTIONS);
   await made.attachToCanvas(canvas, false);
-  made.onLocationChange = tellPlace;
+  made.onLocationChange = (there) => {
+    follow(made);
+    tellPlace(there);
+  };
   views.push(made);
   return made;
 }
 
-/** A second view that moves with the first. */
+/** The other view goes where one is. NiiVue's own sync asks that the mouse was in that one. */
+function follow(one) {
+  for (const other of views.filter((each) => each !== one && !each.canvas.closest("figure").hidden)) {
+    other.scene.crosshairPos = one.scene.crosshairPos.slice();
+    other.drawScene();
+  }
+}
+
+/** A second view that moves with the first; what the mouse turns, NiiVue turns in both. */
 async function viewBeside() {
   const second = await view($("second"));
   views[0].broadcastTo([second], { "2d": true, "3d": true });
@@ -33,13 +44,15 @@ function colourLabels() {
   for (const which of ["labels-0", "labels-1", "difference"]) {
     const table = which === "difference" ? DIFFERENCE : rows, image = state.images[which];
     if (!image || !table.length) continue;
-    const all = [[0, [0, 0, 0], ""], ...table];
     // NiiVue outlines what the header calls labels, and fades its rims, which would hide a thin difference
-    image.hdr.intent_code = $("outline").checked && which !== "difference" ? 1002 : 0;
+    const outlined = $("outline").checked && which !== "difference";
+    image.hdr.intent_code = outlined ? 1002 : 0;
+    // else it takes all above the table's first value for 2/256 of the table at least: 0 would be 1 in a long one
+    const all = [...(outlined ? [] : [[-2, [0, 0, 0], ""]]), [0, [0, 0, 0], ""], ...table];
     image.setColormapLabel({
       I: all.map((row) => row[0]), R: all.map((row) => row[1][0]), G: all.map((row) => row[1][1]),
       B: all.map((row) => row[1][2]), labels: all.map((row) => row[2]),
-      A: all.map((row) => (row[0] === 0 || (which !== "difference" && state.hidden.has(row[0])) ? 0 : 255)) });
+      A: all.map((row) => (row[0] <= 0 || (which !== "difference" && state.hidden.has(row[0])) ? 0 : 255)) });
   }
 }
 
@@ -69,18 +82,16 @@ async function draw() {
       ? `Difference: ${DIFFERENCE.map((row) => row[2]).join(", ")}` : name || "";
   });
   if (beside) await (state.second ||= viewBeside());
-  const [type] = LAYOUTS[$("layout").value];
   views.slice(0, sides.length).forEach((one, k) => {
     const overlays = [state.images[sides[k]], state.images.uncertainty].filter(Boolean);
     if (state.images[sides[k]]) state.images[sides[k]].opacity = $("opacity").value / 100;
     if (state.images.uncertainty) state.images.uncertainty.opacity = $("uncertainty").value / 100;
     one.opts.atlasOutline = $("outline").checked ? 1 : 0;
-    one.opts.multiplanarShowRender = $("layout").value === "all" ? SHOW_RENDER.ALWAYS : SHOW_RENDER.NEVER;
-    one.opts.sliceType = type;
+    one.opts.sliceType = arrange(one);
     one.volumes = [scan, ...overlays.filter((image) => image.opacity > 0)];
     one.setVolume(scan, 0); // as the background; uploads all
   });
-  if (beside) views[0].sync();
+  if (beside) follow(views[0]);
   keyOfDifference(shown === "difference");
 }
 
@@ -109,15 +120,19 @@ function drawn() {
 function chooseLayout() {
   if (state.chosen || state.drawnBy === "card") return;
   $("layout").value = "planes";
-  state.slow = note("3D is left out: it is slow without a graphics card. Press 1 or 6 to see it.");
+  state.slow = note("3D is left out: it is slow without a graphics card. View > 3D shows it.");
+}
+
+/** Four pictures lie in two rows, three as they are largest; returns what NiiVue calls the view. */
+function arrange(one) {
+  const name = $("layout").value, with3d = name === "all";
+  one.opts.multiplanarShowRender = with3d ? SHOW_RENDER.ALWAYS : SHOW_RENDER.NEVER;
+  one.opts.multiplanarLayout = with3d ? MULTIPLANAR_TYPE.GRID : MULTIPLANAR_TYPE.AUTO;
+  return LAYOUTS[name][0];
 }
 
 function layOut() {
-  const name = $("layout").value;
-  for (const one of views) {
-    one.opts.multiplanarShowRender = name === "all" ? SHOW_RENDER.ALWAYS : SHOW_RENDER.NEVER;
-    one.setSliceType(LAYOUTS[name][0]);
-  }
+  for (const one of views) one.setSliceType(arrange(one));
 }
 
 const scrolling = { move: [0, 0, 0], began: 0, busy: false, ended: 0 };
@@ -144,7 +159,6 @@ async function step(by, axis = LAYOUTS[$("layout").value][1]) {
     const { move, began } = scrolling;
     Object.assign(scrolling, { move: [0, 0, 0], began: 0 });
     views[0].moveCrosshairInVox(...move);
-    views[0].sync();
     await drawn();
     performance.measure("leuda:step", { start: began }); // from the key or wheel to the finished picture
   }
@@ -169,7 +183,6 @@ function goTo(value) {
   if (place) views[0].scene.crosshairPos = views[0].mm2frac(place);
   views[0].createOnLocationChange();
   views[0].drawScene();
-  views[0].sync();
 }
 
 /** What graphics drew is blank on paper: a copy stands in for it there. */

@@ -61,7 +61,7 @@ function tellStructures() {
     return head;
   })));
   document.querySelector("#structures tbody").replaceChildren(...structures.map((s) => {
-    const box = make("input"), swatch = make("span"), go = make("button", s.name), head = make("th");
+    const box = make("input"), swatch = make("span"), go = make("button", s.name.replaceAll("_", "_\u200b")), head = make("th");
     Object.assign(box, { type: "checkbox", checked: !state.hidden.has(s.value), ariaLabel: `show ${s.name}` });
     box.onchange = () => { state.hidden[box.checked ? "delete" : "add"](s.value); redraw(); };
     swatch.className = "swatch";
@@ -85,17 +85,26 @@ function keyOfDifference(on) {
   }));
 }
 
+/** What of a scan is most unlike those of training; "" if an older report does not say. */
+function why({ figure, value, usual }) {
+  if (![value, usual].every(Number.isFinite)) return "";
+  const end = { low: "low end", high: "high end" }[figure]; // in scanner units; the others are shares between them
+  const [here, there] = [value, usual].map((n) => (end ? Number(n.toPrecision(4)) : `${Math.round(100 * n)} %`));
+  return `: the ${end || figure} of its intensities is at ${here}, theirs at ${there}`;
+}
+
 function tellReport() {
   const said = state.facts.report, lines = [];
-  if (said.low_confidence !== undefined) lines.push(["in doubt", `${(100 * said.low_confidence).toFixed(1)} % of the structures`]);
-  if (said.domain) lines.push(["looks like training", said.domain.fits ? "yes" : `NO (z = ${said.domain.z})`]);
-  if (said.domain && !said.domain.fits) note("This scan does not look like the scans of training. Do not trust the labels unseen.");
+  if (said.low_confidence !== undefined) lines.push(["in doubt", `${(100 * said.low_confidence).toFixed(1)} % of the structures' voxels`]);
+  if (said.domain) lines.push(["looks like training", said.domain.fits ? "yes" : "NO"]);
+  if (said.domain && !said.domain.fits) note(`This scan does not look like the scans of training${why(said.domain)}. Do not trust the labels unseen.`);
   for (const flag of Array.isArray(said.flags) ? said.flags : []) {
     note(`${flag.structure}: ${flag.flag}`);
   }
   if (said.engine) lines.push(["engine", said.engine]);
   if (said.total_seconds !== undefined) lines.push(["time", `${said.total_seconds.toFixed(2)} s in all`]);
-  for (const [stage, seconds] of Object.entries(said.seconds || {})) lines.push([stage, `${seconds.toFixed(2)} s`]);
+  const stages = Object.entries(said.seconds || {}).sort((a, b) => b[1] - a[1]);
+  if (stages.length) lines.push(["stages", `${stages.map(([stage, seconds]) => `${stage} ${seconds.toFixed(2)} s`).join(", ")}; they overlap`]);
   $("report").hidden = !lines.length;
   rows(document.querySelector("#report dl"), lines);
 }
@@ -187,7 +196,7 @@ function tellScene() {
     ["voxels", facts.shape.join(" × ")], ["size", `${facts.spacing_mm.join(" × ")} mm`],
     ...(facts.tilt_degrees > 1 ? [["tilted", `${facts.tilt_degrees}° from the body's axes; the planes are the scan's own`]] : []),
     ...(facts.modality ? [["model for", facts.modality]] : []),
-    ...facts.labels.map((name, k) => [k ? "second labels" : "labels", name]),
+    ...facts.labels.map((name, k) => [[facts.labels.length < 2 ? "labels" : "first labels", "second labels"][k], name]),
     ...(facts.uncertainty ? [["uncertainty", facts.uncertainty]] : [])]);
 }
 

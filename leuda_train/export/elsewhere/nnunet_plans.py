@@ -90,6 +90,8 @@ def read_plans(folder: Path, name: str) -> Plans:
             crop="nonzero",
             resampling="spline",
             outside="floor" if scheme == "RescaleTo01Normalization" else "zero",
+            # the other schemes of nnU-Net look at no mask
+            only_inside=scheme == "ZScoreNormalization" and all(configuration["use_mask_for_norm"]),
             **_normalisation(scheme, plans),
         )
         return Plans(
@@ -139,10 +141,10 @@ def _check(configuration: Mapping[str, Any], folder: Path) -> None:
                 f"{folder / 'plans.json'}: {key} is {configuration[key]}, and leuda can only do "
                 f"{wanted}"
             )
-    if any(configuration["use_mask_for_norm"]):
+    if len({*configuration["use_mask_for_norm"]}) > 1:
         raise ModelError(
-            f"{folder / 'plans.json'}: use_mask_for_norm normalises within a mask of the voxels "
-            "that are not 0, which leuda cannot do"
+            f"{folder / 'plans.json'}: use_mask_for_norm is {configuration['use_mask_for_norm']}; "
+            "leuda can only do the same for all channels"
         )
 
 

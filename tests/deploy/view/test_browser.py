@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import nibabel as nib
 import numpy as np
 import pytest
 from support.browser import Page, chromium, needs_chromium
-from support.view_files import write_case
+from support.view_files import blobs, turned_affine, write_case
 
 from leuda_deploy.view.content import Content
 from leuda_deploy.view.marks import Marks
@@ -54,6 +55,7 @@ def test_a_scan_with_two_label_files(page: Page, tmp_path: Path) -> None:
         assert "right blob" in page.text("structures")
         assert "left blob: not found" in page.text("notes")
         assert "does not look like" in page.text("notes")
+        assert "low end of its intensities is at 0, theirs at -999" in page.text("notes")
         assert "on the left of the picture" in page.text("convention")
         assert "60.0 %" in page.text("report")
 
@@ -102,11 +104,18 @@ def test_a_scan_with_two_label_files(page: Page, tmp_path: Path) -> None:
         page.wait("return !!state.images.difference")
         page.choose("opacity", "100")
         assert page.shows(lambda: page.columns(ORANGE).size > 20)  # only in the second file
-        assert "only the second" in page.text("pictures")
+        assert "only in the second" in page.text("pictures")
         page.choose("shown", "beside")
         page.wait("return views.length === 2")
         page.choose("opacity", "100")
         assert page.shows(lambda: page.columns(ORANGE, "second").size > 300)
+        # both show one place, also if no mouse was in them
+        page.key("\ue013")
+        page.wait("return performance.getEntriesByName('leuda:step').length === 3")
+        places = page.browser.execute_script(
+            "return views.map((one) => [...one.scene.crosshairPos])"
+        )
+        assert places[0] == places[1] != [0.5, 0.5, 0.5]
 
         # 3D, the map of doubts, other windows
         page.choose("layout", "3d")
@@ -150,6 +159,19 @@ def test_a_folder_is_gone_through_and_marked(page: Page, tmp_path: Path) -> None
     with marks.open(newline="") as file:
         said = {Path(row["scan"]).name: row["mark"] for row in csv.DictReader(file)}
     assert said == {"doubtful.nii.gz": "look again", "sure.nii.gz": "ok"}
+
+
+def test_labels_of_numbers_that_lie_far_apart(page: Page, tmp_path: Path) -> None:
+    scan, path = write_case(tmp_path), tmp_path / "far.nii.gz"
+    affine = turned_affine("LPS")
+    labels = np.array([0, 1, 205], np.uint8)[blobs(affine)]
+    nib.save(nib.Nifti1Image(labels, affine), path)
+    with served([make_scene(scan, (path,))]) as url:
+        page.open(url)
+        page.choose("opacity", "100")
+        page.choose("layout", "axial")
+        assert page.shows(lambda: page.columns(ORANGE).size > 300)
+        assert page.columns(ORANGE).size < 0.2 * page.canvas()[..., 0].size  # nor is all the rest
 
 
 def test_one_file_opens_without_a_server(page: Page, tmp_path: Path) -> None:

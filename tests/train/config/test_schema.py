@@ -194,7 +194,7 @@ def test_a_config_of_ones_own_keeps_its_values_unless_overridden(tmp_path):
 @pytest.mark.parametrize(
     ("config", "match"),
     [
-        ("nonesuch", "no config named 'nonesuch'; shipped: demo, mini, paper-abdominal"),
+        ("nonesuch", "no config named 'nonesuch'. Shipped: demo, mini, paper-abdominal"),
         ("missing.toml", "no such file: .*missing.toml"),
         ("broken.toml", "broken.toml is not TOML"),
         ("latin.toml", "latin.toml is not TOML"),

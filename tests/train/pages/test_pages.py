@@ -27,7 +27,8 @@ from leuda_train.pages import live_page
 from leuda_train.pages.charts import points
 from leuda_train.pages.comparison_page import _paired, _Run
 from leuda_train.pages.live_page import LivePage
-from leuda_train.pages.run_page import steps_by_stage
+from leuda_train.pages.page import breakable, slices
+from leuda_train.pages.run_page import steps_by_stage, write_run_page
 from leuda_train.runs.run import write_config, write_scans
 from leuda_train.stages.translated_sets import untranslated
 
@@ -138,6 +139,26 @@ def test_the_page_of_a_finished_run(cohort: Cohort, tmp_path: Path) -> None:
     (tmp_path / "mine.html").write_text("mine")
     assert leuda_here("report", folder.path, "-o", tmp_path / "mine.html").returncode == 2
     assert (tmp_path / "mine.html").read_text() == "mine"
+
+
+def test_one_candidate_is_no_choice(cohort: Cohort, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "first")
+    begin(folder, cohort)
+    finish(folder, cohort)
+    charts = {}
+    for epochs in (2, 1):
+        evaluation = json.loads(folder.evaluation.read_text())
+        evaluation["label_free_scores"] = evaluation["label_free_scores"][:epochs]
+        folder.evaluation.write_text(json.dumps(evaluation))
+        write_run_page(folder.path, tmp_path / "r.html")
+        charts[epochs] = check_page(tmp_path / "r.html").text.count("score of each candidate")
+    assert charts == {2: 1, 1: 0}
+
+
+def test_words_of_a_page() -> None:
+    assert slices("superior") == "axial, along superior"
+    assert slices("array-2") == "along array axis 2"
+    assert breakable("LEFT_<KIDNEY") == "LEFT_<wbr>&lt;KIDNEY"
 
 
 def test_what_a_run_lacks_is_named(cohort: Cohort, tmp_path: Path) -> None:

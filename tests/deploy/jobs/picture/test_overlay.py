@@ -199,7 +199,9 @@ def test_a_movie_has_the_labelled_slices(
         assert movie.n_frames == 10  # six, and two around them
         movie.seek(5)
         frame = np.asarray(movie.convert("RGB")).astype(int)
-        assert near(frame, COLOUR, within=60).sum() > 50  # lossy, and few colours
+        drawn, legend = frame[:-LINE], frame[-LINE:]
+        assert near(drawn, COLOUR, within=60).sum() > 50  # lossy, and few colours
+        assert near(legend, COLOUR, within=60).sum() > 50
 
 
 def test_the_command_draws_any_label_values(tmp_path: Path, scan_file: Path) -> None:

@@ -6,6 +6,7 @@ import copy
 import json
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from support.makers import oblique_affine
 from leuda_deploy import Segmenter, Settings
 from leuda_deploy.errors import InputError, LeudaError, ModelError
 from leuda_deploy.scans.recipe import Recipe
-from leuda_deploy.scans.stack import Stack
+from leuda_deploy.scans.stack import Stack, stack_of
 from leuda_deploy.scans.volume import read_volume
 from leuda_train.export.elsewhere.export_nnunet import (
     build_network,
@@ -284,6 +285,89 @@ def test_channels_and_regions_are_those_of_nnunets_predictor(
     assert (found.labels == expected).mean() >= 0.999
 
 
+def make_brain(path: Path, seed: int = 0) -> Path:
+    """A body in zeros, with holes: closed ones, one with a way out, one open at the scan's end."""
+    values = np.asarray(nib.load(make_scan(path)).dataobj).astype(np.int16).copy()
+    values += (np.abs(values) < 3).astype(np.int16) * 5  # nothing is 0 by chance
+    x, y, _ = np.indices(values.shape) / np.array(values.shape)[:, None, None, None]
+    values[(x - 0.5) ** 2 + (y - 0.5) ** 2 > 0.16] = 0
+    at = np.array(values.shape)
+    values[tuple(slice(int(0.40 * n), int(0.48 * n)) for n in at)] = 0  # closed
+    values[at[0] // 2 :, at[1] // 3, at[2] // 3] = 0  # leads to the outside
+    values[at[0] // 2, at[1] // 2 : at[1] // 2 + 3, at[2] // 2 :] = 0  # to the scan's end
+    values[at[0] // 3, at[1] // 2, at[2] // 2 + seed] = 0  # a voxel
+    nib.save(nib.Nifti1Image(values, oblique_affine(SPACING)), path)
+    return path
+
+
+def in_masks(channels: int = 1) -> dict[str, Any]:
+    """Of plans.json: normalisation within what is not 0, its holes filled."""
+    return {
+        "normalization_schemes": ["ZScoreNormalization"] * channels,
+        "use_mask_for_norm": [True] * channels,
+    }
+
+
+@pytest.mark.parametrize("transpose", [(0, 1, 2), (1, 0, 2)])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_within_a_mask_the_network_reads_what_nnunets_preprocessor_gives(
+    channels: int, transpose: tuple[int, ...], tmp_path: Path
+) -> None:
+    pytest.importorskip("nnunetv2", reason="pip install nnunetv2: it prepares beside the recipe")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        scans = [make_brain(tmp_path / f"scan_{k:04d}.nii.gz", k) for k in range(channels)]
+        if channels == 2:  # 0 in one channel alone is inside
+            second = nib.load(scans[1])
+            values = np.asarray(second.dataobj).copy()
+            values[: len(values) // 2] = 0
+            nib.save(nib.Nifti1Image(values, second.affine), scans[1])
+        folder = make_folder(
+            tmp_path / "results",
+            3,
+            transpose=transpose,
+            labels={"background": 0, "grey": 1},
+            channels={str(k): f"T{k}" for k in range(channels)},
+            **in_masks(channels),
+        )
+        manager = PlansManager(str(folder / "plans.json"))
+        data, properties = manager.image_reader_writer_class().read_images([*map(str, scans)])
+        dataset = json.loads((folder / "dataset.json").read_text())
+        theirs, mask, _ = DefaultPreprocessor(verbose=False).run_case_npy(
+            data, None, properties, manager, manager.get_configuration("3d_fullres"), dataset
+        )
+    plans = read_plans(folder, "3d_fullres")
+    volume = read_volume(scans[0])
+    volume = replace(volume, more=tuple(read_volume(scan) for scan in scans[1:]))
+    stack = stack_of(volume, plans.recipe, plans.depth)
+    ours = stack.images(0, stack.depth)
+    ours = np.moveaxis(ours, 1, 0) if channels > 1 else ours[None]
+    ours = ours.swapaxes(-1, -2) if plans.swap else ours
+    assert ours.shape == theirs.shape
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert 0.05 < (mask < 0).mean() < 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_labels_within_a_mask_are_those_of_nnunets_predictor(
+    dimensions: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    brain = make_brain(tmp_path / "brain.nii.gz")
+    folder = make_folder(tmp_path / "results", dimensions, **in_masks())
+    monkeypatch.setattr(torch, "half", torch.float32)
+    expected = predicted(folder, brain, mirror=False)
+    monkeypatch.undo()
+    assert min(np.bincount(expected.ravel(), minlength=3)) > 0.01 * expected.size
+    model, _ = export_nnunet(folder, tmp_path / "out", scans=[brain])
+    assert model.card.recipe.only_inside
+    found = Segmenter(tmp_path / "out", Settings(engine="ort-cpu", threads=1))(brain).labels
+    assert (found == expected).mean() >= 0.999
+
+
 @pytest.mark.slow
 def test_the_command_exports_and_needs_a_scan_to_prove_it_on(scan: Path, tmp_path: Path) -> None:
     folder, out = make_folder(tmp_path / "results", 2), tmp_path / "out"
@@ -326,7 +410,14 @@ def test_axes_are_those_that_nnunet_gives_its_network(
         ({"labels": {"background": 0, "whole": [1, 2], "core": [2]}, "order": (2, 1)}, "order"),
         ({"labels": {"background": 0, "a": 1, "b": 3}}, "gaps"),
         ({"normalization_schemes": ["CTNormalization", "ZScoreNormalization"]}, "channels"),
-        ({"use_mask_for_norm": [True]}, "use_mask_for_norm"),
+        (
+            {
+                "channels": {"0": "T1", "1": "T2"},
+                "normalization_schemes": ["ZScoreNormalization"] * 2,
+                "use_mask_for_norm": [True, False],
+            },
+            "use_mask_for_norm",
+        ),
         ({"normalization_schemes": ["RGBTo01Normalization"]}, "RGBTo01"),
         ({"previous_stage": "3d_lowres"}, "cascade"),
         ({"resampling_fn_data": "resample_torch_fornnunet"}, "resample_torch"),
