@@ -5,8 +5,9 @@
     python benchmarks/find_first.py real --run RUN --model EXPORT
 
 One U-Net (32 to 512 channels, weights set by hand: made_ct.set_by_hand) and made CT of 512 x 512
-pixels and 300 mm, on which structures fill a third of the slices, or all. The search is proven as
-`leuda export` proves it, on made scans of another seed. Each way in a process of its own, in turn:
+pixels and 300 mm, on which structures fill a third of the slices, or all. The search, and slices
+that are scored whole, are proven as `leuda export` proves them, on made scans of another seed. Each
+way in a process of its own, in turn:
 
 counts   slices that a search scores, by slice thickness and share that is filled; nothing is run
 speed    leuda with the search and in full (fp32, the engine that `auto` takes), MONAI, nnU-Net
@@ -46,7 +47,7 @@ from runtime import RESULTS, machine, say
 
 from leuda_deploy.engines.open_engine import reference_engine
 from leuda_deploy.inference.find_first import find_in, scored_by
-from leuda_deploy.inference.slabs import Scoring, scoring_of
+from leuda_deploy.inference.slabs import scoring_of
 from leuda_deploy.inference.sliding_window import window_counts
 from leuda_deploy.machine.outside import read_json
 from leuda_deploy.model.model_file import ModelFile
@@ -68,7 +69,7 @@ WAYS, FILLED = ("find", "full", "monai", "nnunet"), ("third", "every")
 
 
 def model_of(folder: Path) -> Path:
-    """The model, with its search proven; made once."""
+    """The model, with the shortcuts that are proven, as `leuda export` does; made once."""
     made = folder / "model"
     if (made / "model.onnx").is_file():
         return made
@@ -82,8 +83,10 @@ def model_of(folder: Path) -> Path:
         write_scan(path, PROOF_SLICES, filled=filled, spacing_mm=spacing_mm, seed=seed)
         scans.append((path.name, partial(opened, path, ModelFile.open(made))))
     model = ModelFile.open(made)
-    engine, scoring = reference_engine(model), Scoring(tiling=model.card.tiling)
+    engine, scoring = reference_engine(model), scoring_of(model.card)
     passes = label_in_full(scans, engine, scoring, classes=1 + len(STRUCTURES))
+    model, tried = with_tiling(model, engine, passes)
+    say(f"tiling: {model.card.tiling}, of {tried}")
     long_mm = THIRD_MM[1] - THIRD_MM[0]
     extents = {
         name: long_mm * (last - first) for name, (first, last) in zip(STRUCTURES, ROWS, strict=True)

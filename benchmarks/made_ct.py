@@ -18,6 +18,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 WINDOW, SPACING_MM, PIXEL_MM, SIZE = 256, 1.5, 0.75, 512
+MULTIPLE = 16  # of its sides, the windows that a U-Net of five levels takes
 WIDTHS = (32, 64, 128, 256, 512)
 STRUCTURES = ("liver", "spleen", "kidney", "vertebra")
 # centre (x, y) and radius as shares of the plane, and Hounsfield units, of body and structures
@@ -193,7 +194,7 @@ def training_slices(rng: np.random.Generator, count: int = SLICES) -> tuple[np.n
 
 def card_of(name: str, classes: int, steps: int, *, by_hand: bool = False) -> Any:
     """The card of a model of the made CT; the exporter fills in the checksum."""
-    from leuda_deploy.model.card import PALETTE, ModelCard, Provenance, Structure
+    from leuda_deploy.model.card import PALETTE, GraphOptions, ModelCard, Provenance, Structure
 
     names = STRUCTURES if classes == 5 else tuple(f"structure {k}" for k in range(1, classes))
     return ModelCard(
@@ -205,6 +206,8 @@ def card_of(name: str, classes: int, steps: int, *, by_hand: bool = False) -> An
             for k, structure in enumerate(names, start=1)
         ),
         feed="target",
+        # what `leuda export --dynamic-window` writes: slices may be scored whole
+        options=GraphOptions(dynamic_window=by_hand, window_multiple=MULTIPLE if by_hand else 1),
         opset=20,
         licence="MIT",
         sha256="",

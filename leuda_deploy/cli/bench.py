@@ -62,7 +62,7 @@ def bench(
     from leuda_deploy.bench.saved import plan_saved, save_bench
     from leuda_deploy.bench.shown import show_bench
     from leuda_deploy.errors import MissingExtraError
-    from leuda_deploy.model.default_model import default_model
+    from leuda_deploy.model.export_folder import default_model
 
     if save:
         plan_saved(save, inputs=[path for path in (model, against, cohort) if path], force=force)

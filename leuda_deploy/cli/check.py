@@ -57,7 +57,7 @@ def doctor(
     """Say what works on this machine; exit 0 if infer runs.  [dim]Needs: nothing more.[/dim]"""
     from leuda_deploy.bench.doctor import diagnose
     from leuda_deploy.cli.show import diagnosis_lines
-    from leuda_deploy.model.default_model import default_model
+    from leuda_deploy.model.export_folder import default_model
     from leuda_deploy.model.model_file import ModelFile
 
     found = diagnose(ModelFile.open(model or default_model()))

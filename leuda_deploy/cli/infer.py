@@ -292,7 +292,7 @@ def infer(
     )
     todo, alone = jobs_of(scan, wanted, shard=shard, frames=frame, series=choice)
     if model is None:
-        from leuda_deploy.model.default_model import default_model
+        from leuda_deploy.model.export_folder import default_model
 
         model = default_model()
         say(f"no --model given: using {model}, trained on phantoms, not for patients")

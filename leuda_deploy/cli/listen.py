@@ -122,7 +122,7 @@ def listen(
     from leuda_deploy.jobs.node.receive import Door
     from leuda_deploy.jobs.prepare import Wishes
     from leuda_deploy.machine.memory import parse_bytes
-    from leuda_deploy.model.default_model import default_model
+    from leuda_deploy.model.export_folder import default_model
     from leuda_deploy.model.model_file import ModelFile
 
     door = Door(

@@ -25,13 +25,13 @@ from leuda_deploy.export.verify import verify
 from leuda_deploy.machine.files import atomic_folder
 from leuda_deploy.machine.outside import read_text
 from leuda_deploy.model.card import MAX_CARD_BYTES, ModelCard, Precision, parse_card
-from leuda_deploy.model.default_model import default_model
 from leuda_deploy.model.export_folder import (
     CARD_FILE,
     MANIFEST_FILE,
     MODEL_FILE,
     PARITY_FILE,
     check_replaceable,
+    default_model,
     write_manifest,
 )
 from leuda_deploy.model.model_file import (

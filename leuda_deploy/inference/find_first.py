@@ -71,6 +71,15 @@ class Walk:
         self.scored[index] = True
         self._holds[index] = something
 
+    def beside(self, wanted: Sequence[int]) -> Sequence[int]:
+        """These and the slices next to them that were scored before: rising."""
+        if not self.scored.any():
+            return wanted
+        inside = np.zeros(self._depth + 2, dtype=bool)
+        inside[np.asarray(wanted) + 1] = True
+        near = inside[:-2] | inside[2:]
+        return [*map(int, np.flatnonzero(inside[1:-1] | (near & self.scored)))]
+
     def __iter__(self) -> Iterator[Sequence[int]]:
         """The slices of each round, rising."""
         if self._find is None:

@@ -86,28 +86,31 @@ def winners(planes: Float32 | Iterable[Float32]) -> UInt8:
     return labels
 
 
-class ExpectedDice:
+def doubts(won: UInt8, probabilities: Float32) -> NDArray[np.float64]:
+    """What `expected_dice` needs of some pixels; of more of them, it is the sum.
+
+    Args:
+        won: The classes that won, (N,).
+        probabilities: Of all classes, (K, N).
+
+    Returns:
+        (3, K): pixels won; probability of the class, in all of them; in those that it won.
+    """
+    classes = len(probabilities)
+    of_winner = np.take_along_axis(probabilities, won[None].astype(np.intp), axis=0)[0]
+    won_by = np.bincount(won, minlength=classes)
+    both = np.bincount(won, weights=of_winner, minlength=classes)
+    return np.stack([won_by, probabilities.sum(axis=1, dtype=np.float64), both])
+
+
+def expected_dice(doubts: NDArray[np.float64]) -> dict[int, float]:
     """The Dice that labels would have if the probabilities that they were chosen by were right.
 
     Of a class, 2 Σ p over the pixels that won / (Σ 1 over these + Σ p over all), with p its
-    probability: the Dice with a truth that is drawn, pixel by pixel, with these probabilities.
+    probability: the Dice with a truth that is drawn, pixel by pixel, with these probabilities. Of
+    each class that was found, without the background.
     """
-
-    def __init__(self, classes: int) -> None:
-        self._won, self._probable, self._both = np.zeros((3, classes))
-
-    def add(self, won: UInt8, probabilities: Float32) -> None:
-        """The classes that won, (N,), and the probabilities of all, (K, N)."""
-        classes = len(self._won)
-        of_winner = np.take_along_axis(probabilities, won[None].astype(np.intp), axis=0)[0]
-        self._won += np.bincount(won, minlength=classes)
-        self._probable += probabilities.sum(axis=1, dtype=np.float64)
-        self._both += np.bincount(won, weights=of_winner, minlength=classes)
-
-    def by_class(self) -> dict[int, float]:
-        """Of each class that was found, without the background."""
-        every = zip(self._won, self._probable, self._both, strict=True)
-        return {k: float(2 * b / (w + p)) for k, (w, p, b) in enumerate(every) if k and w}
+    return {k: float(2 * b / (w + p)) for k, (w, p, b) in enumerate(doubts.T) if k and w}
 
 
 class Uncertainty:
@@ -129,9 +132,11 @@ class Uncertainty:
         probabilities: bool = False,
         regions: bool = False,
     ) -> None:
-        self._stack, self._low, self._structure = stack, 0, 0
+        self._stack = stack
         self._probabilities, self._regions = probabilities, regions
-        self._dice: ExpectedDice | None = None
+        # by slice, what was said of it last: a search may come by twice
+        self._of_structures: dict[int, tuple[int, int]] = {}  # pixels, and those of them in doubt
+        self._doubts: dict[int, NDArray[np.float64]] = {}
         self.entropy: UInt8 | None = None
         if wanted:
             self.entropy = np.zeros(stack.volume.raw.shape, dtype=np.uint8, order="F")
@@ -139,13 +144,13 @@ class Uncertainty:
 
     def add(self, slices: Sequence[int], scores: Float32) -> None:
         """Scores (d, K, h, w) of these slices."""
-        some = np.moveaxis(scores[:, :, ::SAMPLED, ::SAMPLED], 1, 0)
-        if self._regions:
-            inside = self._inside(some[some > (0.5 if self._probabilities else 0)])
-            self._structure += inside.size
-            self._low += int(np.count_nonzero(inside < LOW_CONFIDENCE))
-        else:
-            self._add_classes(some)
+        for index, some in zip(slices, scores[:, :, ::SAMPLED, ::SAMPLED], strict=True):
+            if self._regions:
+                inside = self._inside(some[some > (0.5 if self._probabilities else 0)])
+                low = int(np.count_nonzero(inside < LOW_CONFIDENCE))
+                self._of_structures[index] = inside.size, low
+            else:
+                self._add_classes(index, some.reshape(len(some), -1))
         if self.entropy is not None:
             for index, plane in zip(slices, scores, strict=True):
                 unsure = resize(
@@ -153,15 +158,13 @@ class Uncertainty:
                 )
                 self._entropy_stack[index] = np.rint(unsure * np.float32(255)).astype(np.uint8)
 
-    def _add_classes(self, some: Float32) -> None:
-        some = some.reshape(len(some), -1)  # (K, N)
+    def _add_classes(self, index: int, some: Float32) -> None:
         won, logits = winners(some), self._logits(some)
         powers = np.exp(logits - logits.max(axis=0))
         total = powers.sum(axis=0)  # 1 / probability of the winner
-        self._structure += int(np.count_nonzero(won))
-        self._low += int(np.count_nonzero(total[won > 0] > 1 / LOW_CONFIDENCE))
-        self._dice = self._dice or ExpectedDice(len(some))
-        self._dice.add(won, powers / total)
+        low = int(np.count_nonzero(total[won > 0] > 1 / LOW_CONFIDENCE))
+        self._of_structures[index] = int(np.count_nonzero(won)), low
+        self._doubts[index] = doubts(won, powers / total)
 
     def _entropy(self, plane: Float32) -> Float32:
         if not self._regions:
@@ -180,8 +183,8 @@ class Uncertainty:
 
     @property
     def expected_dice(self) -> dict[int, float]:
-        """See `ExpectedDice`; by class that was found. Of regions nothing is worked out."""
-        return self._dice.by_class() if self._dice else {}
+        """See `expected_dice`; by class that was found. Of regions nothing is worked out."""
+        return expected_dice(np.sum([*self._doubts.values()], axis=0)) if self._doubts else {}
 
     def _logits(self, scores: Float32) -> Float32:
         """What a softmax turns into the probabilities; their logarithms are that, too."""
@@ -190,7 +193,10 @@ class Uncertainty:
     @property
     def low_share(self) -> float:
         """Share of the structure pixels whose class has a probability below LOW_CONFIDENCE."""
-        return self._low / self._structure if self._structure else 0.0
+        if not self._of_structures:
+            return 0.0
+        pixels, low = np.sum([*self._of_structures.values()], axis=0)
+        return float(low / pixels) if pixels else 0.0
 
 
 def entropy(scores: Float32) -> Float32:

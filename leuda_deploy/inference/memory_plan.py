@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from math import prod
 
 from leuda_deploy.errors import InputError
+from leuda_deploy.inference.refine.edges import OFFSETS
 from leuda_deploy.inference.slabs import as_many_usual, part_of
 from leuda_deploy.machine.memory import in_megabytes
+from leuda_deploy.model.refine import AS_PREDICTED, Refine
 from leuda_deploy.model.tiling import DEFAULT_TILING, Tiling
-from leuda_deploy.scans.grid.edges import OFFSETS
 from leuda_deploy.scans.stack import Stack
 
 # What Python, its allocator and the threads take on top of what can be counted: 38 to 40 MB were
@@ -58,7 +59,7 @@ class Workload:
         mirror: Whether mirrored windows are scored, too.
         uncertainty: Whether an entropy map is made.
         regions: Whether the structures may overlap.
-        edges: Whether scores are drawn to the slices' edges.
+        refine: What is done to the probabilities.
         scans: How many are held at once, where others are read and written meanwhile.
         results: The same of labels.
     """
@@ -71,7 +72,7 @@ class Workload:
     mirror: bool = False
     uncertainty: bool = False
     regions: bool = False
-    edges: bool = False
+    refine: Refine = AS_PREDICTED
     scans: int = 1
     results: int = 1
 
@@ -120,8 +121,12 @@ def _plan_for(batch: int, stack: Stack, workload: Workload) -> MemoryPlan:
     held = blocks * (4 * slab * grid * stack.channels + 3 * scores)
     # grid slices that wait for the next, where the scan has others
     held += (stack.depth != stack.scan_depth) * 2 * scores
-    # the weights of a slice's neighbours, in the making; and the slab's probabilities
-    drawn = workload.edges * (4 * 4 * len(OFFSETS) * grid + 2 * scores)
+    refine = workload.refine
+    # the slab's probabilities; the weights of a pixel's neighbours, in the making; a slab that is
+    # averaged, and the two slices before it
+    refined = bool(refine) * 2 * scores
+    refined += refine.edges * 4 * 4 * len(OFFSETS) * grid
+    refined += refine.across_slices * 2 * (scores + 2 * 4 * classes * grid)
     voxels = stack.volume.raw.size
     holes = stack.recipe.only_inside * voxels // 8  # a bit a voxel
     return MemoryPlan(
@@ -135,7 +140,7 @@ def _plan_for(batch: int, stack: Stack, workload: Workload) -> MemoryPlan:
             "slabs": SLABS_ALIVE * (images + scores)
             + blending
             + held
-            + drawn
+            + refined
             + LABEL_BYTES_PER_PIXEL * plane,
         },
     )

@@ -13,7 +13,7 @@ out (`find_first.py`), slabs come in rounds: which slices a round has depends on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,7 @@ from leuda_deploy.errors import ModelError
 from leuda_deploy.inference.find_first import Find, FullBecause, Walk
 from leuda_deploy.inference.labels import Uncertainty, label_plane, region_plane
 from leuda_deploy.inference.pipelined import prefetch
+from leuda_deploy.inference.refine.refined import Refined
 from leuda_deploy.inference.slabs import (
     DEFAULT_SCORING,
     BlockScorer,
@@ -38,7 +39,6 @@ from leuda_deploy.inference.sliding_window import mirrored, of_channels, scoring
 from leuda_deploy.machine.clock import Clock
 from leuda_deploy.machine.progress import Progress, no_progress
 from leuda_deploy.model.regions import label_map, region_counts
-from leuda_deploy.scans.grid.edges import by_edges
 from leuda_deploy.scans.intensity import Intensity
 from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import Volume
@@ -121,9 +121,10 @@ def segment(
     score = scorer_type(engine, stack, scoring, fill=fill)
     # as MONAI resamples: probabilities, where other recipes have the scores as they are
     made_probable = stack.recipe.resampling == "linear" and not scoring.probabilities
-    threshold = scoring.region_threshold
+    threshold, refine = scoring.region_threshold, scoring.refine
     if made_probable and threshold is not None:
         threshold = 0.5
+    assert not refine or (threshold is None and stack.window_slices == 1), "of 2D classes alone"
 
     def images(wanted: Slices) -> Iterator[tuple[Slices, Float32]]:
         for slab in score.slabs(wanted):
@@ -132,6 +133,7 @@ def segment(
             yield slab, slices
 
     def scores(wanted: Slices) -> Iterator[tuple[Slices, Float32]]:
+        refined = Refined(refine, probabilities=scoring.probabilities)
         for slab, slices in prefetch(images(wanted)):
             with clock("network"):
                 done, found = score(slab, slices)
@@ -140,19 +142,23 @@ def segment(
                         f"the model gives scores that are not finite on {stack.volume.name}, "
                         f"slices {done[0]} to {done[-1]}; nothing was written"
                     )
-                if made_probable:
+                if made_probable and not refine:
                     found = softmax(found, axis=1) if threshold is None else expit(found)
-            if scoring.edges:
-                with clock("edges"):
-                    found = by_edges(found, slices, probabilities=scoring.probabilities)
-            yield done, found
+            if not refine:
+                yield done, found
+                continue
+            with clock("refine"):
+                ready = list(refined(done, found, slices))
+            yield from ready
+        if refine:
+            yield from refined.finish()
 
     labels = np.zeros(stack.volume.raw.shape, dtype=np.uint8, order="F")
     label_stack = stack.of_scan(labels)
     unsure = Uncertainty(
         stack,
         wanted=uncertainty,
-        probabilities=scoring.probabilities or made_probable,
+        probabilities=scoring.probabilities or made_probable or bool(refine),
         regions=threshold is not None,
     )
 
@@ -165,7 +171,9 @@ def segment(
     walk, planned = Walk(stack.depth, find), 0
     for wanted in walk:
         planned += len(wanted)
-        for slab, on_grid in prefetch(scores(wanted)):
+        anew = walk.beside(wanted) if refine.across_slices else wanted
+        around = walk.beside(anew) if refine.across_slices else wanted
+        for slab, on_grid in prefetch(_only(anew, scores(around))):
             for slices, found in on_scan(slab, on_grid):
                 with clock("labels"):
                     for index, plane in zip(slices, found, strict=True):
@@ -187,6 +195,18 @@ def segment(
         part=score.part,
         searched=walk.searched,
     )
+
+
+def _only(
+    wanted: Slices, scored: Iterable[tuple[Slices, Float32]]
+) -> Iterator[tuple[Slices, Float32]]:
+    """Of slices and their scores, those that are wanted."""
+    kept = set(wanted)
+    for slices, scores in scored:
+        if kept.issuperset(slices):
+            yield slices, scores
+        elif some := [k for k, index in enumerate(slices) if index in kept]:
+            yield [slices[k] for k in some], scores[some]
 
 
 def volumes_ml(

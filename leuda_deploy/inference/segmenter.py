@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, replace
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from numpy.typing import NDArray
 from leuda_deploy.engines.engine import TENSORRT, Engine, EngineName, EngineSettings
 from leuda_deploy.engines.open_engine import open_engine
 from leuda_deploy.errors import InputError
-from leuda_deploy.inference.clean_up import clean_up
 from leuda_deploy.inference.find_first import Find, FullBecause, find_in
 from leuda_deploy.inference.memory_plan import MemoryPlan, Workload, make_plan
+from leuda_deploy.inference.refine.clean_up import clean_up
 from leuda_deploy.inference.segment import Segmentation, segment
 from leuda_deploy.inference.settings import DEFAULT_SETTINGS, Settings
 from leuda_deploy.inference.slabs import (
@@ -31,6 +32,7 @@ from leuda_deploy.machine.clock import Clock
 from leuda_deploy.machine.memory import resident_bytes
 from leuda_deploy.machine.progress import Progress, no_progress
 from leuda_deploy.model.card import ModelCard
+from leuda_deploy.model.export_folder import default_model
 from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.proof.choose_engine import (
     Choice,
@@ -82,10 +84,7 @@ class Segmenter:
             MissingExtraError: The engine is not installed.
             LeudaError: The engine does not run here.
         """
-        if model is None:
-            from leuda_deploy.model.default_model import default_model
-
-            model = default_model()
+        model = model or default_model()
         self.model = model if isinstance(model, ModelFile) else ModelFile.open(model)
         self.settings = settings
         if settings.mirror and not self.card.tiling.mirror:
@@ -192,7 +191,7 @@ class Segmenter:
             mirror=self.settings.mirror,
             uncertainty=uncertainty,
             regions=self.card.options.regions,
-            edges=scoring.edges,
+            refine=scoring.refine,
             scans=scans,
             results=results,
         )
@@ -281,9 +280,10 @@ class Segmenter:
 
     def _make_ready(self, stack: Stack) -> tuple[Loaded, Choice]:
         windows, work = partial(sample_windows, stack), windows_of(stack, self.card.tiling)
-        if self._named is not None:
-            assert self.settings.engine != "auto"
-            named = self.settings.engine
+        if self.card.search is not None and self.settings.search == "auto":
+            work = ceil(work * self.card.search.share)
+        named = self.settings.engine
+        if self._named is not None and named != "auto":
             return self._named, check_named(self.model, named, self.settings, windows, work)
         before, asked = resident_bytes() or 0, self.settings
         candidates = installed_engines(self.model, asked.precision, asked.on_the_cpu)

@@ -23,6 +23,7 @@ from leuda_deploy.inference.sliding_window import (
     window_starts,
 )
 from leuda_deploy.model.card import ModelCard
+from leuda_deploy.model.refine import AS_PREDICTED, Refine
 from leuda_deploy.model.tiling import DEFAULT_TILING, Tiling
 from leuda_deploy.scans.grid.resample import Kernel, taps, unchanged
 from leuda_deploy.scans.intensity.air import Span
@@ -46,7 +47,7 @@ class Scoring:
         multiple: Of its sides, the windows that an engine takes besides the usual one; None: no
             other, so that slices are never scored whole.
         region_threshold: The score above which a pixel is in a region; None: structures are none.
-        edges: Draw the scores of a 2D engine's classes to the slices' edges, see `edges.py`.
+        refine: What is done to the probabilities of a 2D engine's classes.
     """
 
     tiling: Tiling = DEFAULT_TILING
@@ -56,7 +57,7 @@ class Scoring:
     probabilities: bool = False
     multiple: int | None = None
     region_threshold: float | None = None
-    edges: bool = False
+    refine: Refine = AS_PREDICTED
 
 
 DEFAULT_SCORING = Scoring()
@@ -80,7 +81,7 @@ def scoring_of(
         mirror=mirror,
         probabilities=card.probabilities,
         region_threshold=card.region_threshold,
-        edges=card.edges,
+        refine=card.refine,
     )
 
 

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from leuda_deploy.errors import ModelError, describe, printable
 from leuda_deploy.machine.outside import parse_json
 from leuda_deploy.model.dice_curve import DiceCurve
+from leuda_deploy.model.refine import AS_PREDICTED, Refine
 from leuda_deploy.model.regions import MOST_REGIONS
 from leuda_deploy.model.search import Search
 from leuda_deploy.model.tiling import Tiling
@@ -186,7 +187,7 @@ class ModelCard(_Part):
     int8    of a graph in int8: on what it was proven; None: another precision, or not known
     search  how few slices find all there is, where the export proved it; None: score every slice
     dice_curve  how far its doubts can be believed; None: no Dice is predicted
-    edges   whether labels are drawn to the edges of the slices, see `scans/grid/edges.py`
+    refine  what is done to the probabilities of classes before labels are taken
     sha256  over graph, weights and card; see `model_file`
     """
 
@@ -206,7 +207,7 @@ class ModelCard(_Part):
     int8: Int8 | None = None
     search: Search | None = None
     dice_curve: DiceCurve | None = None
-    edges: bool = False
+    refine: Refine = AS_PREDICTED
     opset: Annotated[int, Field(ge=1)]
     licence: Lines
     provenance: Provenance
@@ -288,8 +289,8 @@ def _unsupported(card: ModelCard) -> str | None:
     if card.tiling.whole and not card.options.dynamic_window:
         return "scores whole slices, but its graph has a fixed window"
     plain = card.depth is None and card.scan_count == 1 and not card.options.regions
-    if (card.tiling.whole or card.tiling.air or card.edges) and not plain:
-        what = "scores slices whole, or less air, or draws labels to edges"
+    if (card.tiling.whole or card.tiling.air or card.refine) and not plain:
+        what = "scores slices whole, or less air, or refines probabilities"
         return f"{what}: that is for 2D graphs of one scan and its classes"
     if card.scan_count > 1:
         if card.recipe.outside != "zero":

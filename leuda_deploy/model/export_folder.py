@@ -23,6 +23,7 @@ from leuda_deploy.machine.outside import parse_json, read_bytes, read_json
 from leuda_deploy.model.card import Text
 from leuda_deploy.model.passport import Passport
 
+SHIPPED = Path(__file__).with_name("phantom-heart")  # a link to exports/, a folder in a wheel
 MODEL_FILE, CARD_FILE, PARITY_FILE = "model.onnx", "card.json", "parity.json"
 MANIFEST_FILE, SIGNATURE_FILE = "manifest.json", "manifest.sig"
 UNLISTED = (MANIFEST_FILE, SIGNATURE_FILE)  # what the manifest does not list
@@ -178,3 +179,11 @@ def read_proof(folder: Path) -> tuple[dict[str, Any], Proof]:
         return content, Proof.model_validate(content)
     except ValidationError as error:
         raise ModelError(f"{path} is not valid: {describe(error)}") from error
+
+
+def default_model() -> Path:
+    """The folder of the small phantom model that is shipped. Raises ModelError if it is missing."""
+    folder = SHIPPED.resolve()
+    if not folder.is_dir():
+        raise ModelError(f"the shipped phantom model is not at {folder}; give --model")
+    return folder

@@ -35,3 +35,8 @@ class Search(BaseModel):
     scored: Annotated[int, Field(ge=1)]
     dice: Share
     disagreement: Share
+
+    @property
+    def share(self) -> float:
+        """How many of all slices were scored."""
+        return self.scored / self.slices

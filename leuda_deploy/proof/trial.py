@@ -47,7 +47,7 @@ from leuda_deploy.proof.probes import FLAT, Probes
 from leuda_deploy.proof.processor import int8_kind
 
 WORTH_IT = 0.95  # a larger batch has to bring at least this ratio in time
-TRIED_SHARE = 0.1  # of the time that the scan will take, which a trial of one engine may
+TRIED_SHARE = 0.05  # of the time that the scan will take, which a trial of one engine may
 LEAST_SECONDS = 0.5  # that a trial may take in any case, besides the start of its process
 LEAST_COMPARED = 4  # windows: Dice of a few pixels says little
 TRIAL_SECONDS = 900.0

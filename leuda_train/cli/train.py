@@ -13,7 +13,7 @@ import typer
 
 from leuda_deploy.cli import JsonOption, app, say
 from leuda_deploy.cli.app import MAKE
-from leuda_deploy.errors import InputError
+from leuda_deploy.errors import InputError, printable
 from leuda_train.cli.need import need_torch
 
 if TYPE_CHECKING:
@@ -165,6 +165,14 @@ def print_trained(
     if "summary" in evaluation:
         console.print(table(evaluation))
     console.print(f"ran on   {evaluation['hardware']}")
+    for name in evaluation.get("lost", []):
+        drift = evaluation["drift"][name]
+        console.print(
+            f"lost     {printable(name)}: Dice {drift['agreement']:.2f} with the first model's "
+            f"labels, {drift['growth']:.2f} times the size; so the first model itself is kept",
+            soft_wrap=True,
+            markup=False,
+        )
     console.print(
         f"look at  {folder.page if folder.page.is_file() else folder.run_picture}", soft_wrap=True
     )

@@ -60,7 +60,7 @@ class ObjectiveConfig(Part):
     pseudo_volumes_from_epoch  with "volume": by slice before it, as a poor teacher's labels had
                        better follow it step by step than stand for epochs
     pseudo_refine      with "volume": the teacher's probabilities first follow the slices' edges
-    pseudo_renewed_from_epoch  with "volume": the first labels stand until it
+    pseudo_renewed_from_epoch  with "volume": the first labels stand until it, or for good
     pseudo_from_epoch  no self-training before it; from then on with the ramp of the other λ
     source_pseudo_share  the share of the supervised images that are of unlabelled source scans,
                        labelled as whole scans by the intra-domain teacher every
@@ -99,7 +99,7 @@ class ObjectiveConfig(Part):
     pseudo_every_epochs: Positive = 2
     pseudo_volumes_from_epoch: Count = 0
     pseudo_refine: bool = False
-    pseudo_renewed_from_epoch: Count = 0
+    pseudo_renewed_from_epoch: Count | Literal["never"] = 0
     pseudo_from_epoch: Count = 0
     source_pseudo_share: Share = 0.0
     source_pseudo_from_epoch: Count = 0

@@ -18,8 +18,10 @@ class TestConfig(Part):
     feed          of student and intra-domain teacher; the inter-domain one always reads x^t
     batchnorm     "trained": statistics as they were gathered in training; "feed": those of all the
                   unlabelled target scans, read once more by the finished network
-    edges         draw labels to the edges of the slices (`scans/grid/edges.py`), if true labels of
-                  the source mostly survive it: each structure with a Dice of 0.85
+    edges         draw the probabilities of a slice to its edges
+    across_slices  average them with those of the slices beside. Both (`inference/refine/`) are done
+                  only if true labels of the source mostly survive it: each structure with a Dice
+                  of 0.85
     select        "last": as it is after the last epoch, as in the paper; "label-free": as at the
                   epoch with the best label-free score
     select_epochs  from one look at the label-free score to the next
@@ -33,6 +35,7 @@ class TestConfig(Part):
     feed: Feed
     batchnorm: Literal["trained", "feed"] = "trained"
     edges: bool = False
+    across_slices: bool = False
     select: Literal["last", "label-free"] = "last"
     select_epochs: Positive = 5
     hold_out: Annotated[float, Field(gt=0, lt=1)] = 0.2

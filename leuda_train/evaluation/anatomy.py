@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from leuda_deploy.inference.clean_up import Labels, Spacing, boxes_of, piece_sizes
+from leuda_deploy.inference.refine.clean_up import Labels, Spacing, boxes_of, piece_sizes
 from leuda_deploy.model.card import Anatomy, Pieces
 from leuda_deploy.scans.label_map import read_label_map
 from leuda_deploy.scans.recipe import Recipe

@@ -6,20 +6,21 @@ and more, until the labels go wrong: then both the Dice and what the network exp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from leuda_deploy.engines.engine import Float32, Scorer
-from leuda_deploy.inference.labels import ExpectedDice, winners
+from leuda_deploy.inference.labels import doubts, expected_dice, winners
+from leuda_deploy.inference.refine.refined import Refined
 from leuda_deploy.model.dice_curve import ENDS, DiceCurve
-from leuda_deploy.scans.grid.edges import by_edges, follow_edges
+from leuda_deploy.model.refine import AS_PREDICTED, Refine
 
 NOISE = (0.0, 0.15, 0.3, 0.45, 0.6)  # standard deviations of an image
-MOST_SCANS, MOST_SLICES = 8, 40  # more of them cost time and say the same
+MOST_SCANS, MOST_SLICES, TOGETHER = 8, 40, 8  # more of them cost time and say the same
 FEWEST = 6  # pairs of an expected and a true Dice, for two figures
 BATCH = 8
 LARGE = 0.05  # a difference above which a pair counts for less
@@ -27,18 +28,24 @@ LARGE = 0.05  # a difference above which a pair counts for less
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledScan:
-    """Windows (n, h, w) of one scan, normalised, and their class numbers (n, h, w)."""
+    """Windows (n, h, w) of one scan, normalised, their class numbers (n, h, w), and which they are.
+
+    rows  (n,) rising; those one apart are neighbours in the scan
+    """
 
     images: Float32
     labels: NDArray[np.uint8]
+    rows: NDArray[np.int64]
 
 
-def spread(rows: NDArray[np.int64], most: int = MOST_SLICES) -> NDArray[np.int64]:
-    """At most so many of them, evenly."""
+def spread(
+    rows: NDArray[np.int64], most: int = MOST_SLICES, *, together: int = 1
+) -> NDArray[np.int64]:
+    """At most so many of them, evenly, some side by side."""
     if len(rows) <= most:
         return rows
-    places = np.linspace(0, len(rows) - 1, most).round().astype(int)
-    return np.asarray(rows[places])
+    starts = np.linspace(0, len(rows) - together, most // together).round().astype(int)
+    return np.asarray(rows[(starts[:, None] + np.arange(together)).ravel()])
 
 
 def fit_dice_curve(
@@ -47,7 +54,7 @@ def fit_dice_curve(
     *,
     classes: int,
     held_out: bool,
-    edges: bool = False,
+    refine: Refine = AS_PREDICTED,
     seed: int = 0,
 ) -> DiceCurve | None:
     """Fit the curve on labelled scans.
@@ -57,7 +64,7 @@ def fit_dice_curve(
         scans: What to fit it on; MOST_SCANS of them, evenly.
         classes: K, with the background.
         held_out: Whether training had not seen the labels.
-        edges: Whether labels are drawn to the slices' edges.
+        refine: What is done to probabilities before labels are taken.
         seed: Of the noise.
 
     Returns:
@@ -70,7 +77,7 @@ def fit_dice_curve(
         for strength in NOISE
         for k in chosen
         for pair in dice_pairs(
-            engine, _with_noise(scans[k], strength, rng), classes, edges=edges
+            engine, _with_noise(scans[k], strength, rng), classes, refine
         ).values()
     ]
     if len(pairs) < FEWEST:
@@ -96,42 +103,67 @@ def fit_dice_curve(
 
 
 def dice_pairs(
-    engine: Scorer, scan: LabelledScan, classes: int, *, edges: bool = False
+    engine: Scorer, scan: LabelledScan, classes: int, refine: Refine = AS_PREDICTED
 ) -> dict[int, tuple[float, float]]:
     """By class that is found or is there: the Dice that is expected, and the true one."""
-    doubts = ExpectedDice(classes)
-    found, there, both = np.zeros((3, classes))
-    for start in range(0, len(scan.images), BATCH):
-        part = slice(start, start + BATCH)
-        images = np.ascontiguousarray(scan.images[part], dtype=np.float32)
-        scores = engine(images[:, None])
-        if edges:
-            scores = by_edges(scores, images)
-        flat = np.moveaxis(scores, 1, 0).reshape(classes, -1)
-        powers = np.exp(flat - flat.max(axis=0))
-        won, truth = winners(flat), scan.labels[part].ravel()
-        doubts.add(won, powers / powers.sum(axis=0))
-        found += np.bincount(won, minlength=classes)
-        there += np.bincount(truth, minlength=classes)
-        both += np.bincount(won[won == truth], minlength=classes)
-    return {
-        k: (expected, float(2 * both[k] / (found[k] + there[k])))
-        for k, expected in doubts.by_class().items()
-    }
+
+    def scores(part: slice) -> Float32:
+        return engine(np.ascontiguousarray(scan.images[part, None], dtype=np.float32))
+
+    expected, found = np.zeros((2, 3, classes))
+    refined = Refined(refine)
+    for labels, probabilities in _slice_by_slice(scan, scores, refined):
+        flat = probabilities.reshape(classes, -1)
+        won = winners(flat)
+        expected += doubts(won, flat)
+        found += _counts(won, labels.ravel(), classes)
+    dice = _dice(found)
+    return {k: (one, dice[k]) for k, one in expected_dice(expected).items()}
 
 
-def kept_by_edges(scans: Sequence[LabelledScan], *, classes: int) -> dict[int, float]:
-    """By class that is there: the Dice of true labels with the same, drawn to the slices' edges."""
-    both, sizes = np.zeros((2, classes))
+def kept_by(refine: Refine, scans: Sequence[LabelledScan], *, classes: int) -> dict[int, float]:
+    """By class that is there: the Dice of true labels with the same, refined."""
+    found = np.zeros((3, classes))
     for scan in scans:
-        for image, labels in zip(scan.images, scan.labels, strict=True):
-            q = np.ascontiguousarray((labels == np.arange(classes)[:, None, None]), np.float32)
-            follow_edges(q, np.ascontiguousarray(image, np.float32))
-            drawn = q.argmax(axis=0)
-            both += np.bincount(labels[drawn == labels], minlength=classes)
-            sizes += np.bincount(labels.ravel(), minlength=classes)
-            sizes += np.bincount(drawn.ravel(), minlength=classes)
-    return {k: float(2 * both[k] / sizes[k]) for k in range(1, classes) if sizes[k]}
+
+        def certain(part: slice, scan: LabelledScan = scan) -> Float32:
+            each = np.arange(classes)[:, None, None]
+            return np.ascontiguousarray(scan.labels[part, None] == each, np.float32)
+
+        refined = Refined(refine, probabilities=True)
+        for labels, probabilities in _slice_by_slice(scan, certain, refined):
+            found += _counts(probabilities.argmax(axis=0).ravel(), labels.ravel(), classes)
+    return _dice(found)
+
+
+def _slice_by_slice(
+    scan: LabelledScan, scores: Callable[[slice], Float32], refined: Refined
+) -> Iterator[tuple[NDArray[np.uint8], Float32]]:
+    """Labels (h, w) and refined probabilities (K, h, w) of each slice."""
+
+    def done() -> Iterator[tuple[Sequence[int], Float32]]:
+        for start in range(0, len(scan.images), BATCH):
+            part = slice(start, start + BATCH)
+            images = np.ascontiguousarray(scan.images[part], dtype=np.float32)
+            yield from refined(scan.rows[part].tolist(), scores(part), images)
+        yield from refined.finish()
+
+    for rows, probabilities in done():
+        yield from zip(scan.labels[np.searchsorted(scan.rows, rows)], probabilities, strict=True)
+
+
+def _counts(found: NDArray[np.integer], true: NDArray[np.uint8], classes: int) -> NDArray[np.int64]:
+    """(3, K): pixels that are in both, found, true."""
+    each = found[found == true], found, true
+    return np.stack([np.bincount(one, minlength=classes) for one in each])
+
+
+def _dice(counts: NDArray[np.float64]) -> dict[int, float]:
+    """By class that was found or is true, without the background."""
+    rows = enumerate(counts.T)
+    return {
+        k: float(2 * both / (found + true)) for k, (both, found, true) in rows if k and found + true
+    }
 
 
 def _with_noise(scan: LabelledScan, strength: float, rng: np.random.Generator) -> LabelledScan:
@@ -139,4 +171,4 @@ def _with_noise(scan: LabelledScan, strength: float, rng: np.random.Generator) -
         return scan
     noise = rng.standard_normal(scan.images.shape, dtype=np.float32)
     scale = np.float32(strength * scan.images.std())
-    return LabelledScan(images=scan.images + scale * noise, labels=scan.labels)
+    return replace(scan, images=scan.images + scale * noise)

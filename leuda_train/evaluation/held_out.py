@@ -15,6 +15,7 @@ from leuda_deploy.inference.segment import segment
 from leuda_deploy.inference.slabs import Scoring
 from leuda_deploy.machine.progress import Progress
 from leuda_deploy.model.card import Pieces
+from leuda_deploy.model.refine import AS_PREDICTED, Refine
 from leuda_deploy.scans.nifti import write_labels
 from leuda_deploy.scans.recipe import Recipe
 from leuda_deploy.scans.stack import Stack
@@ -35,7 +36,7 @@ class HeldOut:
     cohort: Cohort
     recipe: Recipe
     hardware: Hardware
-    edges: bool = False  # labels are drawn to the slices' edges
+    refine: Refine = AS_PREDICTED  # what is done to probabilities before labels are taken
 
     def evaluate(
         self,
@@ -57,7 +58,7 @@ class HeldOut:
             assert scan.label is not None
             volume = read_volume(scan.image)
             stack = Stack(volume, self.recipe, pixel_spacing_mm=scan.pixel_spacing_mm)
-            found = segment(stack, engine, Scoring(edges=self.edges)).labels
+            found = segment(stack, engine, Scoring(refine=self.refine)).labels
             path = predictions / f"{scan.subject}_label.nii.gz"
             write_labels(path, found, volume, names)
             pairs[scan.subject] = (path, scan.label)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from leuda_deploy.errors import InputError, LeudaError, one_line
-from leuda_deploy.inference.clean_up import clean_up as keep_pieces
+from leuda_deploy.inference.refine.clean_up import clean_up as keep_pieces
 from leuda_deploy.model.card import Pieces
 from leuda_deploy.scans.label_map import label_map_of, label_values
 from leuda_deploy.scans.nifti import read_label_names

@@ -160,7 +160,7 @@ def make_card(
         options=_with_multiple(options, facts),
         domain=facts.domain,
         dice_curve=facts.dice_curve,
-        edges=facts.edges,
+        refine=facts.refine,
         tiling=tiling,
         opset=OPSET,
         licence=licence,

@@ -18,6 +18,7 @@ from torch import Tensor
 from leuda_deploy.errors import TrainingError
 from leuda_deploy.model.card import Anatomy, Code
 from leuda_deploy.model.dice_curve import DiceCurve
+from leuda_deploy.model.refine import AS_PREDICTED, Refine
 from leuda_deploy.scans.intensity.likeness import IntensityProfile
 from leuda_deploy.scans.recipe import Recipe
 from leuda_train.loop import checkpoint
@@ -52,7 +53,7 @@ class ProductFacts(BaseModel):
     extents_mm: dict[str, float] | None = None  # the same; see prove_search.py
     anatomy: dict[str, Anatomy] = {}  # by structure; the same
     dice_curve: DiceCurve | None = None  # the same; nor has one that was adapted without source
-    edges: bool = False  # its labels are drawn to the slices' edges
+    refine: Refine = AS_PREDICTED  # what is done to its probabilities before labels are taken
     class_shares: tuple[float, ...] | None = None  # (K,) of the source's labels; the same
 
 

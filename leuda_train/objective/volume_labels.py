@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor, nn
 
-from leuda_deploy.scans.grid.edges import follow_edges
+from leuda_deploy.inference.refine.edges import follow_edges
 from leuda_train.data.aligned_sets import take_rows
 from leuda_train.data.slices import UNLABELLED
 from leuda_train.loop.hardware import Hardware
@@ -49,7 +49,7 @@ def label_volumes(
         wanted: (K,) the share of pixels that each class has in the source's labels.
         strength: 0 to 1, how far classes are weighted to have it; see `class_weights`.
         refine: Whether the probabilities first follow the slices' edges; see
-            `scans/grid/edges.py`.
+            `inference/refine/edges.py`.
         floor: Pixels of a lower confidence stay unlabelled; 0: each is labelled, islands that may
             be the organ too.
         hardware: Where the teacher runs.

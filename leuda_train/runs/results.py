@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import nn
 from leuda_deploy.machine.progress import Progress
 from leuda_deploy.model.card import Anatomy
 from leuda_deploy.model.dice_curve import DiceCurve
+from leuda_deploy.model.refine import AS_PREDICTED, Refine
 from leuda_deploy.scans.intensity.likeness import profile_of
 from leuda_deploy.scans.label_map import read_label_map
 from leuda_deploy.scans.stack import Stack
@@ -25,9 +26,10 @@ from leuda_train.data.aligned_sets import AlignedSets
 from leuda_train.data.slices import Slices
 from leuda_train.evaluation.anatomy import cohort_anatomy
 from leuda_train.evaluation.dice_curve import (
+    TOGETHER,
     LabelledScan,
     fit_dice_curve,
-    kept_by_edges,
+    kept_by,
     spread,
 )
 from leuda_train.evaluation.held_out import HeldOut, oracle
@@ -46,7 +48,7 @@ from leuda_train.stages.translated_sets import TranslatedSets
 PARITY_SAMPLES: dict[Stream, int] = {"target": 64, "source_as_target": 16, "target_cycled": 16}
 
 
-KEPT = 0.85  # Dice of a structure's true labels with the same drawn to edges, for this to be done
+KEPT = 0.85  # Dice of each structure's true labels with the same, refined, for this to be done
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,7 @@ class Trained:
     translated: TranslatedSets
     sets: AlignedSets
     adapted: Adapted
+    refine: Refine = AS_PREDICTED
 
 
 def save_result(run: Run, trained: Trained) -> None:
@@ -70,7 +73,7 @@ def evaluate_run(run: Run, trained: Trained) -> dict[str, Any]:
     adapted = trained.adapted
     evaluation: dict[str, Any] = {}
     if run.cohort.role("target test"):
-        held_out = HeldOut(run.cohort, run.recipe, run.hardware, edges=_edges(run, trained))
+        held_out = HeldOut(run.cohort, run.recipe, run.hardware, refine=trained.refine)
         with run.show("test scans") as progress:
             numbers = run.cohort.structures
             rules = {numbers[name]: part.pieces for name, part in _anatomy(run).items()}
@@ -86,10 +89,22 @@ def evaluate_run(run: Run, trained: Trained) -> dict[str, Any]:
         "network": adapted.network,
         "feed": adapted.feed,
         "epoch": adapted.epoch,
-        "edges": _edges(run, trained),
+        "refine": trained.refine.model_dump(),
         "label_free_score": adapted.score,
         "label_free_scores": adapted.scores,
         "hardware": str(run.hardware),
+        **_drift(run, adapted),
+    }
+
+
+def _drift(run: Run, adapted: Adapted) -> dict[str, Any]:
+    """How far a source-free run went from its first model, and whether that one is the product."""
+    if not adapted.drift:
+        return {}
+    names = {number: name for name, number in run.cohort.structures.items()}
+    return {
+        "drift": {names[number]: asdict(one) for number, one in adapted.drift.items()},
+        "lost": [names[number] for number, one in adapted.drift.items() if one.too_far],
     }
 
 
@@ -177,7 +192,7 @@ def product_facts(run: Run, trained: Trained) -> ProductFacts:
         extents_mm=before.extents_mm if before else _extents_mm(run),
         anatomy=_anatomy(run),
         dice_curve=_dice_curve(run, trained),
-        edges=_edges(run, trained),
+        refine=trained.refine,
         class_shares=before.class_shares if before else _class_shares(run, trained.slices),
     )
 
@@ -204,7 +219,7 @@ def _dice_curve(run: Run, trained: Trained) -> DiceCurve | None:
         return None
     engine = TorchEngine(trained.adapted.chosen, run.hardware)
     return fit_dice_curve(
-        engine, scans, classes=run.classes, held_out=held_out, edges=_edges(run, trained)
+        engine, scans, classes=run.classes, held_out=held_out, refine=trained.refine
     )
 
 
@@ -218,23 +233,30 @@ def _labelled(
     if of_scan is None or fed is None or rows is None:
         return []
     labels = trained.sets.labels
-    by_scan = [spread(rows[of_scan[rows] == scan]) for scan in np.unique(of_scan[rows])]
+    by_scan = [
+        spread(rows[of_scan[rows] == scan], together=TOGETHER) for scan in np.unique(of_scan[rows])
+    ]
     return [
-        LabelledScan(images=np.asarray(fed[some]), labels=np.asarray(labels[some]))
+        LabelledScan(images=np.asarray(fed[some]), labels=np.asarray(labels[some]), rows=some)
         for some in by_scan
     ]
 
 
-def _edges(run: Run, trained: Trained) -> bool:
-    """Whether labels are drawn to edges: if that is asked for, and true labels survive it."""
-    if not run.config.test.edges:
-        return False
+def refine_of(run: Run, trained: Trained) -> Refine:
+    """What is done to probabilities: of what is asked for, all that true labels survive."""
     if run.first is not None:
-        return run.first.facts.edges
+        return run.first.facts.refine
     source = trained.translated.images.get("source")
     scans = _labelled(run, trained, trained.sets.labelled_rows, source)
-    kept = kept_by_edges(scans, classes=run.classes)
-    return bool(kept) and min(kept.values()) >= KEPT
+    asked, kept = run.config.test, AS_PREDICTED
+    for name in Refine.model_fields:
+        more = kept.model_copy(update={name: getattr(asked, name)})
+        if (
+            more != kept
+            and min(kept_by(more, scans, classes=run.classes).values(), default=0) >= KEPT
+        ):
+            kept = more
+    return kept
 
 
 def _class_shares(run: Run, slices: Slices) -> tuple[float, ...]:

@@ -46,7 +46,13 @@ from leuda_train.loop.ranks import Ranks, process_group
 from leuda_train.loop.run_folder import MAX_EVALUATION_BYTES, RunFolder
 from leuda_train.pages.live_page import LivePage
 from leuda_train.runs.checks import check_classes, plan_memory, warn_if_long
-from leuda_train.runs.results import Trained, draw_pictures, evaluate_run, save_result
+from leuda_train.runs.results import (
+    Trained,
+    draw_pictures,
+    evaluate_run,
+    refine_of,
+    save_result,
+)
 from leuda_train.runs.resume import (
     Beginning,
     check_free,
@@ -147,6 +153,7 @@ def train(
             if ranks.first:
                 if run.profiles:
                     write_json(folder.profile, run.profiles)
+                trained = replace(trained, refine=refine_of(run, trained))
                 save_result(run, trained)
                 evaluation = evaluate_run(run, trained)
                 evaluation["seconds"] = round(time.monotonic() - began, 1)

@@ -26,6 +26,7 @@ from leuda_train.objective.label_free import Probe, label_free_score, make_probe
 from leuda_train.objective.schedules import lambdas, learning_rate
 from leuda_train.objective.step import le_uda_step
 from leuda_train.stages.build import build_networks
+from leuda_train.stages.drift import Drift, drift
 from leuda_train.stages.self_labels import SelfLabels
 
 FEED_BATCHES = 8  # batches read at once when batch norms are re-estimated: steadier statistics
@@ -42,6 +43,8 @@ class Adapted:
     scores    label-free scores by epoch, a row each
     probe     what label-free scores are taken on; None for the upper bound
     looks     on request: every candidate at every look, with its weights
+    drift     of a source-free run, by class: how far it went from the first model. Where that is
+              too far for one of them, the product is the first model itself
     """
 
     products: dict[str, DeployedNetwork]
@@ -54,6 +57,7 @@ class Adapted:
     history: list[Row]
     probe: Probe | None = None
     looks: list[dict[str, Any]] = field(default_factory=list)
+    drift: dict[int, Drift] = field(default_factory=dict)
 
 
 def adapt(
@@ -79,9 +83,19 @@ def adapt(
     }
     chosen = copy.deepcopy(trainer.product(best["network"], best["feed"])).eval()
     chosen.network.load_state_dict(best["weights"])
+    if first is not None:
+        network = run.hardware.place(copy.deepcopy(first.network))
+        products["first_model"] = DeployedNetwork(network, None).eval()
     if config.test.batchnorm == "feed":
         for product in (*products.values(), chosen):
             _fit_to_feed(product, sets, config, run.hardware)
+    found = {}
+    if first is not None:
+        before = products["first_model"]
+        found = drift(before, chosen, sets.images["target"], sets.classes, run.hardware)
+        if any(one.too_far for one in found.values()):
+            chosen = copy.deepcopy(before)
+            best = {"network": "first_model", "feed": "target", "epoch": 0, "score": None}
     return Adapted(
         products=products,
         chosen=chosen,
@@ -93,6 +107,7 @@ def adapt(
         history=history,
         probe=trainer.probe,
         looks=trainer.looks,
+        drift=found,
     )
 
 
@@ -143,7 +158,8 @@ class Adaptation:
         recomputed: int = 0,
     ) -> None:
         self.config, self.hardware = config, hardware
-        self.labels = SelfLabels(sets.on_device(hardware), hardware)
+        to_edges = first is None or first.facts.refine.edges
+        self.labels = SelfLabels(sets.on_device(hardware), hardware, to_edges=to_edges)
         last = config.schedule.epochs * config.schedule.steps_per_epoch - 1
         self.draw = draw_of(config, last)
         self.images_per_step = self.draw.images_per_step

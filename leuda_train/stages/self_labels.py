@@ -28,10 +28,12 @@ class SelfLabels:
     sets    the image sets, with the teacher's labels of source scans beside the true ones
     target  (N, h, w) of every target slice, UNLABELLED where unsure; None before the first are made
     source  (n, h, w) of the unlabelled source slices; None before the first are made
+    to_edges  whether `pseudo_refine` may be followed: not where a first model says that thin
+              structures do not survive it
     """
 
-    def __init__(self, sets: AlignedSets, hardware: Hardware) -> None:
-        self.sets, self.hardware = sets, hardware
+    def __init__(self, sets: AlignedSets, hardware: Hardware, *, to_edges: bool = True) -> None:
+        self.sets, self.hardware, self.to_edges = sets, hardware, to_edges
         self.target: Tensor | None = None
         self.source: Tensor | None = None
         self.unlabelled = _unlabelled_rows(sets)
@@ -42,7 +44,8 @@ class SelfLabels:
         if objective.lambda_pseudo == 0:
             return
         turn = not step % (objective.pseudo_every_epochs * epoch_steps)
-        renewed = step >= objective.pseudo_renewed_from_epoch * epoch_steps
+        renewed_from = objective.pseudo_renewed_from_epoch
+        renewed = renewed_from != "never" and step >= renewed_from * epoch_steps
         by_volume = objective.pseudo_by == "volume"
         if by_volume and (self.target is None or (turn and renewed)):
             assert self.sets.target_scans is not None
@@ -53,7 +56,7 @@ class SelfLabels:
                 self.sets.class_shares,
                 strength=objective.pseudo_prior,
                 floor=objective.pseudo_confidence,
-                refine=objective.pseudo_refine,
+                refine=objective.pseudo_refine and self.to_edges,
                 hardware=self.hardware,
             )
         shown = objective.source_pseudo_share > 0 and len(self.unlabelled)

@@ -13,7 +13,7 @@ from support.makers import make_card, random_network
 
 from leuda_deploy.errors import InputError, ModelError
 from leuda_deploy.export.import_onnx import package_graph
-from leuda_deploy.model.default_model import default_model
+from leuda_deploy.model.export_folder import default_model
 from leuda_deploy.model.model_file import ModelFile
 
 

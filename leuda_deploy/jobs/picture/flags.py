@@ -46,7 +46,8 @@ def flags_of(
             for each in structures
             for flag in flags_of(region_mask(regions, each.value) * each.value, [each], voxel_ml)
         ]
-    ends = [np.unique(np.take(labels, end, axis=axis)) for axis in range(3) for end in (0, -1)]
+    # views: `np.take` would copy the whole volume for each
+    ends = [np.unique(np.moveaxis(labels, axis, 0)[end]) for axis in range(3) for end in (0, -1)]
     on_border = {value for end in ends for value in end.tolist()}
     counts = _counts(labels)
     flags = []

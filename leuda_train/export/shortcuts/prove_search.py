@@ -68,7 +68,8 @@ def with_search(
     scoring, names = scoring_of(model.card), facts.structures
     in_windows = replace(scoring, tiling=scoring.tiling.in_windows)
     search, missed = prove_search(passes, engine, in_windows, facts.extents_mm, names)
-    if scoring != in_windows:  # both at once, as they will be used
+    # what a full pass does not show: shortcuts at once, and labels that depend on slices beside
+    if scoring != in_windows or scoring.refine.across_slices:
         missed = _searched_for_real(passes, engine, scoring, search, names)
         lowest = min(missed.dice.values())
         both = {"dice": lowest, "disagreement": missed.worst.disagreement, "scored": missed.scored}
@@ -98,7 +99,9 @@ def _searched_for_real(
 
     missed = missed_for_real(passes, searched, structures)
     if (wrong := beyond_limits(missed)) is not None:
-        raise _refused(f"with slices scored whole, or air left out: {wrong}")
+        raise _refused(
+            f"with slices scored whole, less air or averaged, as it will be used: {wrong}"
+        )
     return missed
 
 

@@ -28,8 +28,12 @@ from leuda_deploy.export.to_tensorrt import EngineTarget, engine_targets
 from leuda_deploy.inference.segmenter import Segmenter
 from leuda_deploy.inference.settings import Settings
 from leuda_deploy.machine.gpu import find_gpu
-from leuda_deploy.model.default_model import default_model
-from leuda_deploy.model.export_folder import MODEL_FILE, read_manifest, write_manifest
+from leuda_deploy.model.export_folder import (
+    MODEL_FILE,
+    default_model,
+    read_manifest,
+    write_manifest,
+)
 from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.proof.probes import make_probes
 from leuda_deploy.proof.trial import trial_key

@@ -16,7 +16,7 @@ from leuda_deploy.engines.open_engine import open_engine, reference_engine
 from leuda_deploy.engines.openvino import OpenVinoEngine
 from leuda_deploy.errors import InputError, LeudaError
 from leuda_deploy.machine.gpu import find_gpu
-from leuda_deploy.model.default_model import default_model
+from leuda_deploy.model.export_folder import default_model
 from leuda_deploy.model.model_file import ModelFile
 
 

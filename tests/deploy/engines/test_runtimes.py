@@ -15,7 +15,7 @@ OPENED = """
 import sys
 import numpy as np
 from leuda_deploy.engines.open_engine import open_engine
-from leuda_deploy.model.default_model import default_model
+from leuda_deploy.model.export_folder import default_model
 from leuda_deploy.model.model_file import ModelFile
 
 model = ModelFile.open(default_model())

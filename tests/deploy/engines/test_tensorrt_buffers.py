@@ -30,7 +30,7 @@ from leuda_deploy.errors import InputError, LeudaError, MissingExtraError, Model
 from leuda_deploy.export.add_engines import add_engines
 from leuda_deploy.export.to_tensorrt import engine_targets
 from leuda_deploy.machine.gpu import find_gpu
-from leuda_deploy.model.default_model import default_model
+from leuda_deploy.model.export_folder import default_model
 from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.model.passport import Family
 

@@ -21,8 +21,7 @@ from leuda_deploy.export.to_half import to_bf16, to_fp16
 from leuda_deploy.export.to_int8 import calibrate, quantisable, quantise, split_concatenations
 from leuda_deploy.machine.isolated import run_isolated
 from leuda_deploy.model.card import Precision
-from leuda_deploy.model.default_model import default_model
-from leuda_deploy.model.export_folder import MODEL_FILE
+from leuda_deploy.model.export_folder import MODEL_FILE, default_model
 from leuda_deploy.model.model_file import ModelFile, write_model
 from leuda_deploy.proof import prove as prove_module
 from leuda_deploy.proof.layers import first_layer_that_differs, layers_of, values_of

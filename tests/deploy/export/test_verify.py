@@ -14,7 +14,7 @@ from support.command import Done, leuda
 
 from leuda_deploy.machine.files import file_sha256
 from leuda_deploy.model.card import METADATA_KEY
-from leuda_deploy.model.default_model import default_model
+from leuda_deploy.model.export_folder import default_model
 
 WITHOUT_TORCH = """
 import sys

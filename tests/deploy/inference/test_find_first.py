@@ -18,6 +18,7 @@ from leuda_deploy.inference.segment import segment
 from leuda_deploy.inference.segmenter import Segmenter
 from leuda_deploy.inference.settings import Settings
 from leuda_deploy.inference.slabs import Scoring
+from leuda_deploy.model.refine import Refine
 from leuda_deploy.model.search import Search
 from leuda_deploy.model.tiling import Tiling
 from leuda_deploy.scans.intensity.likeness import IntensityProfile
@@ -204,3 +205,40 @@ def test_a_scan_is_labelled_with_no_more_work_than_before(
     found = segment(stack, engine, Scoring(tiling=tiling, multiple=8), find=find)
     np.testing.assert_array_equal(found.labels, crowd() == 1000)
     assert (windows, pixels) == WORK[leave_out]
+
+
+@pytest.mark.parametrize("slab", [1, 4])
+def test_slices_that_are_averaged_with_their_neighbours_are_those_of_the_full_pass(
+    make_volume: MakeVolume, slab: int
+) -> None:
+    """Whatever round a neighbour is scored in."""
+    rng = np.random.default_rng(3)
+    raw = bar(60, (range(17, 31), range(44, 60)))
+    # a structure that flickers, and is found and lost by what is beside it
+    raw[..., rng.random(60) < 0.3] = 0
+    stack = Stack(make_volume(raw), RECIPE)
+
+    def engine(windows: Float32) -> Float32:
+        """Unsure, and the more so the farther right."""
+        slope = np.linspace(0.2, 1.2, windows.shape[-1], dtype=np.float32)
+        return bright(windows) * slope
+
+    scoring = Scoring(slab=slab, refine=Refine(across_slices=True))
+    whole = segment(stack, engine, scoring)
+    found = segment(stack, engine, scoring, find=Find(step=5, margin=4))
+    plain = segment(stack, engine, Scoring(slab=slab))
+    np.testing.assert_array_equal(found.labels, whole.labels)
+    assert (plain.labels != whole.labels).any()
+    assert whole.labels.any()
+    assert found.scored < 60
+    assert found.low_confidence == whole.low_confidence  # no slice counts twice
+    assert found.low_confidence > 0
+
+
+def test_beside_are_neighbours_that_were_scored() -> None:
+    walk = Walk(10, Find(step=4, margin=1))
+    assert walk.beside([0, 4, 8, 9]) == [0, 4, 8, 9]
+    for index in (0, 4, 8, 9):
+        walk.saw(index, index == 4)
+    assert walk.beside([3, 5]) == [3, 4, 5]
+    assert walk.beside([1, 2, 7]) == [0, 1, 2, 7, 8]

@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from support.makers import MakeVolume
 
-from leuda_deploy.inference.labels import ExpectedDice, Uncertainty, entropy, label_plane, winners
+from leuda_deploy.inference.labels import (
+    Uncertainty,
+    doubts,
+    entropy,
+    expected_dice,
+    label_plane,
+    winners,
+)
 from leuda_deploy.inference.pipelined import prefetch
 from leuda_deploy.scans.grid.resample import resize, taps
 from leuda_deploy.scans.recipe import Recipe
@@ -104,16 +111,14 @@ def test_the_expected_dice_is_that_with_truths_drawn_from_the_probabilities() ->
     rng = np.random.default_rng(0)
     probabilities = rng.dirichlet((0.5, 0.3, 0.4), size=4000).T.astype(np.float32)
     won = winners(probabilities)
-    doubts = ExpectedDice(3)
-    doubts.add(won[:1000], probabilities[:, :1000])
-    doubts.add(won[1000:], probabilities[:, 1000:])
+    parts = [doubts(won[part], probabilities[:, part]) for part in (slice(1000), slice(1000, None))]
     drawn = (rng.random(4000) > probabilities.cumsum(axis=0)[:2, None]).sum(axis=0)[0]
-    found = doubts.by_class()
+    found = expected_dice(sum(parts))
     assert set(found) == {1, 2}  # of the background nobody asks
     for k, expected in found.items():
         dice = 2 * np.sum((won == k) & (drawn == k)) / (np.sum(won == k) + np.sum(drawn == k))
         assert expected == pytest.approx(dice, abs=0.03)
-    assert ExpectedDice(3).by_class() == {}
+    assert expected_dice(np.zeros((3, 3))) == {}
 
 
 def test_prefetch_keeps_the_order_and_is_never_more_than_one_prefetch() -> None:

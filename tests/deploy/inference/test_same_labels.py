@@ -18,7 +18,7 @@ from leuda_deploy.inference.segment import segment
 from leuda_deploy.inference.segmenter import Segmenter
 from leuda_deploy.inference.settings import Settings
 from leuda_deploy.inference.slabs import Scoring
-from leuda_deploy.model.default_model import default_model
+from leuda_deploy.model.export_folder import default_model
 from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import read_volume

@@ -17,8 +17,7 @@ from typer.testing import CliRunner
 from leuda_deploy.cli import app
 from leuda_deploy.errors import ModelError
 from leuda_deploy.export.import_onnx import package_graph
-from leuda_deploy.model.default_model import default_model
-from leuda_deploy.model.export_folder import MANIFEST_FILE, write_manifest
+from leuda_deploy.model.export_folder import MANIFEST_FILE, default_model, write_manifest
 from leuda_deploy.model.model_file import ModelFile, write_model
 
 MakeModel = Callable[..., Path]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,12 @@ import pytest
 import torch
 from support import tiny
 from support.command import leuda_here
+from torch import nn
 
 from leuda_deploy.errors import InputError
 from leuda_deploy.machine.files import file_sha256
+from leuda_deploy.model.refine import AS_PREDICTED, Refine
+from leuda_train.cli.train import print_trained
 from leuda_train.data.cohort import read_cohort
 from leuda_train.export.export_run import export_run
 from leuda_train.export.first_model import read_first_model
@@ -23,6 +27,7 @@ from leuda_train.loop.metrics_log import read_metrics
 from leuda_train.objective.volume_labels import label_volumes
 from leuda_train.runs.train import aligned_sets, train
 from leuda_train.stages.adapt import Adaptation
+from leuda_train.stages.drift import Drift, drift
 from leuda_train.stages.translated_sets import untranslated
 
 STYLES = {
@@ -107,11 +112,66 @@ def test_a_model_goes_on_with_target_scans_alone(sent, target, tmp_path):
     assert "first_model" in other.stderr
 
 
-def beginning(sent: Path, target: Path, **objective: object) -> tuple[Adaptation, object]:
+class ByBrightness(nn.Module):
+    """Class 1 above a limit, class 2 above twice of it."""
+
+    def __init__(self, limit: float) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        k = (x > self.limit).long() + (x > 2 * self.limit)
+        return torch.nn.functional.one_hot(k[:, 0], 4).movedim(-1, 1).float()
+
+
+def test_drift_is_what_became_of_each_structure():
+    images = np.tile(np.linspace(0, 1, 1000, endpoint=False, dtype=np.float32), (70, 1, 1))
+    found = drift(ByBrightness(0.25), ByBrightness(0.3), images, 4, tiny.CPU)
+    assert sorted(found) == [1, 2]  # nobody finds class 3
+    assert found[1].growth == pytest.approx(0.3 / 0.25, abs=0.01)
+    assert found[1].agreement == pytest.approx(2 * 0.2 / 0.55, abs=0.01)
+    assert found[2].growth == pytest.approx(0.4 / 0.5, abs=0.01)
+    assert not any(one.too_far for one in found.values())
+    found = drift(ByBrightness(0.25), ByBrightness(0.4), images, 4, tiny.CPU)
+    assert found[2].growth == pytest.approx(0.4, abs=0.01)
+    assert found[2].too_far  # in less than half of its size
+    found = drift(ByBrightness(0.25), ByBrightness(2.0), images, 4, tiny.CPU)
+    assert all(one.too_far and one.growth == one.agreement == 0 for one in found.values())
+    assert all(
+        one.too_far
+        for one in drift(ByBrightness(2.0), ByBrightness(0.25), images, 4, tiny.CPU).values()
+    )
+
+
+@pytest.mark.slow
+def test_a_model_that_lost_a_structure_is_not_kept(sent, target, tmp_path, monkeypatch, capsys):
+    lost = {1: Drift(agreement=0.9, growth=1.1), 2: Drift(agreement=0.3, growth=0.2)}
+    monkeypatch.setattr("leuda_train.stages.adapt.drift", lambda *_: lost)
+    first = read_first_model(sent)
+    config = first.config(None, "source-free", device="cpu", precision="fp32")
+    evaluation = train(read_cohort(target), config, tmp_path / "run", first=first)
+    name = [*first.facts.structures][1]
+    assert evaluation["lost"] == [name]
+    assert evaluation["drift"][name] == {"agreement": 0.3, "growth": 0.2}
+    assert evaluation["network"] == "first_model"
+    assert {row["network"] for row in evaluation["networks"]} >= {"first_model", "inter_teacher"}
+    before, (net, facts) = first.network, load_weights(tmp_path / "run" / "model.pt")
+    assert facts.steps == first.facts.steps
+    for one, other in zip(net.parameters(), before.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert f"{name} got lost" in (tmp_path / "run" / "report.html").read_text()
+    print_trained(tmp_path / "run", evaluation, as_json=False)
+    assert f"lost     {name}: Dice 0.30" in capsys.readouterr().out
+
+
+def beginning(
+    sent: Path, target: Path, refine: Refine = AS_PREDICTED, **objective: object
+) -> tuple[Adaptation, object]:
     from leuda_train.config.load import make_recipe
     from leuda_train.data.slices import load_slices
 
     first, cohort = read_first_model(sent), read_cohort(target)
+    first = replace(first, facts=first.facts.model_copy(update={"refine": refine}))
     config = first.config(None, "source-free", device="cpu", precision="fp32")
     terms = config.objective.model_copy(update=objective)
     config = config.model_copy(update={"objective": terms})
@@ -122,8 +182,13 @@ def beginning(sent: Path, target: Path, **objective: object) -> tuple[Adaptation
 
 
 @pytest.mark.slow
-def test_the_first_models_labels_stand_for_the_first_epochs(sent, target):
-    made, first = beginning(sent, target, pseudo_renewed_from_epoch=2, pseudo_every_epochs=1)
+@pytest.mark.parametrize("edges", [False, True])
+@pytest.mark.parametrize("renewed_from", [2, "never"])
+def test_the_first_models_labels_stand(sent, target, edges, renewed_from):
+    refine = Refine(edges=edges)
+    made, first = beginning(
+        sent, target, refine, pseudo_renewed_from_epoch=renewed_from, pseudo_every_epochs=1
+    )
     expected = label_volumes(
         first.network,
         made.labels.sets.images["target"],
@@ -131,7 +196,7 @@ def test_the_first_models_labels_stand_for_the_first_epochs(sent, target):
         torch.tensor(first.class_shares),
         strength=made.config.objective.pseudo_prior,
         floor=made.config.objective.pseudo_confidence,
-        refine=made.config.objective.pseudo_refine,
+        refine=edges,  # as the first model says
         hardware=tiny.CPU,
     )
     seen = []
@@ -140,7 +205,7 @@ def test_the_first_models_labels_stand_for_the_first_epochs(sent, target):
         seen.append(made.labels.target)
     assert torch.equal(seen[0], expected)
     assert all(labels is seen[0] for labels in seen[:6])
-    assert seen[6] is not seen[0]
+    assert (seen[6] is seen[0]) == (renewed_from == "never")
     assert seen[6] is seen[8]
 
 

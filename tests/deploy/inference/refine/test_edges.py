@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
-from scipy.special import logit
 
-from leuda_deploy.scans.grid.edges import Float32, by_edges, follow_edges
+from leuda_deploy.inference.refine.edges import Float32, follow_edges
 
 
 def organ(size: int = 32) -> tuple[Float32, Float32]:
@@ -47,16 +45,3 @@ def test_what_is_far_away_changes_nothing() -> None:
     np.testing.assert_allclose(drawn(image[:60, :60], q[:, :60, :60]), drawn(image, q)[:, :60, :60])
     empty = np.stack([np.ones_like(image), np.zeros_like(image)])
     np.testing.assert_array_equal(drawn(image, empty), empty)
-
-
-@pytest.mark.parametrize("probabilities", [True, False])
-def test_scores_come_back_as_they_came(probabilities: bool) -> None:
-    image, q = organ()
-    q = np.clip(q[:2], 1e-6, 1)
-    q /= q.sum(axis=0)
-    scores = q if probabilities else np.stack([np.zeros_like(q[1]), logit(q[1])])
-    found = by_edges(scores[None], image[None], probabilities=probabilities)[0]
-    expected = drawn(image, q)
-    np.testing.assert_allclose(
-        found if probabilities else np.exp(found) / np.exp(found).sum(axis=0), expected, atol=1e-4
-    )

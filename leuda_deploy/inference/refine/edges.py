@@ -31,17 +31,6 @@ OFFSETS = [
 ]
 
 
-def by_edges(scores: Float32, images: Float32, *, probabilities: bool = False) -> Float32:
-    """Scores (B, K, h, w), background first, and their slices (B, h, w) -> drawn to edges.
-
-    Logits, or probabilities, as they came: the logits are logarithms of probabilities.
-    """
-    drawn: Float32 = scores.copy() if probabilities else softmax(scores, axis=1)
-    for of_slice, image in zip(drawn, images, strict=True):
-        follow_edges(of_slice, image)
-    return drawn if probabilities else np.log(np.maximum(drawn, np.float32(1e-12)))
-
-
 def follow_edges(probabilities: Float32, image: Float32) -> None:
     """Draw (K, h, w) of one slice (h, w) to its edges, in place. The sum over K stays 1."""
     likely = probabilities[1:] > FAINT

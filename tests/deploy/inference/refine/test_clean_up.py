@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from scipy import ndimage
 from support.makers import organ_with_islands
 
-from leuda_deploy.inference.clean_up import clean_up, piece_sizes
+from leuda_deploy.inference.refine.clean_up import clean_up, piece_sizes
 from leuda_deploy.model.card import Pieces
 
 SPACING = (1.0, 2.0, 5.0)  # 0.01 ml a voxel
