@@ -10,7 +10,13 @@ import typer
 from leuda_deploy.cli import JsonOption, app
 from leuda_deploy.cli.app import MAKE
 from leuda_train.cli.need import need_torch
-from leuda_train.cli.train import Device, TrainingPrecision, print_trained, saying_how_to_go_on, shown
+from leuda_train.cli.train import (
+    Device,
+    TrainingPrecision,
+    print_trained,
+    saying_how_to_go_on,
+    shown,
+)
 
 
 @app.command(rich_help_panel=MAKE)
