@@ -121,7 +121,9 @@ def _series_lines(report: Report) -> list[str]:
 
 def show_outcomes(outcomes: Sequence[Outcome], console: Console) -> None:
     """A line a scan and what is odd about it; how many there are of each kind; what is next."""
-    table = Table("scan", "")
+    table = Table()
+    table.add_column("scan", overflow="fold")
+    table.add_column()
     table.add_column("s", justify="right")
     table.add_column("mL", overflow="fold")
     reports = [outcome.report for outcome in outcomes if outcome.report is not None]

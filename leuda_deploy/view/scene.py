@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -99,7 +99,7 @@ def make_scene(
         uncertainty=uncertainty,
         frame=_frame_of(report) if frame is None else frame,
         report=report,
-        card=_card_of(report),
+        card=_card_of(report, labels[0].parent) if labels else None,
     )
 
 
@@ -224,16 +224,28 @@ def _labels_beside(scan: Path) -> tuple[Path, ...]:
 
 
 def _named_in(report: Mapping[str, Any], key: str, folder: Path) -> Path | None:
-    """A path in a report: as it stands there, or by its name alone in the report's own folder."""
+    """A path in a report, if it is there: see `_places`."""
     said = report.get(key)
     if not isinstance(said, str) or not said:
         return None
-    # the report's folder first: results that were moved or copied keep together
-    for path in (folder / Path(said).name, Path(said)):
+    for path in _places(said, folder):
         with suppress(OSError):  # no name that a file can have
             if path.is_file() or (key == "scan" and path.is_dir()):
                 return path
     return None
+
+
+def _places(said: str, folder: Path) -> Iterator[Path]:
+    """Where a file may lie that a report in a folder names.
+
+    By its name in that folder first: results that were moved or copied keep together. Then as it
+    stands. It may also be meant from where `leuda infer` ran: often a folder above.
+    """
+    path = Path(said)
+    yield folder / path.name
+    yield path
+    if not path.is_absolute():
+        yield from (parent / path for parent in folder.resolve().parents)
 
 
 def _read_report(path: Path) -> dict[str, Any]:
@@ -251,14 +263,15 @@ def _frame_of(report: Mapping[str, Any]) -> int | None:
     return frame if isinstance(frame, int) else None
 
 
-def _card_of(report: Mapping[str, Any]) -> ModelCard | None:
+def _card_of(report: Mapping[str, Any], folder: Path) -> ModelCard | None:
     """The card beside the model that a report names: colours and modality. None: it is gone."""
     model = report.get("model")
-    if not isinstance(model, str):
+    if not isinstance(model, str) or not model:
         return None
-    path = Path(model).parent / CARD_FILE
     try:
-        return parse_card(path.read_text(), str(path)) if _small(path) else None
+        cards = [place.parent / CARD_FILE for place in _places(model, folder)]
+        path = next((card for card in cards[1:] if _small(card)), None)  # none lies among results
+        return None if path is None else parse_card(path.read_text(), str(path))
     except (OSError, UnicodeDecodeError, ModelError):
         return None
 

@@ -10,7 +10,13 @@ import typer
 from leuda_deploy.cli import JsonOption, app
 from leuda_deploy.cli.app import MAKE
 from leuda_train.cli.need import need_torch
-from leuda_train.cli.train import Device, TrainingPrecision, print_trained, shown
+from leuda_train.cli.train import (
+    Device,
+    TrainingPrecision,
+    print_trained,
+    saying_how_to_go_on,
+    shown,
+)
 
 
 @app.command(rich_help_panel=MAKE)
@@ -55,7 +61,7 @@ def adapt(
     from leuda_train.loop.ranks import is_first_process, one_voice
     from leuda_train.runs import train as training
 
-    with one_voice():
+    with one_voice(), saying_how_to_go_on():
         first = read_first_model(model)
         chosen = first.config(
             config, method, seed=seed, device=device, precision=precision, max_memory=max_memory

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from leuda_deploy.cli import JsonOption, app
+from leuda_deploy.cli import JsonOption, app, say
 from leuda_deploy.cli.app import MAKE
 from leuda_deploy.errors import InputError, printable
 from leuda_train.cli.need import need_torch
@@ -95,7 +97,7 @@ def train(
     from leuda_train.loop.ranks import is_first_process, one_voice
     from leuda_train.runs import train as training
 
-    with one_voice():
+    with one_voice(), saying_how_to_go_on():
         chosen = load_config(
             config, method, seed=seed, device=device, precision=precision, max_memory=max_memory
         )
@@ -111,6 +113,19 @@ def train(
         )
     if is_first_process():
         print_trained(out, evaluation, profile=profile, as_json=as_json)
+
+
+@contextmanager
+def saying_how_to_go_on() -> Iterator[None]:
+    """One line if training is stopped by hand; of several processes the first one says it."""
+    from leuda_train.loop.ranks import is_first_process
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        if is_first_process():
+            say("stopped; the same command goes on from the last checkpoint")
+        raise
 
 
 def shown(out: Path, config: TrainConfig) -> ShowProgress:

@@ -14,7 +14,7 @@ from leuda_deploy.cli.app import HAND_OVER, LOOK, MAKE, USE
 from leuda_deploy.cli.start import next_steps
 from leuda_deploy.errors import ConfigError
 from leuda_train.cli.panel import TrainingPanel, clock, sparkline
-from leuda_train.cli.train import complete_config, complete_method
+from leuda_train.cli.train import complete_config, complete_method, saying_how_to_go_on
 from leuda_train.config.load import load_config
 from leuda_train.loop.run_folder import RunFolder
 
@@ -88,6 +88,12 @@ def test_the_panel_shows_stages_losses_and_the_time_left(tmp_path: Path) -> None
     for part in ("stage 1 of 2: le-uda", "20/100", "7.5 images/s", sparkline([0.1, 0.05])):
         assert part in said, part
     assert "L_D" not in said  # zero throughout
+
+
+def test_training_that_is_stopped_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyboardInterrupt), saying_how_to_go_on():
+        raise KeyboardInterrupt
+    assert "the same command goes on" in capsys.readouterr().err
 
 
 def test_figures_of_the_panel() -> None:

@@ -51,6 +51,25 @@ def test_results_that_were_moved_are_found_by_their_names(tmp_path: Path) -> Non
     assert scene.labels == (there / "case_labels.nii.gz",)
 
 
+def test_results_are_found_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`leuda infer scans -o work/out` was run in a folder above; `leuda view` is run elsewhere."""
+    scans, out, elsewhere = (tmp_path / name for name in ("scans", "work/out", "elsewhere"))
+    for folder in (scans, out, elsewhere):
+        folder.mkdir(parents=True)
+    write_case(out)
+    (out / "case.nii.gz").rename(scans / "case.nii.gz")
+    report = out / "case_labels.json"
+    said = json.loads(report.read_text())
+    said |= {"scan": "scans/case.nii.gz", "labels": "work/out/case_labels.nii.gz"}
+    report.write_text(json.dumps(said))
+    monkeypatch.chdir(elsewhere)
+    (scene,) = find_scenes(out)
+    assert scene.scan == scans / "case.nii.gz"
+    assert scene.report == said
+
+
 def test_a_report_of_other_labels_shows_nothing(tmp_path: Path) -> None:
     write_case(tmp_path)
     report = tmp_path / "case_labels.json"
