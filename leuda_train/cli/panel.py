@@ -71,7 +71,10 @@ class TrainingPanel:
         """Show a stage. Its last state leaves one quiet line."""
         self.title, self.began, self.first, self.done, self.total = title, time.monotonic(), 0, 0, 0
         with Live(
-            get_renderable=self.draw, console=self.console, refresh_per_second=2, transient=True
+            get_renderable=lambda: self.draw() if self.title else Text(),
+            console=self.console,
+            refresh_per_second=2,
+            transient=True,
         ):
 
             def progress(done: int, total: int, note: str) -> None:
@@ -79,7 +82,10 @@ class TrainingPanel:
                     self.first = done
                 self.done, self.total = done, total
 
-            yield progress
+            try:
+                yield progress
+            finally:
+                self.title = ""  # rich draws the last state whole, also where the window is lower
         self.finished[title] = time.monotonic() - self.began
         self.console.print(Text(f"  {title}: {self.finished[title]:.1f} s"), highlight=False)
 

@@ -90,6 +90,16 @@ def test_the_panel_shows_stages_losses_and_the_time_left(tmp_path: Path) -> None
     assert "L_D" not in said  # zero throughout
 
 
+def test_the_panel_leaves_nothing_in_a_low_window(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, height=4)
+    panel = TrainingPanel(folder=RunFolder(tmp_path), steps={"le-uda": 100}, console=console)
+    with panel("le-uda") as progress:
+        progress(20, 100, "")
+        console.file.seek(0)
+        console.file.truncate()
+    assert "stage 1" not in console.file.getvalue()
+
+
 def test_training_that_is_stopped_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(KeyboardInterrupt), saying_how_to_go_on():
         raise KeyboardInterrupt
