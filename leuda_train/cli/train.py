@@ -168,8 +168,8 @@ def print_trained(
     for name in evaluation.get("lost", []):
         drift = evaluation["drift"][name]
         console.print(
-            f"lost     {printable(name)}: Dice {drift['agreement']:.2f} with the first model's "
-            f"labels, {drift['growth']:.2f} times the size; so the first model itself is kept",
+            f"lost     {printable(name)}: {drift['kept']:.0%} of its first labels are still found, "
+            f"{drift['growth']:.2f} times the size; so the first model itself is what is kept",
             soft_wrap=True,
             markup=False,
         )

@@ -43,7 +43,7 @@ class Adapted:
     scores    label-free scores by epoch, a row each
     probe     what label-free scores are taken on; None for the upper bound
     looks     on request: every candidate at every look, with its weights
-    drift     of a source-free run, by class: how far it went from the first model. Where that is
+    drift     of a source-free run, by class: how far it went from its first labels. Where that is
               too far for one of them, the product is the first model itself
     """
 
@@ -91,10 +91,11 @@ def adapt(
             _fit_to_feed(product, sets, config, run.hardware)
     found = {}
     if first is not None:
-        before = products["first_model"]
-        found = drift(before, chosen, sets.images["target"], sets.classes, run.hardware)
+        began = trainer.labels.of_target(copy.deepcopy(network), config.objective)
+        images = sets.images["target"]
+        found = drift(products["first_model"], began, chosen, images, run.hardware)
         if any(one.too_far for one in found.values()):
-            chosen = copy.deepcopy(before)
+            chosen = copy.deepcopy(products["first_model"])
             best = {"network": "first_model", "feed": "target", "epoch": 0, "score": None}
     return Adapted(
         products=products,

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from leuda_train.config.objective import ObjectiveConfig
 from leuda_train.config.schema import TrainConfig
 from leuda_train.data.aligned_sets import AlignedSets, take_rows
 from leuda_train.data.slices import UNLABELLED
@@ -48,17 +49,7 @@ class SelfLabels:
         renewed = renewed_from != "never" and step >= renewed_from * epoch_steps
         by_volume = objective.pseudo_by == "volume"
         if by_volume and (self.target is None or (turn and renewed)):
-            assert self.sets.target_scans is not None
-            self.target = label_volumes(
-                nets.inter_teacher,
-                self.sets.images["target"],
-                self.sets.target_scans,
-                self.sets.class_shares,
-                strength=objective.pseudo_prior,
-                floor=objective.pseudo_confidence,
-                refine=objective.pseudo_refine and self.to_edges,
-                hardware=self.hardware,
-            )
+            self.target = self.of_target(nets.inter_teacher, objective)
         shown = objective.source_pseudo_share > 0 and len(self.unlabelled)
         if shown and (self.source is None or turn):
             rows, scans = self.unlabelled, self.sets.source_scans
@@ -73,6 +64,20 @@ class SelfLabels:
                 hardware=self.hardware,
             )
             self._use(made)
+
+    def of_target(self, teacher: nn.Module, objective: ObjectiveConfig) -> Tensor:
+        """What a teacher makes of the target's scans: (N, h, w) uint8, UNLABELLED where unsure."""
+        assert self.sets.target_scans is not None
+        return label_volumes(
+            teacher,
+            self.sets.images["target"],
+            self.sets.target_scans,
+            self.sets.class_shares,
+            strength=objective.pseudo_prior,
+            floor=objective.pseudo_confidence,
+            refine=objective.pseudo_refine and self.to_edges,
+            hardware=self.hardware,
+        )
 
     def _use(self, made: Tensor) -> None:
         """Put a teacher's labels beside the true ones."""

@@ -20,6 +20,7 @@ from leuda_deploy.machine.files import file_sha256
 from leuda_deploy.model.refine import AS_PREDICTED, Refine
 from leuda_train.cli.train import print_trained
 from leuda_train.data.cohort import read_cohort
+from leuda_train.data.slices import UNLABELLED
 from leuda_train.export.export_run import export_run
 from leuda_train.export.first_model import read_first_model
 from leuda_train.export.product_file import load_weights
@@ -126,33 +127,38 @@ class ByBrightness(nn.Module):
 
 def test_drift_is_what_became_of_each_structure():
     images = np.tile(np.linspace(0, 1, 1000, endpoint=False, dtype=np.float32), (70, 1, 1))
-    found = drift(ByBrightness(0.25), ByBrightness(0.3), images, 4, tiny.CPU)
+    began = torch.from_numpy(np.select([images > 0.6, images > 0.25], [2, 1]).astype(np.uint8))
+    began[:, :, 900:] = UNLABELLED
+    first = ByBrightness(0.25)  # finds 1 up to 0.5, and 2 from there
+    found = drift(first, began, ByBrightness(0.3), images, tiny.CPU)
     assert sorted(found) == [1, 2]  # nobody finds class 3
+    assert found[1].kept == pytest.approx(0.3 / 0.35, abs=0.01)
     assert found[1].growth == pytest.approx(0.3 / 0.25, abs=0.01)
-    assert found[1].agreement == pytest.approx(2 * 0.2 / 0.55, abs=0.01)
+    assert found[2].kept == pytest.approx(1.0, abs=0.01)
     assert found[2].growth == pytest.approx(0.4 / 0.5, abs=0.01)
     assert not any(one.too_far for one in found.values())
-    found = drift(ByBrightness(0.25), ByBrightness(0.4), images, 4, tiny.CPU)
-    assert found[2].growth == pytest.approx(0.4, abs=0.01)
-    assert found[2].too_far  # in less than half of its size
-    found = drift(ByBrightness(0.25), ByBrightness(2.0), images, 4, tiny.CPU)
-    assert all(one.too_far and one.growth == one.agreement == 0 for one in found.values())
-    assert all(
-        one.too_far
-        for one in drift(ByBrightness(2.0), ByBrightness(0.25), images, 4, tiny.CPU).values()
-    )
+    found = drift(first, began, ByBrightness(0.4), images, tiny.CPU)
+    assert found[2].kept == pytest.approx(0.1 / 0.3, abs=0.01)
+    assert found[2].too_far
+    assert not found[1].too_far
+    found = drift(first, began, ByBrightness(2.0), images, tiny.CPU)
+    assert all(one.too_far and one.growth == one.kept == 0 for one in found.values())
+    found = drift(ByBrightness(0.45), began, first, images, tiny.CPU)
+    assert found[2].kept == pytest.approx(1.0)
+    assert found[2].growth == pytest.approx(5, abs=0.1)
+    assert found[2].too_far
 
 
 @pytest.mark.slow
 def test_a_model_that_lost_a_structure_is_not_kept(sent, target, tmp_path, monkeypatch, capsys):
-    lost = {1: Drift(agreement=0.9, growth=1.1), 2: Drift(agreement=0.3, growth=0.2)}
+    lost = {1: Drift(kept=0.9, growth=1.1), 2: Drift(kept=0.3, growth=0.2)}
     monkeypatch.setattr("leuda_train.stages.adapt.drift", lambda *_: lost)
     first = read_first_model(sent)
     config = first.config(None, "source-free", device="cpu", precision="fp32")
     evaluation = train(read_cohort(target), config, tmp_path / "run", first=first)
     name = [*first.facts.structures][1]
     assert evaluation["lost"] == [name]
-    assert evaluation["drift"][name] == {"agreement": 0.3, "growth": 0.2}
+    assert evaluation["drift"][name] == {"kept": 0.3, "growth": 0.2}
     assert evaluation["network"] == "first_model"
     assert {row["network"] for row in evaluation["networks"]} >= {"first_model", "inter_teacher"}
     before, (net, facts) = first.network, load_weights(tmp_path / "run" / "model.pt")
@@ -161,7 +167,7 @@ def test_a_model_that_lost_a_structure_is_not_kept(sent, target, tmp_path, monke
         assert torch.equal(one, other)
     assert f"{name} got lost" in (tmp_path / "run" / "report.html").read_text()
     print_trained(tmp_path / "run", evaluation, as_json=False)
-    assert f"lost     {name}: Dice 0.30" in capsys.readouterr().out
+    assert f"lost     {name}: 30% of its first labels" in capsys.readouterr().out
 
 
 def beginning(
