@@ -44,6 +44,8 @@ def launch(gpus: int, arguments: Sequence[str]) -> int:
                 "the system, out of memory); started again, the run resumes"
             ) from None
         return failure.exitcode
+    finally:
+        del os.environ[LAUNCHER]  # what is started later is not of this launch
     return 0
 
 
