@@ -25,6 +25,7 @@ from leuda_deploy.machine.outside import read_json
 from leuda_train.data.cohort import Cohort, read_cohort
 from leuda_train.data.slices import _slices_of
 from leuda_train.evaluation.dice_curve import (
+    TOGETHER,
     LabelledScan,
     dice_pairs,
     fit_dice_curve,
@@ -57,7 +58,11 @@ def main() -> None:
         return [_labelled(cohort, facts, subject, args.labels) for subject in subjects]
 
     curve = facts.dice_curve or fit_dice_curve(
-        engine, scans("source labelled"), classes=classes, held_out=False
+        engine,
+        scans("source labelled"),
+        classes=classes,
+        held_out=False,
+        refine=facts.refine,
     )
     if curve is None:
         raise SystemExit("no curve could be fitted")
@@ -66,7 +71,7 @@ def main() -> None:
         pairs = [
             (number, *pair)
             for scan in scans(*roles)
-            for number, pair in dice_pairs(engine, scan, classes).items()
+            for number, pair in dice_pairs(engine, scan, classes, facts.refine).items()
         ]
         rows[name] = _summary([(curve.predict(e), e, true) for _, e, true in pairs]) | {
             "structures": {
@@ -92,8 +97,8 @@ def _labelled(cohort: Cohort, facts: ProductFacts, subject: str, names: str) -> 
     (scan,) = (scan for scan in cohort.scans if scan.subject == subject)
     label = scan.label or Path(str(scan.image).replace(*names.split("=")))
     images, classes, _ = _slices_of(replace(scan, label=label), facts.recipe, cohort.spec, True)
-    some = spread(np.arange(len(images)))
-    return LabelledScan(images=images[some], labels=classes[some])
+    some = spread(np.arange(len(images)), together=TOGETHER)
+    return LabelledScan(images=images[some], labels=classes[some], rows=some)
 
 
 def _summary(rows: Sequence[tuple[float, float, float]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
 """what a network found, made more likely: probabilities before labels are taken, labels after.
 
-May import what inference may. Nothing here knows of slabs, engines or windows.
+Nothing here knows of engines or windows: it is given slices, in rising order.
 """

@@ -1,15 +1,14 @@
-"""scores of slabs, as they come -> class probabilities, refined as the model's card says."""
+"""scores of slices, as they come -> class probabilities, refined as the model's card says."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from scipy.special import softmax
 
 from leuda_deploy.engines.engine import Float32
 from leuda_deploy.inference.refine.across_slices import AcrossSlices
 from leuda_deploy.inference.refine.edges import follow_edges
-from leuda_deploy.inference.slabs import Slices
 from leuda_deploy.model.refine import Refine
 
 
@@ -25,8 +24,8 @@ class Refined:
         self._across = AcrossSlices() if refine.across_slices else None
 
     def __call__(
-        self, slices: Slices, scores: Float32, images: Float32
-    ) -> Iterator[tuple[Slices, Float32]]:
+        self, slices: Sequence[int], scores: Float32, images: Float32
+    ) -> Iterator[tuple[Sequence[int], Float32]]:
         """The next slices, their scores (n, K, h, w), themselves (n, h, w) -> those done."""
         found: Float32 = scores if self._probabilities else softmax(scores, axis=1)
         if self._edges:
@@ -38,7 +37,7 @@ class Refined:
         else:
             yield from self._across(slices, found)
 
-    def finish(self) -> Iterator[tuple[Slices, Float32]]:
+    def finish(self) -> Iterator[tuple[Sequence[int], Float32]]:
         """What was held back for its next neighbour."""
         if self._across is not None:
             yield from self._across.finish()
