@@ -46,7 +46,7 @@ from leuda_train.data.phantom.anatomy import draw_anatomy
 from leuda_train.data.phantom.scanner import PROTOCOLS, draw_affine, render_ct
 
 ORTHANC = shutil.which("Orthanc") or "/usr/sbin/Orthanc"
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 OURS = "2.25.7777"  # of the made studies: 2.25.7777STUDY.SERIES.IMAGE
 ENGINE = "ort-cpu"  # the same in both, and the same labels whatever the threads
 SENDERS = ("SCANNER_A", "SCANNER_B")

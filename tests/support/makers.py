@@ -6,15 +6,19 @@ largest one says between which thresholds x lies: its labels are known without r
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import onnx
+import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from leuda_deploy.jobs.node.peers import Tls
 from leuda_deploy.model.card import ModelCard, Provenance, Structure
 from leuda_deploy.model.export_folder import MODEL_FILE
 from leuda_deploy.model.model_file import write_model
@@ -194,3 +198,34 @@ def random_network(*channels: int, seed: int = 0) -> onnx.ModelProto:
     ]
     graph = helper.make_graph(nodes, "network", ends[:1], ends[1:], weights)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def certificates(folder: Path) -> Tls:
+    """A certificate for this computer that is its own authority."""
+    x509 = pytest.importorskip("cryptography.x509", reason="cryptography is not installed")
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "leuda test")])
+    now = datetime.now(UTC)
+    address = x509.IPAddress(ip_address("127.0.0.1"))
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    folder.mkdir(exist_ok=True)
+    pem = serialization.Encoding.PEM
+    (folder / "cert.pem").write_bytes(certificate.public_bytes(pem))
+    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "key.pem").write_bytes(secret)
+    cert = folder / "cert.pem"
+    return Tls(certificate=cert, key=folder / "key.pem", authority=cert)

@@ -33,6 +33,7 @@ MOST_IMAGES = 100_000  # of one question
 MOST_BYTES = 64 << 20  # of one question, as a file
 MOST_WAITING = 10_000  # questions
 POLL_S = 0.5
+ANSWER_S = 10.0  # for a scanner to take our call; the others wait for theirs meanwhile
 FIRST_DELAY_S, LONGEST_DELAY_S, GIVE_UP_S = 2.0, 600.0, 24 * 3600.0
 SUCCESS, PROCESSING_FAILURE, NO_SUCH_ACTION, NOT_AUTHORISED = 0x0000, 0x0110, 0x0123, 0x0124
 INVALID_ARGUMENT = 0x0115
@@ -194,7 +195,7 @@ def send_event(
     )
 
     node = AE(ae_title=title)
-    node.connection_timeout = 10
+    node.connection_timeout = node.acse_timeout = ANSWER_S
     node.add_requested_context(StorageCommitmentPushModel)
     where = f"{to.title}@{to.host}:{to.port}"
     association = node.associate(

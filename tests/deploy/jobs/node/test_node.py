@@ -6,6 +6,7 @@ import gc
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -17,14 +18,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from support.command import leuda_here
-from support.makers import MakeModel
+from support.makers import MakeModel, certificates
 
 pytest.importorskip("highdicom", reason="the dicom extra is not installed")
 pynetdicom = pytest.importorskip("pynetdicom", reason="the node extra is not installed")
@@ -49,6 +49,8 @@ from leuda_deploy.jobs.node.receive import Door  # noqa: E402
 from leuda_deploy.view.dashboard import Dashboard  # noqa: E402
 
 ROOT = Path(__file__).parents[4]
+PAGE = (ROOT / "docs" / "how-to" / "hospital-node.md").read_text()
+LISTENS = [line for line in re.findall("^leuda listen.*", PAGE, re.M) if "--status" not in line]
 # pynetdicom leaves a socket open where nobody answers
 pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
@@ -206,6 +208,17 @@ def test_what_is_not_for_the_model_is_passed_over_and_what_is_broken_fails(
     assert archive.got == []
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_patients_are_named_in_the_log_only_if_asked(
+    tmp_path: Path, segmenter: Segmenter, asked: bool
+) -> None:
+    node = make_node(tmp_path, segmenter, 1, show_names=asked)
+    with node.open():
+        store(node.receiver.port, make_series(PatientName=PATIENT))
+    (entry,) = node.queue.entries()
+    assert (PATIENT in node._name(entry)) == asked
+
+
 @contextmanager
 def small_disk(folder: Path, kilobytes: int) -> Iterator[Path]:
     """A file system of its own, of this size (Linux, as root)."""
@@ -299,38 +312,6 @@ def test_a_host_that_others_reach_needs_a_list() -> None:
             parse_sender(wrong)
 
 
-def certificates(folder: Path) -> Tls:
-    """A certificate for this computer that is its own authority."""
-    x509 = pytest.importorskip("cryptography.x509", reason="cryptography is not installed")
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "leuda test")])
-    now = datetime.now(UTC)
-    import ipaddress
-
-    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    (folder / "cert.pem").write_bytes(certificate.public_bytes(pem))
-    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    (folder / "key.pem").write_bytes(secret)
-    cert = folder / "cert.pem"
-    return Tls(certificate=cert, key=folder / "key.pem", authority=cert)
-
-
 def test_who_ends_no_handshake_keeps_nobody_waiting(
     tmp_path: Path, segmenter: Segmenter, archive: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -380,6 +361,11 @@ def test_with_tls_both_ways_are_secret(tmp_path: Path, segmenter: Segmenter) -> 
     node = make_node(tmp_path, segmenter, archive.port, door=Door(port=0, tls=tls))
     with working(node) as port:
         assert not call(port).is_established  # in the clear
+        if shutil.which("echoscu"):  # dcmtk's
+            files = ("+tls", tls.key, tls.certificate, "+cf", tls.authority)
+            echo = ["echoscu", *files, "-aec", "LEUDA", "127.0.0.1", str(port)]
+            subprocess.run(echo, check=True)
+            assert subprocess.run([echo[0], *echo[-4:]], capture_output=True).returncode != 0
         assert store(port, make_series(), tls=(tls.calling(), "127.0.0.1")) == [0] * 5
         until(in_state(node.queue, "sent"))
     archive.stop()
@@ -389,32 +375,42 @@ def test_with_tls_both_ways_are_secret(tmp_path: Path, segmenter: Segmenter) -> 
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_page_do_what_it_says(tmp_path: Path, archive: Archive) -> None:
+@pytest.mark.parametrize("listen", LISTENS, ids=("in a hospital", "on one computer"))
+def test_the_commands_of_the_page_do_what_it_says(
+    listen: str, tmp_path: Path, archive: Archive, make_model: MakeModel
+) -> None:
     if shutil.which("storescu") is None:
         pytest.skip("storescu is not installed (Debian: dcmtk)")
-    page = (ROOT / "docs" / "how-to" / "hospital-node.md").read_text()
-    after = page[page.index("## Try it") :]
-    listen, send, status = (
-        next(line for line in after.splitlines() if line.startswith(start))
-        for start in ("leuda listen", "storescu", "leuda listen --queue queue --status")
+    send, status = (
+        next(line for line in PAGE.splitlines() if line.startswith(start))
+        for start in ("storescu", "leuda listen --queue queue --status")
     )
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
+    (tmp_path / "exports" / "first").mkdir(parents=True)
+    make_model(tmp_path / "exports" / "first")
     write_images(tmp_path / "series", make_series())
-    listen = listen.replace("ORTHANC@127.0.0.1:4242", f"PACS@127.0.0.1:{archive.port}")
+    to = f"PACS@127.0.0.1:{archive.port}"
+    listen = re.sub(r"(?<=--return )\S+", to, listen).replace("/var/lib/leuda/queue", "queue")
+    listen = re.sub(r"10\.0\.0\.\d+", "127.0.0.1", listen).replace("--page 8080", "--page 0")
     search = {**os.environ, "PYTHONPATH": str(ROOT)}
 
     def leuda(command: str) -> list[str]:
         return [sys.executable, "-m", "leuda_train", *shlex.split(command)[1:]]
 
     where = {"cwd": tmp_path, "env": search}
-    more = ["--port", str(port), "--quiet", "0.5"]
+    more = ["--port", "0", "--quiet", "0.5"]
     node = subprocess.Popen([*leuda(listen), *more], stderr=subprocess.PIPE, text=True, **where)
     try:
         assert node.stderr is not None
-        until(lambda: "listens on" in node.stderr.readline())
-        subprocess.run(shlex.split(send.replace("11112", str(port))), check=True, **where)
+        said = until(lambda: line if "listens on" in (line := node.stderr.readline()) else None)
+        port = re.findall(r"listens on 127\.0\.0\.1:(\d+)", said)[0]
+        if "--page" in listen:
+            assert "page: http://127.0.0.1:" in node.stderr.readline()
+        command = shlex.split(send.replace("11112", port))
+        if "--from" in listen:
+            refused = subprocess.run([*command, "-aet", "CT3"], capture_output=True, **where)
+            assert refused.returncode != 0
+            command += ["-aet", "CT1"]
+        subprocess.run(command, check=True, **where)
         until(lambda: len(archive.got) == 2)
         said = until(
             lambda: (

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+import shlex
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,8 +16,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import tomlkit
 import torch
 from scipy.ndimage import map_coordinates
+from support import tiny
 from support.command import leuda_here
 from support.makers import oblique_affine
 
@@ -35,6 +39,8 @@ from leuda_train.export.elsewhere.nnunet_plans import read_plans
 pytest.importorskip(
     "dynamic_network_architectures", reason="pip install 'leuda[nnunet]': the networks of nnU-Net"
 )
+PAGE = Path(__file__).parents[4] / "docs" / "how-to" / "nnunet.md"
+BLOCKS = re.compile(r"^<!-- test: nnunet -->\n```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPACING = (1.0, 1.2, 2.5)  # x, y, z
 SHAPE = (44, 40, 14)
 FINGERPRINT = {"mean": 20.0, "std": 60.0, "percentile_00_5": -90.0, "percentile_99_5": 180.0}
@@ -381,6 +387,46 @@ def test_the_command_exports_and_needs_a_scan_to_prove_it_on(scan: Path, tmp_pat
     both = leuda_here("export", folder, "--from-nnunet", folder, "-o", out)
     assert both.returncode == 2
     assert "one thing" in both.stderr
+
+
+def make_datasets(folder: Path) -> None:
+    """Two data sets as nnU-Net keeps them, with the names of the page."""
+    rng = np.random.default_rng(0)
+    for name in ("Dataset001_HeartMR", "Dataset002_HeartCT"):
+        for case in (f"{name[-2:].lower()}_{k}" for k in range(3)):
+            image = rng.integers(0, 1000, size=(18, 16, 3), dtype=np.int16)
+            labels = np.zeros(image.shape, np.uint8)
+            labels[2:6, 3:9], labels[8:12, 3:9] = 1, 2
+            tiny.write_scan(folder / name / "imagesTr" / f"{case}_0000.nii.gz", image)
+            tiny.write_scan(folder / name / "labelsTr" / f"{case}.nii.gz", labels)
+        said = {
+            "channel_names": {"0": name[-2:]},
+            "labels": {"background": 0, "MYO": 1, "LVC": 2},
+            "numTraining": 3,
+            "file_ending": ".nii.gz",
+        }
+        (folder / name / "dataset.json").write_text(json.dumps(said))
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page(
+    scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_datasets(tmp_path)
+    make_folder(tmp_path, 3)
+    (tmp_path / "tiny.toml").write_text(tomlkit.dumps(tiny.CONFIG))
+    commands = [line for block in BLOCKS.findall(PAGE.read_text()) for line in block.splitlines()]
+    assert len(commands) == 5
+    for command in commands:
+        command = command.replace("paper-cardiac", "tiny.toml --method source-only")
+        done = leuda_here(*shlex.split(command, comments=True)[1:])
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+    written = [nib.load(tmp_path / f"{name}.nii.gz").get_fdata() for name in ("labels", "mirrored")]
+    assert all({0, 1, 2} == {*np.unique(labels)} for labels in written)
+    assert (written[0] != written[1]).any()
+    evaluation = json.loads((tmp_path / "runs" / "hearts" / "evaluation.json").read_text())
+    assert evaluation["structures"].keys() >= {"MYO", "LVC"}
 
 
 @pytest.mark.parametrize("transpose", list(permutations(range(3))))
