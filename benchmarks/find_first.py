@@ -1,6 +1,7 @@
 """`leuda infer` with a search beside a full pass, MONAI and nnU-Net: time, memory, labels.
 
     python benchmarks/find_first.py speed [--slices 300] [--rounds 2]
+    python benchmarks/find_first.py avx2 [--slices 300] [--rounds 1]
     python benchmarks/find_first.py trial limited sizes
     python benchmarks/find_first.py real --run RUN --model EXPORT
 
@@ -11,6 +12,7 @@ way in a process of its own, in turn:
 
 counts   slices that a search scores, by slice thickness and share that is filled; nothing is run
 speed    leuda with the search and in full (fp32, the engine that `auto` takes), MONAI, nnU-Net
+avx2     speed with OpenVINO and PyTorch held to AVX2, as on a processor that has no more
 trial    the first scan of a model on a machine, its trials included, and the second
 limited  in a control group of one core: the default beside --threads 1 and 2 (Linux, as root)
 real     what an export of --run, --model, proves on its target scans, and what it refuses
@@ -52,6 +54,7 @@ from leuda_deploy.inference.sliding_window import window_counts
 from leuda_deploy.machine.outside import read_json
 from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.model.model_file import write_model as write_model_file
+from leuda_deploy.proof.processor import INSTRUCTIONS
 from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import read_volume
 from leuda_train.export.shortcuts.extents import extents_mm
@@ -158,15 +161,15 @@ def measured(command: list[Any], **popen: Any) -> dict[str, Any]:
 # --- the parts
 
 
-def speed(asked: argparse.Namespace) -> dict[str, Any]:
-    """Every way on both scans, in turn."""
+def speed(asked: argparse.Namespace, *options: str) -> dict[str, Any]:
+    """Every way on both scans, in turn; `options` are leuda's."""
     folder, model, found = asked.folder, model_of(asked.folder), {}
     for name in asked.filled:
         scan = scan_of(folder, name, asked.slices)
         out = {way: folder / f"{name}_{way}.nii.gz" for way in ("find", "full", "monai", "nnunet")}
         ways = {
-            "find": leuda(scan, model, out["find"]),
-            "full": leuda(scan, model, out["full"], "--search", "full"),
+            "find": leuda(scan, model, out["find"], *options),
+            "full": leuda(scan, model, out["full"], *options, "--search", "full"),
             "monai": other("monai", scan, model, out["monai"]),
             "nnunet": other("nnunet", scan, model, out["nnunet"]),
         }
@@ -208,6 +211,18 @@ def speed(asked: argparse.Namespace) -> dict[str, Any]:
             "load_average_after": os.getloadavg(),
         }
     return asked.before | found
+
+
+def avx2(asked: argparse.Namespace) -> dict[str, Any]:
+    """Speed as if this processor had AVX2 alone. ONNX Runtime cannot be held, so OpenVINO it is."""
+    asked.before = asked.result.get("avx2", {})
+    with tempfile.TemporaryDirectory() as cache:  # trials made so hold nowhere else
+        held = {"LEUDA_CACHE": cache, "ATEN_CPU_CAPABILITY": "avx2", INSTRUCTIONS: "AVX2"}
+        os.environ.update(held)
+        found = speed(asked, "--engine", "openvino")
+        for name in held:
+            del os.environ[name]
+    return found | {"held_to": "AVX2"}
 
 
 def compare(one: Path, other: Path) -> dict[str, Any]:
@@ -355,7 +370,7 @@ def counts(asked: argparse.Namespace) -> dict[str, Any]:
     return {"step_mm": step_mm, "margin_mm": margin_mm, "rows": rows}
 
 
-PARTS = {f.__name__: f for f in (counts, sizes, speed, trial, limited, real)}
+PARTS = {f.__name__: f for f in (counts, sizes, speed, avx2, trial, limited, real)}
 
 
 def main() -> None:

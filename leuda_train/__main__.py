@@ -6,7 +6,7 @@ import signal
 def main() -> None:
     """The `leuda` command. While all of it is loaded, Ctrl-C ends it without a traceback.
 
-    One of the processes of --gpus ends with their launcher, from this moment on.
+    One of the processes of --gpus, or of torchrun, ends with its launcher, from this moment on.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     from leuda_deploy.machine.stop import end_with_launcher

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
+from operator import sub
 
 from leuda_deploy.errors import InputError
 from leuda_deploy.inference.refine.edges import OFFSETS
 from leuda_deploy.inference.slabs import as_many_usual, part_of
+from leuda_deploy.inference.sliding_window import window_starts
 from leuda_deploy.machine.memory import in_megabytes
 from leuda_deploy.model.refine import AS_PREDICTED, Refine
 from leuda_deploy.model.tiling import DEFAULT_TILING, Tiling
+from leuda_deploy.scans.grid.resample import taps
 from leuda_deploy.scans.stack import Stack
 
 # What Python, its allocator and the threads take on top of what can be counted: 38 to 40 MB were
@@ -101,32 +104,35 @@ def _plan_for(batch: int, stack: Stack, workload: Workload) -> MemoryPlan:
     classes, tiling = workload.classes, workload.tiling
     part = part_of(stack, tiling, workload.multiple)
     per_slice = prod(part.window_counts(tiling.overlap))
+    starts = window_starts(stack.depth, stack.window_slices, tiling.overlap, tiling.steps)
     blocks = stack.window_slices > 1
     slab = min(stack.depth, stack.window_slices if blocks else max(1, batch // per_slice))
+    # slices that a slab adds to those before: windows of blocks overlap
+    fresh = max(map(sub, starts[1:], starts), default=slab) if blocks else slab
     window = part.window[-2:]
     plane = stack.plane_shape[0] * stack.plane_shape[1]
     grid = max(stack.grid_shape[0], window[0]) * max(stack.grid_shape[1], window[1])
-    itemsize = stack.volume.raw.dtype.itemsize
-    # of the scan's own slices, those that a slab of the model grid is made of
-    read = stack.slices_read(slab)
-    images = 4 * slab * grid + read * (4 * grid * (read != slab) + itemsize * plane)
-    images *= stack.channels
-    # blended scores besides the engine's own, where windows overlap
-    scores = 4 * classes * grid * slab
-    # and a second set of a batch's, blended, mirrored or put together
+    images, scores = 4 * fresh * grid * stack.channels, 4 * classes * grid * fresh
+    # in the making: the scan's own slices that the slab is made of, a channel after the other
+    read = stack.slices_read(fresh)
+    making = read * (4 * grid * (read != fresh) + stack.volume.raw.dtype.itemsize * plane)
+    making += (stack.channels > 1) * images
+    # a second set of a batch's scores, blended, mirrored or put together
     copies = (per_slice > 1) + workload.mirror + tiling.skip_floor
     copies += part.shape != stack.grid_shape  # put where they belong
     blending = 4 * classes * prod(part.window) * batch * copies
-    # blocks of slices that overlap: images and sums held, a block's scores in the making
-    held = blocks * (4 * slab * grid * stack.channels + 3 * scores)
-    # grid slices that wait for the next, where the scan has others
-    held += (stack.depth != stack.scan_depth) * 2 * scores
+    alive = SLABS_ALIVE * (images + scores)
+    if blocks:
+        alive = _block_bytes(stack, classes, grid, slab, fresh if starts[1:] else 0)
     refine = workload.refine
     # the slab's probabilities; the weights of a pixel's neighbours, in the making; a slab that is
     # averaged, and the two slices before it
     refined = bool(refine) * 2 * scores
     refined += refine.edges * 4 * 4 * len(OFFSETS) * grid
     refined += refine.across_slices * 2 * (scores + 2 * 4 * classes * grid)
+    # scores -> probabilities, as MONAI resamples; of blocks when their own are gone
+    refined += (stack.recipe.resampling == "linear" and not blocks) * 2 * scores
+    refined += workload.uncertainty * 3 * 4 * classes * grid  # of a slice's entropy
     voxels = stack.volume.raw.size
     holes = stack.recipe.only_inside * voxels // 8  # a bit a voxel
     return MemoryPlan(
@@ -135,15 +141,31 @@ def _plan_for(batch: int, stack: Stack, workload: Workload) -> MemoryPlan:
         parts={
             "program": workload.loaded_bytes + SLACK_BYTES,
             "network": _growth(workload.growth_bytes, as_many_usual(part, stack, batch)),
-            "scan": workload.scans * (voxels * itemsize * stack.channels + holes),
+            "scan": workload.scans * (stack.volume.raw.nbytes * stack.channels + holes),
             "labels": workload.results * (1 + workload.uncertainty + workload.regions) * voxels,
-            "slabs": SLABS_ALIVE * (images + scores)
-            + blending
-            + held
-            + refined
-            + LABEL_BYTES_PER_PIXEL * plane,
+            "slabs": alive + making + blending + refined + LABEL_BYTES_PER_PIXEL * plane,
         },
     )
+
+
+def _block_bytes(stack: Stack, classes: int, grid: int, slab: int, fresh: int) -> int:
+    """Of a 3D engine, while a window is scored: blocks of slices, as images and as scores.
+
+    slab   slices of a window, as many as there are
+    fresh  of them, those that the window before had not; 0: a single window holds the scan
+    """
+    # scores wait for those of the next slices, where the scan's own lie between
+    resampled = stack.depth != stack.scan_depth
+    waiting = resampled * (1 + len(taps(stack.depth, stack.scan_depth, stack.score_kernels[0])[0]))
+    if fresh:
+        # images: in the making, ready and in use; with those held before; padded
+        images = 3 * fresh + (slab - fresh) + 2 * slab
+        # scores: of the window, with their weights, the sums so far; of the two slabs before
+        scores = 3 * slab + (2 + resampled) * fresh
+    else:
+        images = slab + stack.window_slices
+        scores = slab + max(stack.window_slices, (1 + resampled) * slab)
+    return 4 * grid * (images * stack.channels + (scores + waiting) * classes)
 
 
 def _growth(growth_bytes: Mapping[int, int], batch: int) -> int:

@@ -247,7 +247,9 @@ class BlockScorer(SlabScorer):
         # the window's slices stand beside its rows and columns, after the channels
         (scores,) = self._score(np.moveaxis(padded, 0, -3)[None])
         found = np.moveaxis(scores, 0, 1)[before : before + len(block)]
-        return np.ascontiguousarray(found * self._weights[: len(block), None, None, None])
+        weighted = np.empty(found.shape, dtype=np.float32)  # in order, without another copy
+        np.multiply(found, self._weights[: len(block), None, None, None], out=weighted)
+        return weighted
 
 
 def windows_of(stack: Stack, tiling: Tiling) -> int:

@@ -97,6 +97,30 @@ def end_with_parent(parent: int | None = None) -> None:
 
 
 def end_with_launcher() -> None:
-    """`end_with_parent`, if a launcher of ours started this process; what it starts is its own."""
+    """`end_with_parent`, if a launcher started this process: ours, or a torchrun started by hand.
+
+    What this process starts is its own.
+    """
     if launcher := os.environ.pop(LAUNCHER, None):
         end_with_parent(int(launcher))
+    elif "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent()
+        if not _torchrun_listens():  # it ended before that
+            os._exit(128 + signal.SIGTERM)
+
+
+def _torchrun_listens() -> bool:
+    """Whether the store of the torchrun that started this process, or its group's first, is open.
+
+    torchrun does not say its process id. True where nobody can tell.
+    """
+    host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT", "")
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or not (host and port.isdecimal()):
+        return True
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except ConnectionRefusedError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -86,15 +86,31 @@ def load_slices(
     Raises:
         InputError: A scan cannot be read, or has nothing to normalise by.
     """
-    key = content_key(FORMAT, cohort.sha256, recipe.model_dump(mode="json"), target_labels)
     folder = made_once(
-        cache / f"slices-{key}",
+        _folder_of(cohort, recipe, cache, target_labels),
         lambda temporary: _write(cohort, recipe, temporary, target_labels, progress),
         ranks=ranks,
     )
+    return _open(folder, cohort, recipe, target_labels)
+
+
+def slices_there(
+    cohort: Cohort, recipe: Recipe, cache: Path, *, target_labels: bool = False
+) -> Slices | None:
+    """The same if they are there already; nothing is written."""
+    folder = _folder_of(cohort, recipe, cache, target_labels)
+    return _open(folder, cohort, recipe, target_labels) if folder.is_dir() else None
+
+
+def _folder_of(cohort: Cohort, recipe: Recipe, cache: Path, target_labels: bool) -> Path:
+    key = content_key(FORMAT, cohort.sha256, recipe.model_dump(mode="json"), target_labels)
+    return cache / f"slices-{key}"
+
+
+def _open(folder: Path, cohort: Cohort, recipe: Recipe, target_labels: bool) -> Slices:
     labels = np.load(folder / "source_labels.npy", mmap_mode="r")
     return Slices(
-        key=key,
+        key=folder.name.removeprefix("slices-"),
         source=np.load(folder / "source.npy", mmap_mode="r"),
         source_labels=labels,
         labelled_rows=np.flatnonzero(labels[:, 0, 0] != UNLABELLED),

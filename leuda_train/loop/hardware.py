@@ -22,6 +22,8 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 Precision = Literal["bf16", "fp16", "fp32"]
 PrecisionName = Literal["auto", "bf16", "fp16", "fp32"]
 Network = TypeVar("Network", bound=torch.nn.Module)
+# what ONEDNN_MAX_CPU_ISA may say that has no bf16
+ISAS_WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -118,6 +120,8 @@ def check_compiler(hardware: Hardware) -> None:
 
 def _cpu_has_bf16() -> bool:
     """Whether the processor multiplies bf16 itself (AVX512-BF16 or AMX), not by emulation."""
+    if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in ISAS_WITHOUT_BF16:
+        return False  # oneDNN, which multiplies, is held to less than the processor has
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
 

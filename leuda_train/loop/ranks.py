@@ -30,7 +30,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from leuda_deploy.errors import InputError
-from leuda_deploy.machine.stop import end_with_parent
 
 Rows = TypeVar("Rows", Tensor, NDArray[np.int64])
 # Within a step all processes are equally far; one that waits so long has lost another.
@@ -170,11 +169,8 @@ def one_voice() -> Iterator[None]:
     """Of the processes that torchrun started, let the first one say what went wrong.
 
     What fails there fails in the others, too, or cuts them off from it. They wait to be ended by
-    the launcher; one that is still there after ECHO_SECONDS failed alone, and says so itself. If
-    the launcher is killed, all end with it.
+    the launcher; one that is still there after ECHO_SECONDS failed alone, and says so itself.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        end_with_parent()
     try:
         yield
     except Exception:

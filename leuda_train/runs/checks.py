@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 import torch
@@ -58,11 +58,13 @@ def check_classes(
         )
 
 
-def plan_memory(config: TrainConfig, classes: int, hardware: Hardware) -> dict[str, Need]:
+def plan_memory(
+    config: TrainConfig, classes: int, hardware: Hardware, *, done: Collection[str] = ()
+) -> dict[str, Need]:
     """Say how much memory each stage takes, and choose what it computes again to fit max_memory.
 
     Without max_memory nothing is computed again. All processes of a machine share its memory; each
-    has a GPU of its own.
+    has a GPU of its own. Stages that are done take none.
 
     Raises:
         InputError: It does not fit max_memory, or, without, this machine.
@@ -72,6 +74,8 @@ def plan_memory(config: TrainConfig, classes: int, hardware: Hardware) -> dict[s
     limit = None if config.max_memory is None else parse_bytes(config.max_memory)
     needs = {}
     for stage in stages_of(config):
+        if stage in done:
+            continue
         need = _fitted(stage, config, classes, hardware, limit and limit // processes)
         all_processes = need.peak * processes
         if limit is not None and all_processes > limit:

@@ -41,7 +41,7 @@ class Run:
     metrics   None in a process that is not the first
     profiles  stage -> where its time went; None if nobody asked
     first     the model that a source-free run goes on from
-    needs     stage -> the memory that it takes
+    needs     stage that trains -> the memory that it takes
     measured  stage -> bytes that it took, of those that trained in this session
     """
 
@@ -112,8 +112,9 @@ def write_memory(run: Run) -> None:
         }
         for name, need in run.needs.items()
     }
-    limit = run.config.max_memory
-    write_json(path, {"device": run.hardware.device.type, "max_memory": limit, "stages": stages})
+    found = {"device": run.hardware.device.type, "max_memory": run.config.max_memory}
+    # a translation that is there now may be of an earlier session
+    write_json(path, found | {"stages": {**before, **stages}})
 
 
 def check_labels(config: TrainConfig, cohort: Cohort, first: FirstModel | None) -> None:

@@ -34,13 +34,14 @@ import torch
 from leuda_deploy.machine.files import write_json
 from leuda_deploy.machine.outside import read_json
 from leuda_deploy.machine.progress import ShowProgress, show_nothing
+from leuda_deploy.scans.recipe import Recipe
 from leuda_train.config.load import make_recipe
 from leuda_train.config.schema import TrainConfig
 from leuda_train.data.aligned_sets import AlignedSets
 from leuda_train.data.cohort import Cohort
-from leuda_train.data.slices import Slices, hold_out, load_slices
+from leuda_train.data.slices import Slices, hold_out, load_slices, slices_there
 from leuda_train.export.first_model import FirstModel
-from leuda_train.loop.hardware import check_compiler, choose_hardware
+from leuda_train.loop.hardware import Hardware, Precision, check_compiler, choose_hardware
 from leuda_train.loop.metrics_log import Metrics
 from leuda_train.loop.ranks import Ranks, process_group
 from leuda_train.loop.run_folder import MAX_EVALUATION_BYTES, RunFolder
@@ -65,7 +66,7 @@ from leuda_train.runs.resume import (
 from leuda_train.runs.run import Run, check_labels, check_shares, write_config, write_scans
 from leuda_train.stages.adapt import adapt
 from leuda_train.stages.distil import distil
-from leuda_train.stages.translate import STAGE, load_translation
+from leuda_train.stages.translate import STAGE, folder_of, load_translation, translation_key
 from leuda_train.stages.translated_sets import TranslatedSets, untranslated
 
 
@@ -129,7 +130,12 @@ def train(
             beginning = ranks.broadcast(read_beginning(folder) if ranks.first else None)
             check_precision(beginning, config, hardware)
             classes = 1 + len(cohort.structures)
-            needs = ranks.broadcast(plan_memory(config, classes, hardware) if ranks.first else None)
+            kept = cache or out.parent / "cache"
+            needs = None
+            if ranks.first:
+                done = _stages_done(cohort, config, recipe, kept, beginning, hardware)
+                needs = plan_memory(config, classes, hardware, done=done)
+            needs = ranks.broadcast(needs)
             if ranks.first:
                 write_config(folder, config, cohort)
                 write_scans(folder, config, cohort, recipe)
@@ -140,7 +146,7 @@ def train(
                 config=config,
                 recipe=recipe,
                 folder=folder,
-                cache=cache or out.parent / "cache",
+                cache=kept,
                 hardware=hardware,
                 show=page.watching(show) if ranks.first else show_nothing,
                 metrics=Metrics(folder, tensorboard=tensorboard) if ranks.first else None,
@@ -180,7 +186,7 @@ def _do_stages(run: Run, page: LivePage, beginning: Beginning | None) -> Trained
     beginning  with what stage 2 began, if it goes on from a checkpoint
     """
     config, precision = run.config, run.hardware.precision
-    translated_in = precision if beginning is None else beginning.translation_precision
+    translated_in = _translated_in(beginning, run.hardware)
     with run.show("slices") as progress:
         slices = load_slices(
             run.cohort,
@@ -226,6 +232,29 @@ def _do_stages(run: Run, page: LivePage, beginning: Beginning | None) -> Trained
     if run.metrics is not None:
         run.metrics.close()
     return Trained(slices=slices, translated=translated, sets=sets, adapted=adapted)
+
+
+def _translated_in(beginning: Beginning | None, hardware: Hardware) -> Precision:
+    return hardware.precision if beginning is None else beginning.translation_precision
+
+
+def _stages_done(
+    cohort: Cohort,
+    config: TrainConfig,
+    recipe: Recipe,
+    cache: Path,
+    beginning: Beginning | None,
+    hardware: Hardware,
+) -> set[str]:
+    """The translation, if the cache has the one that this run reads: then none is trained."""
+    if not config.uses_translation or config.translation.kind != "cyclegan":
+        return set()
+    slices = slices_there(cohort, recipe, cache, target_labels=config.uses_target_labels)
+    if slices is None:
+        return set()
+    precision = _translated_in(beginning, hardware)
+    key = translation_key(slices, config.translation, config.seed, precision)
+    return {STAGE} if folder_of(cache, key).is_dir() else set()
 
 
 def aligned_sets(

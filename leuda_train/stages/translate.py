@@ -24,7 +24,7 @@ from leuda_train.data.aligned_sets import on_device, take_rows
 from leuda_train.data.batches import draw_rows, step_generator
 from leuda_train.data.cache import content_key, made_once
 from leuda_train.data.slices import Slices
-from leuda_train.loop.hardware import Hardware
+from leuda_train.loop.hardware import Hardware, Precision
 from leuda_train.loop.loop import StageRun, run_steps
 from leuda_train.loop.metrics_log import Row
 from leuda_train.loop.optimizer_step import optimizer_step
@@ -57,8 +57,7 @@ def load_translation(
 
     The run's folder is the cache; what is being trained has its checkpoints there, too.
     """
-    settings = config.model_dump(mode="json")
-    key = content_key(VERSION, slices.images_key, settings, seed, run.hardware.precision)
+    key = translation_key(slices, config, seed, run.hardware.precision)
     training = _training(config, replace(run, folder=run.folder / f"training-{key}"))
     ranks = run.hardware.ranks
 
@@ -73,12 +72,25 @@ def load_translation(
         if config.kind == "cyclegan" and training.hardware.ranks == ranks:
             train_cyclegan(slices, config, seed, training)
 
-    folder = made_once(run.folder / f"translation-{key}", make, ranks=ranks, assist=assist)
+    folder = made_once(folder_of(run.folder, key), make, ranks=ranks, assist=assist)
     shutil.rmtree(training.folder, ignore_errors=True)
     translated = open_sets(folder, slices, config)
     if run.watch.metrics is not None:  # a translation that was there already has rows, too
         run.watch.metrics.begin(STAGE, translated.history)
     return translated
+
+
+def translation_key(
+    slices: Slices, config: TranslationConfig, seed: int, precision: Precision
+) -> str:
+    """What a translation is made of, as its name in the cache."""
+    settings = config.model_dump(mode="json")
+    return content_key(VERSION, slices.images_key, settings, seed, precision)
+
+
+def folder_of(cache: Path, key: str) -> Path:
+    """Where the translation of this key is, once it is made."""
+    return cache / f"translation-{key}"
 
 
 def train_cyclegan(

@@ -173,6 +173,15 @@ COMBINATIONS: dict[str, Combination] = {
         scan=nifti(np.float32),
         net=Net(slices=16, window=(96, 96), spacing_mm=(1.6, 1.6), slice_mm=3.0),
     ),
+    "3D windows, many classes": Combination(
+        scan=INT16, net=Net(slices=32, window=(96, 96), classes=9)
+    ),
+    "3D windows, deeper than the scan": Combination(
+        scan=nifti(np.int16, shape=(320, 320, 20)), net=Net(slices=48, window=(96, 96), classes=9)
+    ),
+    "3D windows of channels": Combination(
+        scan=two_files, net=Net(slices=16, window=(96, 96), channels=2)
+    ),
     "30 classes": Combination(scan=INT16, net=Net(classes=31)),
     "regions": Combination(scan=INT16, net=Net(regions=True), options=("--regions", "OUT/regions")),
     "entropy map": Combination(scan=INT16, options=("--uncertainty", "OUT/u.nii.gz")),

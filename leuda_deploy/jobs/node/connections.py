@@ -3,7 +3,8 @@
 pynetdicom takes whoever connects for an association, with two threads that look every millisecond
 whether something came; it waits for the end of a message for ever, and keeps in memory whatever
 length one states. Here a connection is one sleeping thread until it says something, and has
-`BEGINNING_S` to ask for an association; only those that got one count as such.
+`BEGINNING_S` to ask for an association; only those that got one count as such. None may have more
+of them than it leaves to the others, so one that opens many and says nothing keeps nobody out.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from leuda_deploy.jobs.node.waiting import Waiting
 
 _log = logging.getLogger(__name__)
 
-MOST_ASSOCIATIONS = 20
+MOST_ASSOCIATIONS = 20  # of all peers; one alone gets half of them
 MOST_WAITING = 100  # connections that have not asked for an association yet
 MOST_CONNECTIONS = 500  # that have said something, and may be refused for it
 MOST_MESSAGE_BYTES = 1 << 20  # of one PDU; we ask for less than 17 KB in each
@@ -40,6 +41,8 @@ def server_class(hosts: set[str | None]) -> Any:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             self._waiting = Waiting(MOST_WAITING, BEGINNING_S)
             self._closing = threading.Event()
+            self._placed: list[Any] = []  # associations that were let in
+            self._lock = threading.Lock()
             super().__init__(*args, **kwargs)
             self.bind(evt.EVT_CONN_OPEN, self._opened)
             self.bind(evt.EVT_REQUESTED, self._requested)
@@ -119,11 +122,22 @@ def server_class(hosts: set[str | None]) -> Any:
             """An association is asked for: it is refused here if there are too many."""
             association = event.assoc
             self._waiting.end(association.dul.socket.socket)
-            if sum(each.is_established for each in self.active_associations) >= MOST_ASSOCIATIONS:
+            if (own := self._too_many(association)) is not None:
                 address = association.requestor.address
-                _log.warning("refused an association of %s: too many are open", address)
+                _log.warning("refused an association of %s: it has %d open", address, own)
                 association.acse.send_reject(*LIMIT_EXCEEDED)
                 association.kill()
+
+        def _too_many(self, association: Any) -> int | None:
+            """How many its peer has, if that is as much as is free; None: it got a place."""
+            with self._lock:
+                self._placed = [each for each in self._placed if _lasts(each)]
+                address = association.requestor.address
+                own: int = sum(each.requestor.address == address for each in self._placed)
+                if own >= MOST_ASSOCIATIONS - len(self._placed):
+                    return own
+                self._placed.append(association)
+                return None
 
     return OurServer
 
@@ -139,6 +153,12 @@ def _says_something(request: Any) -> bool:
         return bool(socket.socket.recv(request, 1, socket.MSG_PEEK))
     except OSError:
         return False
+
+
+def _lasts(association: Any) -> bool:
+    """Whether it is open, or about to be."""
+    over = association.is_rejected or association.is_aborted or association.is_released
+    return association.is_alive() and not over
 
 
 def _closed(event: Any) -> None:

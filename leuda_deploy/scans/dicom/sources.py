@@ -163,7 +163,7 @@ def _places_of_zip(path: Path) -> list[Place]:
     rest: dict[str, list[DicomFile]] = {}
     with open_zip(path) as opened:
         for name in sorted(opened.namelist()):
-            parts = PurePosixPath(name).parts
+            parts = PurePosixPath(name).parts or (name,)  # a damaged name has none
             if name.endswith("/") or any(part.startswith((".", "__MACOSX")) for part in parts):
                 continue
             if parts[-1].upper() == DICOMDIR:

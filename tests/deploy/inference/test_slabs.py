@@ -289,28 +289,41 @@ def test_memory_does_not_grow_with_the_scan(make_volume: MakeVolume) -> None:
     assert long - short < 1.5 * labels + (1 << 20)
 
 
-@pytest.mark.parametrize("spacing_mm", ["native", 0.5, 2.0])
-def test_plan_holds_what_is_used_and_keeps_to_the_budget(
-    make_volume: MakeVolume, spacing_mm: float | Literal["native"]
+@pytest.mark.parametrize(
+    ("slices", "overlap", "spacing_mm"),
+    [
+        (40, 0.5, "native"),
+        (40, 0.5, 0.5),
+        (40, 0.5, 2.0),
+        (40, 0.0, "native"),
+        (10, 0.5, "native"),
+        (5, 0.5, "native"),
+    ],
+)
+def test_plan_is_little_more_than_what_is_used_and_keeps_to_the_budget(
+    make_volume: MakeVolume, slices: int, overlap: float, spacing_mm: float | Literal["native"]
 ) -> None:
-    depth, classes = Depth(slices=8, spacing_mm=spacing_mm), 40
-    stack = stack_of(make_volume, (60, 64, 64), depth)
-    one_set = 4 * classes * 8 * 64 * 64
+    """A scan of many windows; of two; and of one that is deeper than the scan."""
+    depth, classes, tiling = Depth(slices=8, spacing_mm=spacing_mm), 40, Tiling(overlap=overlap)
+    stack = stack_of(make_volume, (slices, 64, 64), depth)
+    batch_of_scores = 4 * classes * 4 * 8 * 12 * 16
 
     def engine(windows: Float32) -> Float32:
         return np.repeat(windows, classes, axis=1)
 
-    plan = make_plan(stack, Workload(classes=classes), batch=4)
-    assert plan.slab == 8
+    plan = make_plan(stack, Workload(classes=classes, tiling=tiling), batch=4)
+    assert plan.slab == min(8, stack.depth)
+    assert stack.intensity.high > 0  # fitted before
     tracemalloc.start()
     try:
-        segment(stack, engine, Scoring(batch=4))
+        segment(stack, engine, Scoring(batch=4, tiling=tiling))
         used = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     # the engine's own output is not the plan's: trials measure what an engine takes
-    assert used < plan.parts["slabs"] + plan.parts["labels"] + one_set
-    assert used > 3 * one_set  # or there would be no need to plan
+    planned = plan.parts["slabs"] + plan.parts["labels"] + batch_of_scores
+    # what threads hold at once is not the same every time
+    assert used < planned < 1.5 * used
     with pytest.raises(InputError, match="the least that would do is --max-memory"):
         make_plan(stack, Workload(classes=classes), batch=4, max_bytes=1 << 20)
 

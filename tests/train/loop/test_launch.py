@@ -27,13 +27,19 @@ run(lambda: sys.exit(launch(2, ["view", sys.argv[1], "--no-browser"])))
 """
 
 
-def launched(folder: Path) -> tuple[subprocess.Popen[bytes], Path]:
-    """The launcher at work, and the file with what it says."""
+BY_HAND = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+def launched(folder: Path, *, by_hand: bool = False) -> tuple[subprocess.Popen[bytes], Path]:
+    """The launcher at work, ours or torchrun itself, and the file with what it says."""
     scan, said = folder / "a.nii", folder / "said"
     nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.eye(4)), scan)
+    command = ("-c", LAUNCH, scan)
+    if by_hand:
+        command = (*BY_HAND, "-m", "leuda_train", "view", scan, "--no-browser")
     with said.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-c", LAUNCH, scan],
+            [sys.executable, *command],
             stdout=file,
             stderr=file,
             env={**os.environ, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"},
@@ -71,11 +77,12 @@ def test_the_launcher_takes_its_processes_with_it(tmp_path: Path, number: int) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("wait_s", [0.0, 0.5])
+@pytest.mark.parametrize("by_hand", [False, True], ids=["--gpus", "torchrun"])
 def test_a_launcher_that_is_killed_leaves_no_process_that_still_starts(
-    tmp_path: Path, wait_s: float
+    tmp_path: Path, wait_s: float, by_hand: bool
 ) -> None:
     """0.0: as soon as a process is there; 0.5: while it imports what it needs."""
-    process, _ = launched(tmp_path)
+    process, _ = launched(tmp_path, by_hand=by_hand)
     try:
         while not workers(process.pid):
             assert process.poll() is None

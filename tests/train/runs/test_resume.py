@@ -20,6 +20,8 @@ from leuda_train.runs.resume import Beginning, check_precision, check_same_run, 
 from leuda_train.runs.run import write_config
 from leuda_train.runs.train import train
 from leuda_train.stages.adapt import Adaptation
+from leuda_train.stages.memory import need_of
+from leuda_train.stages.translate import STAGE
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +144,26 @@ def test_stage_2_goes_on_with_the_translation_it_began_with(cohort_file, tmp_pat
     _, facts, _ = load_product(run)
     assert facts.config["schedule"]["learning_rate"] == 5e-4
     assert not (run / "checkpoints").exists()
+
+
+def test_a_translation_that_is_there_is_asked_for_no_memory(cohort_file, tmp_path):
+    """The limit is CycleGAN's to keep only where it is trained."""
+    cohort, cache = read_cohort(cohort_file), tmp_path / "cache"
+    wide = {"translation": {"width": 32, "blocks": 4, "steps": 2}, "schedule": {"epochs": 1}}
+    config = tiny.config(**wide)
+    least = need_of(STAGE, config, 3, tiny.CPU, 1).peak
+    limit = need_of("le-uda", config, 3, tiny.CPU).peak
+    assert limit < least
+    tight = tiny.config(**wide, max_memory=f"{limit}")
+    with pytest.raises(InputError, match=STAGE):
+        train(cohort, tight, tmp_path / "refused", cache=cache)
+    assert not (tmp_path / "refused" / "config.toml").exists()
+    train(cohort, config, tmp_path / "first", cache=cache)
+    with pytest.raises(InputError, match=STAGE):  # of another seed
+        train(cohort, tight.model_copy(update={"seed": 1}), tmp_path / "other", cache=cache)
+    train(cohort, tight, tmp_path / "second", cache=cache)
+    stages = {
+        name: set(json.loads((tmp_path / name / "memory.json").read_text())["stages"])
+        for name in ("first", "second")
+    }
+    assert stages == {"first": {STAGE, "le-uda"}, "second": {"le-uda"}}

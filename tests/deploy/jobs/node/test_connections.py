@@ -7,7 +7,8 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -33,8 +34,8 @@ pytestmark = [
 
 
 @contextmanager
-def listening(folder: Path) -> Iterator[int]:
-    receiver = Receiver(Queue(folder), Door(port=0, senders=[SENDER]), lambda *_: None)
+def listening(folder: Path, senders: Sequence[Sender] = (SENDER,)) -> Iterator[int]:
+    receiver = Receiver(Queue(folder), Door(port=0, senders=senders), lambda *_: None)
     with receiver.listening():
         yield receiver.port
 
@@ -102,22 +103,51 @@ def test_those_who_are_refused_are_not_counted(tmp_path: Path) -> None:
             assert echo(port) is not None
 
 
-def test_no_more_associations_than_are_served(
+def associate(port: int, host: str, title: str = "CT1") -> pynetdicom.association.Association:
+    """Asked for from one of this computer's addresses."""
+    entity = pynetdicom.AE(ae_title=title)
+    entity.add_requested_context(Verification)
+    return entity.associate("127.0.0.1", port, ae_title="LEUDA", bind_address=(host, 0))
+
+
+def test_no_peer_gets_more_associations_than_it_leaves_to_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "MOST_ASSOCIATIONS", 2)
-    entity = pynetdicom.AE(ae_title="CT1")
-    entity.add_requested_context(Verification)
-    with listening(tmp_path / "queue") as port:
-        first, second, third = (
-            entity.associate("127.0.0.1", port, ae_title="LEUDA") for _ in range(3)
-        )
-        assert (first.is_established, second.is_established) == (True, True)
-        assert third.is_rejected
-        first.release()
+    """Those of an allowed peer that say nothing keep no other out, however many it asks for."""
+    monkeypatch.setattr(connections, "MOST_ASSOCIATIONS", 4)
+    senders = [SENDER, Sender(title="CT2")]
+    greedy, honest, third = "127.0.0.1", "127.0.0.2", "127.0.0.3"
+    with listening(tmp_path / "queue", senders) as port:
+        idle = [associate(port, greedy) for _ in range(5)]
+        assert [each.is_established for each in idle] == [True] * 2 + [False] * 3
+        assert all(each.is_rejected for each in idle[2:])
+        other = associate(port, honest, "CT2")
+        assert other.is_established
+        assert other.send_c_echo().Status == 0
+        last = associate(port, third, "CT2")
+        assert last.is_established
+        assert associate(port, "127.0.0.4", "CT2").is_rejected  # all places are taken
+        for each in (other, last):
+            each.release()
+        until_only_these(2)
+        assert associate(port, greedy).is_rejected
+        idle[0].release()
         until_only_these(1)
-        assert echo(port) is not None
-        second.release()
+        again = associate(port, greedy)
+        assert again.is_established
+        for each in (idle[1], again):
+            each.release()
+
+
+def test_many_who_ask_at_once_get_no_more_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "MOST_ASSOCIATIONS", 4)
+    with listening(tmp_path / "queue") as port, ThreadPoolExecutor(8) as callers:
+        found = [*callers.map(lambda _: associate(port, "127.0.0.1"), range(8))]
+        assert sum(each.is_established for each in found) == 2
+        for each in found:
+            each.abort()
 
 
 def test_half_a_message_keeps_its_place_for_so_long(
