@@ -162,5 +162,6 @@ def _paired(a: Sequence[_Run], b: Sequence[_Run]) -> dict[str, Any] | None:
     return {
         "mean": fmean(means),
         "error": error,
-        "clear": error is not None and abs(fmean(means)) > 2 * error,
+        # "clear" alone would be a dictionary's own, and so always true in a template
+        "is_clear": error is not None and abs(fmean(means)) > 2 * error,
     }
