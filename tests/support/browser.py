@@ -121,6 +121,14 @@ class Page:
             {"media": media, "features": [{"name": "prefers-color-scheme", "value": scheme}]},
         )
 
+    @contextmanager
+    def as_wide_as(self, pixels: int) -> Iterator[None]:
+        """For a while the window, or the sheet, is of this width."""
+        size = {"width": pixels, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
+        self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        yield
+        self.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
     def serious_faults(self) -> dict[str, list[str]]:
         """What axe-core finds of accessibility, if serious: rule -> elements."""
         source = Path(os.environ.get("LEUDA_AXE", AXE))

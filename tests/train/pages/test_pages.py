@@ -24,7 +24,7 @@ from leuda_train.data.cohort import Cohort, read_cohort
 from leuda_train.evaluation.label_files import evaluate_pairs
 from leuda_train.loop.run_folder import RunFolder
 from leuda_train.pages import live_page
-from leuda_train.pages.charts import points
+from leuda_train.pages.charts import lines, points
 from leuda_train.pages.comparison_page import _paired, _Run
 from leuda_train.pages.live_page import LivePage
 from leuda_train.pages.page import breakable, slices
@@ -271,19 +271,20 @@ def test_differences_are_paired_by_scan_and_seed() -> None:
     # p: 0.1 and 0.3, q: 0.2 and 0.1; the third seed has no partner
     assert found["mean"] == pytest.approx((0.2 + 0.15) / 2)
     assert found["error"] == pytest.approx(0.05 / 2)
-    assert found["clear"]
+    assert found["is_clear"]
     assert _paired(a, [run("b", 7, p=0.1)]) is None
     alone = _paired([run("a", 0, p=0.5)], [run("b", 0, p=0.4)])
-    assert (alone["error"], alone["clear"]) == (None, False)
+    assert (alone["error"], alone["is_clear"]) == (None, False)
 
 
-def compare(folder: Path) -> None:
-    """What a comparison folder holds of two methods and three seeds."""
-    for method, shift in (("le-uda", 0.2), ("source-only", 0.0)):
+def compare(folder: Path, **more: tuple[float, float]) -> None:
+    """What a comparison folder holds of two methods and three seeds; more: others, p and q more."""
+    shifts = {"le-uda": (0.2, 0.2), "source-only": (0.0, 0.0), **more}
+    for method, (of_p, of_q) in shifts.items():
         for seed in range(3):
             run = RunFolder(folder / f"{method}-labelled4-seed{seed}")
             run.path.mkdir(parents=True)
-            dice = {"p": 0.4 + shift + seed / 100, "q": 0.5 + shift}
+            dice = {"p": 0.4 + of_p + seed / 100, "q": 0.5 + of_q}
             run.evaluation.write_text(json.dumps(evaluation_of(dice)))
 
 
@@ -296,6 +297,37 @@ def test_the_page_of_a_comparison_has_every_seed_as_a_point(tmp_path: Path) -> N
     assert len(re.findall(r"-0\.200", read.text)) == 1
     assert "6 finished runs" in read.text
     assert "1 more" in read.text
+
+
+def test_only_differences_of_more_than_two_errors_are_bold(tmp_path: Path) -> None:
+    compare(tmp_path / "cmp", cyclegan=(0.2, -0.1))
+    assert leuda_here("report", tmp_path / "cmp", "-o", tmp_path / "c.html").returncode == 0
+    page = (tmp_path / "c.html").read_text().replace("&nbsp;", " ")
+    bold = re.findall(r"<strong>([+-][\d.]+ ± [\d.]+)</strong>", page)
+    assert sorted(bold) == ["+0.200 ± 0.000", "-0.200 ± 0.000"]
+    assert "+0.150 ± 0.150" in page  # le-uda beside cyclegan
+
+
+def test_a_comparison_of_several_label_counts_shows_dice_against_them(tmp_path: Path) -> None:
+    compare(tmp_path / "cmp")
+    for count in ("1", "all"):
+        run = RunFolder(tmp_path / "cmp" / f"le-uda-labelled{count}-seed0")
+        run.path.mkdir()
+        run.evaluation.write_text(json.dumps(evaluation_of({"p": 0.3, "q": 0.3})))
+    assert leuda_here("report", tmp_path / "cmp", "-o", tmp_path / "c.html").returncode == 0
+    page = (tmp_path / "c.html").read_text()
+    chart = page[page.index('id="by-labels"') : page.index('id="labelled-1"')]
+    places = re.findall(r">(1|4|all)</text>", chart)
+    assert places == ["1", "4", "all"]
+
+
+def test_lines_go_through_the_means_and_show_every_value() -> None:
+    one = lines("t", {"a": {"1": [0.1], "all": [0.4]}}, x="labelled", y="Dice")
+    more = lines("t", {"a": {"1": [0.1, 0.3], "all": [0.4, 0.6]}}, x="labelled", y="Dice")
+    assert one is not None
+    assert more is not None
+    assert more.count("<use") - one.count("<use") == 2
+    assert lines("t", {"a": {"all": [0.1, 0.2]}}, x="labelled", y="Dice") is None  # one place
 
 
 def test_steps_are_those_of_the_config() -> None:
@@ -361,6 +393,9 @@ def browsed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
         yield Page(browser)
 
 
+A4_PIXELS = 717  # across a sheet, less the margins of Chromium
+
+
 @pytest.mark.slow
 @needs_chromium
 def test_pages_are_for_everyone_and_ask_nobody(
@@ -370,7 +405,8 @@ def test_pages_are_for_everyone_and_ask_nobody(
     run = RunFolder(tmp_path / "run")
     begin(run, cohort)
     finish(run, cohort)
-    compare(tmp_path / "compared")
+    others = {f"le-uda-without-adv-{name}": (0.1, 0.0) for name in ("intra", "inter", *"abcdef")}
+    compare(tmp_path / "compared", **others)
     (tmp_path / "export").mkdir()
     make_model(tmp_path / "export")
     write_manifest(tmp_path / "export")
@@ -384,7 +420,8 @@ def test_pages_are_for_everyone_and_ask_nobody(
             assert browsed.serious_faults() == {}, (folder, scheme)
             assert browsed.fits(), (folder, scheme)
         browsed.look("light", "print")
-        assert browsed.fits()
+        with browsed.as_wide_as(A4_PIXELS):
+            assert browsed.fits(), folder
         assert browsed.complaints() == []
         asked = browsed.asked_for()
         assert page.as_uri() in asked
