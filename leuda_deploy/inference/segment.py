@@ -82,6 +82,11 @@ class Segmentation:
     full_because: FullBecause | None = None
     cleaned_ml: dict[int, float] | None = None
 
+    def windows(self, grid_shape: tuple[int, int], overlap: float) -> dict[str, tuple[int, ...]]:
+        """For the report: see `Part.facts`; of a 3D model also how many were scored `along`."""
+        facts = self.part.facts(grid_shape, overlap)
+        return facts if self.along is None else facts | {"along": self.along}
+
 
 def segment(
     stack: Stack,
