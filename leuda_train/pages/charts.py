@@ -83,6 +83,35 @@ def points(
     return _svg(figure, title)
 
 
+def lines(
+    title: str, found: Mapping[str, Mapping[str, Sequence[float]]], *, x: str, y: str
+) -> Markup | None:
+    """A line a series, through the means at each place of x; each value is a point.
+
+    found  series -> place, in order -> its values; None if there are fewer than two places
+    """
+    places = list(dict.fromkeys(place for values in found.values() for place in values))
+    if len(places) < 2:
+        return None
+    figure, axis = _figure(8.5, 3.2)
+    styles = zip(cycle(COLOURS), cycle(DASHES), cycle(MARKERS), strict=False)
+    for (name, values), (colour, dashes, marker) in zip(found.items(), styles, strict=False):
+        at = [places.index(place) for place in values]
+        means = [float(np.mean(own)) for own in values.values()]
+        axis.plot(
+            at, means, label=name, color=colour, linestyle=dashes, marker=marker, markersize=6,
+            linewidth=1.4,
+        )  # fmt: skip
+        for where, own in zip(at, values.values(), strict=True):
+            axis.plot([where] * len(own), own, marker, color=colour, markersize=4, alpha=0.6)
+    axis.set_xticks(range(len(places)), places)
+    axis.set_ylim(0, 1)
+    axis.set_xlabel(x)
+    axis.set_ylabel(y)
+    axis.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return _svg(figure, title)
+
+
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     axis = figure.subplots()

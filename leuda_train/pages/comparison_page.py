@@ -13,7 +13,7 @@ from typing import Any
 from leuda_deploy.errors import InputError
 from leuda_deploy.machine.outside import read_json
 from leuda_train.loop.run_folder import MAX_EVALUATION_BYTES, RunFolder
-from leuda_train.pages.charts import points
+from leuda_train.pages.charts import lines, points
 from leuda_train.pages.page import write_page
 
 RUN = re.compile(r"(?P<method>.+)-labelled(?P<labelled>all|\d+)-seed(?P<seed>\d+)")
@@ -59,6 +59,12 @@ def write_comparison_page(folder: Path, out: Path) -> None:
     methods += [name for name in dict.fromkeys(run.method for run in runs) if name not in methods]
     seconds = [run.evaluation["seconds"] for run in runs]
     parts = [_part(count, methods, runs) for count in counts]
+    by_labels = lines(
+        "Mean Dice of each method against the number of labelled scans; each seed a point",
+        {method: _by_labels(method, counts, runs) for method in methods},
+        x="labelled source scans",
+        y="mean Dice on the test scans",
+    )
     facts = {
         "name": folder.resolve().name,
         "path": str(folder),
@@ -70,8 +76,10 @@ def write_comparison_page(folder: Path, out: Path) -> None:
         "scans": len(runs[0].evaluation["volumes"]),
         "hardware": sorted({run.evaluation["hardware"] for run in runs}),
         "hours": sum(seconds),
+        "by_labels": by_labels,
         "parts": parts,
-        "entries": [(part["id"], part["labelled"]) for part in parts],
+        "entries": [("by-labels", "by labelled scans")] * (by_labels is not None)
+        + [(part["id"], part["labelled"]) for part in parts],
     }
     write_page(out, "comparison.html.j2", facts)
 
@@ -92,6 +100,16 @@ def _runs(folder: Path) -> list[_Run]:
                     evaluation=content,
                 )
             )
+    return found
+
+
+def _by_labels(method: str, counts: Sequence[str], runs: Sequence[_Run]) -> dict[str, list[float]]:
+    """Mean Dice of each run of a method, by its number of labelled scans."""
+    found: dict[str, list[float]] = {}
+    for count in counts:
+        for run in runs:
+            if (run.method, run.labelled) == (method, count):
+                found.setdefault(count, []).append(run.summary["mean"]["dice"] or 0.0)
     return found
 
 

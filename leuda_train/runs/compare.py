@@ -12,11 +12,13 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
+from itertools import cycle
 from pathlib import Path
 from statistics import fmean, stdev
 from textwrap import wrap
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
@@ -31,6 +33,7 @@ from leuda_train.config.load import load_config
 from leuda_train.config.schema import TrainConfig
 from leuda_train.data.cohort import Cohort
 from leuda_train.loop.run_folder import MAX_EVALUATION_BYTES
+from leuda_train.pages.charts import COLOURS, DASHES, MARKERS
 from leuda_train.runs.networks_table import (
     figure,
     mean_of_networks,
@@ -253,16 +256,45 @@ def _table(variant: str, rows: list[dict[str, Any]]) -> Table:
 
 
 def _draw(path: Path, rows: list[dict[str, Any]]) -> None:
-    figure = Figure(figsize=(8, 1.2 + 0.4 * len(rows)), layout="constrained")
+    """Mean Dice ± standard deviation: bars, or lines if there are several numbers of labels."""
+    counts = list(dict.fromkeys(str(row["labelled"]) for row in rows))
+    many = len(counts) > 1
+    figure = Figure(figsize=(8, 4 if many else 1.2 + 0.4 * len(rows)), layout="constrained")
     axis = figure.subplots()
-    names = [f"{row['method']}, {row['labelled']}" for row in rows]
-    dice = [row["as_predicted.dice"] or 0.0 for row in rows]
-    spread = [row["as_predicted.dice_std"] or 0.0 for row in rows]
-    axis.barh(names, dice, xerr=spread, color="#56B4E9")
-    axis.invert_yaxis()
-    axis.set_xlim(0, 1)
-    axis.set_xlabel("mean Dice on the test scans (method, labelled volumes)")
-    for index, value in enumerate(dice):
-        axis.text(0.01, index, f"{value:.3f}", va="center")
+    if many:
+        _draw_lines(axis, rows, counts)
+    else:
+        _draw_bars(axis, rows)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=100, format="png")
+
+
+def _draw_lines(axis: Axes, rows: list[dict[str, Any]], counts: list[str]) -> None:
+    styles = zip(cycle(COLOURS), cycle(DASHES), cycle(MARKERS), strict=False)
+    for method, (colour, dashes, marker) in zip(
+        dict.fromkeys(row["method"] for row in rows), styles, strict=False
+    ):
+        own = [row for row in rows if row["method"] == method]
+        axis.errorbar(
+            [counts.index(str(row["labelled"])) for row in own],
+            [row["as_predicted.dice"] or 0.0 for row in own],
+            yerr=[row["as_predicted.dice_std"] or 0.0 for row in own],
+            label=method, color=colour, linestyle=dashes, marker=marker, capsize=3,
+        )  # fmt: skip
+    axis.set_xticks(range(len(counts)), counts)
+    axis.set_ylim(0, 1)
+    axis.grid(alpha=0.3)
+    axis.set_xlabel("labelled source scans")
+    axis.set_ylabel("mean Dice on the test scans")
+    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+def _draw_bars(axis: Axes, rows: list[dict[str, Any]]) -> None:
+    dice = [row["as_predicted.dice"] or 0.0 for row in rows]
+    spread = [row["as_predicted.dice_std"] or 0.0 for row in rows]
+    axis.barh([row["method"] for row in rows], dice, xerr=spread, color="#56B4E9")
+    axis.invert_yaxis()
+    axis.set_xlim(0, 1)
+    axis.set_xlabel(f"mean Dice on the test scans, {rows[0]['labelled']} labelled scans")
+    for index, value in enumerate(dice):
+        axis.text(0.01, index, f"{value:.3f}", va="center")

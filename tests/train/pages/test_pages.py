@@ -24,7 +24,7 @@ from leuda_train.data.cohort import Cohort, read_cohort
 from leuda_train.evaluation.label_files import evaluate_pairs
 from leuda_train.loop.run_folder import RunFolder
 from leuda_train.pages import live_page
-from leuda_train.pages.charts import points
+from leuda_train.pages.charts import lines, points
 from leuda_train.pages.comparison_page import _paired, _Run
 from leuda_train.pages.live_page import LivePage
 from leuda_train.pages.page import breakable, slices
@@ -306,6 +306,28 @@ def test_only_differences_of_more_than_two_errors_are_bold(tmp_path: Path) -> No
     bold = re.findall(r"<strong>([+-][\d.]+ ± [\d.]+)</strong>", page)
     assert sorted(bold) == ["+0.200 ± 0.000", "-0.200 ± 0.000"]
     assert "+0.150 ± 0.150" in page  # le-uda beside cyclegan
+
+
+def test_a_comparison_of_several_label_counts_shows_dice_against_them(tmp_path: Path) -> None:
+    compare(tmp_path / "cmp")
+    for count in ("1", "all"):
+        run = RunFolder(tmp_path / "cmp" / f"le-uda-labelled{count}-seed0")
+        run.path.mkdir()
+        run.evaluation.write_text(json.dumps(evaluation_of({"p": 0.3, "q": 0.3})))
+    assert leuda_here("report", tmp_path / "cmp", "-o", tmp_path / "c.html").returncode == 0
+    page = (tmp_path / "c.html").read_text()
+    chart = page[page.index('id="by-labels"') : page.index('id="labelled-1"')]
+    places = re.findall(r">(1|4|all)</text>", chart)
+    assert places == ["1", "4", "all"]
+
+
+def test_lines_go_through_the_means_and_show_every_value() -> None:
+    one = lines("t", {"a": {"1": [0.1], "all": [0.4]}}, x="labelled", y="Dice")
+    more = lines("t", {"a": {"1": [0.1, 0.3], "all": [0.4, 0.6]}}, x="labelled", y="Dice")
+    assert one is not None
+    assert more is not None
+    assert more.count("<use") - one.count("<use") == 2
+    assert lines("t", {"a": {"all": [0.1, 0.2]}}, x="labelled", y="Dice") is None  # one place
 
 
 def test_steps_are_those_of_the_config() -> None:
