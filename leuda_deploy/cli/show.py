@@ -82,6 +82,8 @@ def _slices_line(report: Report) -> str:
     """How many slices were scored, and why not fewer."""
     slices = report.slices
     because = slices["full_because"]
+    if because is None and slices["searched"] is None:  # a 3D model: see `_windows_line`
+        return f"all {slices['all']} scored, by few windows where nothing is found"
     if because is None:
         return (
             f"{slices['scored']} of {slices['all']} scored, {slices['searched']} of them to find "
@@ -97,7 +99,10 @@ def _windows_line(report: Report) -> str:
     )
     scored = "all" if part == slice_ else f"{part}, the rest is air,"
     whole = "at once, as" if count == "1 x 1" else f"in {count} windows of"
-    return f"of {slice_} pixels {scored} scored {whole} {window}"
+    line = f"of {slice_} pixels {scored} scored {whole} {window}"
+    if "along" in report.windows:
+        line += ", {} of {} along the slices".format(*report.windows["along"])
+    return line
 
 
 def _shown(line: str) -> str:
@@ -265,6 +270,8 @@ def export_summary(model: ModelFile, written: Mapping[str, Path]) -> dict[str, A
             f"{card.search.dice:.4f}"
         )
         lines.append(("search", line))
+    elif card.tiling.find_first:
+        lines.append(("search", "windows between two that find nothing are left out"))
     elif proof.no_search:
         lines.append(("search", f"{proof.no_search}; every slice is scored"))
     for name, passport in engines.items():

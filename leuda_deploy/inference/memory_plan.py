@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import prod
-from operator import sub
 
 from leuda_deploy.errors import InputError
+from leuda_deploy.inference.find_first import in_groups
 from leuda_deploy.inference.refine.edges import OFFSETS
 from leuda_deploy.inference.slabs import as_many_usual, part_of
 from leuda_deploy.inference.sliding_window import window_starts
@@ -104,11 +105,16 @@ def _plan_for(batch: int, stack: Stack, workload: Workload) -> MemoryPlan:
     classes, tiling = workload.classes, workload.tiling
     part = part_of(stack, tiling, workload.multiple)
     per_slice = prod(part.window_counts(tiling.overlap))
-    starts = window_starts(stack.depth, stack.window_slices, tiling.overlap, tiling.steps)
     blocks = stack.window_slices > 1
+    starts = window_starts(stack.depth, stack.window_slices, tiling.overlap, tiling.steps)
+    groups: list[Sequence[int]] = [[k] for k in range(len(starts))]
+    if blocks and tiling.find_first:
+        groups = in_groups(starts, stack.window_slices)
     slab = min(stack.depth, stack.window_slices if blocks else max(1, batch // per_slice))
     # slices that a slab adds to those before: windows of blocks overlap
-    fresh = max(map(sub, starts[1:], starts), default=slab) if blocks else slab
+    fresh = slab
+    if blocks and groups[1:]:
+        fresh = max(starts[b[-1]] - starts[a[-1]] for a, b in pairwise(groups))
     window = part.window[-2:]
     plane = stack.plane_shape[0] * stack.plane_shape[1]
     grid = max(stack.grid_shape[0], window[0]) * max(stack.grid_shape[1], window[1])
@@ -123,7 +129,9 @@ def _plan_for(batch: int, stack: Stack, workload: Workload) -> MemoryPlan:
     blending = 4 * classes * prod(part.window) * batch * copies
     alive = SLABS_ALIVE * (images + scores)
     if blocks:
-        alive = _block_bytes(stack, classes, grid, slab, fresh if starts[1:] else 0)
+        alive = _block_bytes(
+            stack, classes, grid, slab, fresh if groups[1:] else 0, together=max(map(len, groups))
+        )
     refine = workload.refine
     # the slab's probabilities; the weights of a pixel's neighbours, in the making; a slab that is
     # averaged, and the two slices before it
@@ -148,20 +156,24 @@ def _plan_for(batch: int, stack: Stack, workload: Workload) -> MemoryPlan:
     )
 
 
-def _block_bytes(stack: Stack, classes: int, grid: int, slab: int, fresh: int) -> int:
+def _block_bytes(
+    stack: Stack, classes: int, grid: int, slab: int, fresh: int, *, together: int
+) -> int:
     """Of a 3D engine, while a window is scored: blocks of slices, as images and as scores.
 
-    slab   slices of a window, as many as there are
-    fresh  of them, those that the window before had not; 0: a single window holds the scan
+    slab      slices of a window, as many as there are
+    fresh     of them, those that the window before had not; 0: a single window holds the scan
+    together  windows whose scores are held until all are there, where a search looks first
     """
     # scores wait for those of the next slices, where the scan's own lie between
     resampled = stack.depth != stack.scan_depth
     waiting = resampled * (1 + len(taps(stack.depth, stack.scan_depth, stack.score_kernels[0])[0]))
+    searched = together > 1
     if fresh:
         # images: in the making, ready and in use; with those held before; padded
-        images = 3 * fresh + (slab - fresh) + 2 * slab
+        images = 3 * fresh + (slab - fresh) * (not searched) + 2 * slab + searched * fresh
         # scores: of the window, with their weights, the sums so far; of the two slabs before
-        scores = 3 * slab + (2 + resampled) * fresh
+        scores = (2 + together) * slab + (2 + resampled + searched) * fresh
     else:
         images = slab + stack.window_slices
         scores = slab + max(stack.window_slices, (1 + resampled) * slab)

@@ -22,7 +22,7 @@ from scipy.special import expit, softmax
 
 from leuda_deploy.engines.engine import Float32, Scorer
 from leuda_deploy.errors import ModelError
-from leuda_deploy.inference.find_first import Find, FullBecause, Walk
+from leuda_deploy.inference.find_first import Find, FindingScorer, FullBecause, Walk
 from leuda_deploy.inference.labels import Uncertainty, label_plane, region_plane
 from leuda_deploy.inference.pipelined import prefetch
 from leuda_deploy.inference.refine.refined import Refined
@@ -59,6 +59,7 @@ class Segmentation:
         scored: How many slices of the model grid were scored.
         searched: How many of them to find where there is something; None: every slice was scored.
         part: What of each slice was scored, and by windows of which size.
+        along: Of a 3D model, how many windows along the slice axis were scored, of how many.
         full_because: Why every slice was scored; None: it was not, or nobody says.
         seconds: Busy wall seconds by part of the work; the parts overlap.
         regions: (X, Y, Z) uint8, bit k: the voxel is in the region of class k + 1; its label is
@@ -77,8 +78,14 @@ class Segmentation:
     part: Part
     regions: NDArray[np.uint8] | None = None
     searched: int | None = None
+    along: tuple[int, int] | None = None
     full_because: FullBecause | None = None
     cleaned_ml: dict[int, float] | None = None
+
+    def windows(self, grid_shape: tuple[int, int], overlap: float) -> dict[str, tuple[int, ...]]:
+        """For the report: see `Part.facts`; of a 3D model also how many were scored `along`."""
+        facts = self.part.facts(grid_shape, overlap)
+        return facts if self.along is None else facts | {"along": self.along}
 
 
 def segment(
@@ -117,7 +124,9 @@ def segment(
         bright = stack.intensity.ceiling - stack.intensity.floor
         reach = (scoring.tiling.air or 0.0) * bright
         engine = scoring_floor_once(engine, stack.intensity.floor, reach)
-    scorer_type = BlockScorer if stack.window_slices > 1 else SlabScorer
+    scorer_type: type[SlabScorer] = SlabScorer
+    if stack.window_slices > 1:
+        scorer_type = FindingScorer if scoring.tiling.find_first else BlockScorer
     score = scorer_type(engine, stack, scoring, fill=fill)
     # as MONAI resamples: probabilities, where other recipes have the scores as they are
     made_probable = stack.recipe.resampling == "linear" and not scoring.probabilities
@@ -194,6 +203,7 @@ def segment(
         scored=int(walk.scored.sum()),
         part=score.part,
         searched=walk.searched,
+        along=(score.scored, score.count) if isinstance(score, BlockScorer) else None,
     )
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from leuda_deploy.engines.engine import TENSORRT, Engine, EngineName, EngineSettings
 from leuda_deploy.engines.open_engine import open_engine
 from leuda_deploy.errors import InputError
-from leuda_deploy.inference.find_first import Find, FullBecause, find_in
+from leuda_deploy.inference.find_first import HowToFind, find_in
 from leuda_deploy.inference.memory_plan import MemoryPlan, Workload, make_plan
 from leuda_deploy.inference.refine.clean_up import clean_up
 from leuda_deploy.inference.segment import Segmentation, segment
@@ -196,8 +196,7 @@ class Segmenter:
             results=results,
         )
         part = part_of(stack, scoring.tiling, scoring.multiple)
-        # as many pixels as in the trial, and a window a stream
-        usual = choice.trial.batch // as_many_usual(part, stack, 1)
+        usual = choice.trial.batch // as_many_usual(part, stack, 1)  # pixels as in the trial
         batch = self.settings.batch or max(loaded.engine.streams, usual)
         return make_plan(stack, workload, batch=batch, max_bytes=self.settings.max_bytes)
 
@@ -213,6 +212,8 @@ class Segmenter:
         loaded, choice = self._ready_for(stack)
         scoring = replace(self._scoring(choice.engine), batch=plan.batch, slab=plan.slab)
         find, full_because = self.find_for(stack, uncertainty=uncertainty)
+        if full_because:
+            scoring = replace(scoring, tiling=scoring.tiling.in_full)
         found = segment(
             stack, loaded.engine, scoring, find=find, uncertainty=uncertainty, progress=progress
         )
@@ -226,7 +227,7 @@ class Segmenter:
         return replace(found, cleaned_ml=taken, seconds=found.seconds | clock.seconds)
 
     def _scoring(self, engine: EngineName) -> Scoring:
-        """As the export proved it, which saw no mirrored windows. TensorRT takes few sizes."""
+        """As it was proven, which was without mirroring. TensorRT takes few sizes."""
         return scoring_of(
             self.card,
             in_windows=self.settings.tiling == "windows" or self.settings.mirror,
@@ -234,14 +235,12 @@ class Segmenter:
             mirror=self.settings.mirror,
         )
 
-    def find_for(
-        self, stack: Stack, *, uncertainty: bool = False
-    ) -> tuple[Find | None, FullBecause | None]:
-        """Which slices of this scan are searched; or None, and why every slice is scored."""
+    def find_for(self, stack: Stack, *, uncertainty: bool = False) -> HowToFind:
+        """Which slices of this scan are searched; or None, and why all of it is scored."""
         search, domain = self.card.search, self.card.domain
         if self.settings.search == "full":
             return None, "asked"
-        if search is None:
+        if search is None and not self.card.tiling.find_first:
             return None, "not proven"
         if uncertainty:
             return None, "entropy map"
@@ -249,6 +248,8 @@ class Segmenter:
             return None, "mirrored"
         if domain is not None and not likeness(stack.intensity, domain).fits:
             return None, "unlike"
+        if search is None:  # of a 3D model: its tiling says it
+            return None, None
         find = find_in(search.step_mm, search.margin_mm, stack.slice_spacing_mm)
         return find, None if find else "thick slices"
 
@@ -262,8 +263,8 @@ class Segmenter:
 
         Not what it came to here: another machine's choice for "auto" is as good an answer.
         """
-        other = (name for name in ("search", "tiling") if getattr(self.settings, name) != "auto")
-        names = ["engine", "precision", "mirror", "clean_up", *other]
+        names = ["engine", "precision", "mirror", "clean_up"]
+        names += [name for name in ("search", "tiling") if getattr(self.settings, name) != "auto"]
         return {name: getattr(self.settings, name) for name in names}
 
     @property
@@ -287,8 +288,7 @@ class Segmenter:
             return self._named, check_named(self.model, named, self.settings, windows, work)
         before, asked = resident_bytes() or 0, self.settings
         candidates = installed_engines(self.model, asked.precision, asked.on_the_cpu)
-        # it may have loaded TensorRT, to ask its version
-        self._resident_bytes += (resident_bytes() or 0) - before
+        self._resident_bytes += (resident_bytes() or 0) - before  # TensorRT, to ask its version
         choice = choose_engine(self.model, candidates, asked, windows, work)
         return self._load(choice.engine, choice.settings), choice
 

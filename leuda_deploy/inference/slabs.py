@@ -209,6 +209,7 @@ class BlockScorer(SlabScorer):
         self.cuts = [min(start + self._size, stack.depth) for start in self._starts]
         self._weights = blend_weights((self._size,), tiling.blending)
         self._next = 0  # of the windows
+        self.count, self.scored = len(self._starts), 0  # windows along the slice axis
         self._slices: Float32 | None = None  # held, from the next window's first on
         self._sums: Float32 | None = None  # (n, K, h, w), weighted scores of the same slices
         self._total: Float32 = self._weights
@@ -222,7 +223,7 @@ class BlockScorer(SlabScorer):
         """The next slab, (n, h, w) -> slices that are done, their scores (m, K, h, w)."""
         held = images if self._slices is None else np.concatenate([self._slices, images])
         start = self._starts[self._next]
-        self._next += 1
+        self._next, self.scored = self._next + 1, self.scored + 1
         last = self._next == len(self._starts)
         done = len(held) if last else self._starts[self._next] - start
         scores = self._weighted_scores(held)

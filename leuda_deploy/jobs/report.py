@@ -291,7 +291,7 @@ def _report(result: Result, written: Mapping[str, str], not_written: Mapping[str
             "searched": found.searched,
             "full_because": found.full_because,
         },
-        windows=found.part.facts(scan.stack.grid_shape, card.tiling.overlap),
+        windows=found.windows(scan.stack.grid_shape, card.tiling.overlap),
         total_seconds=round(time.perf_counter() - scan.began, 4),
         peak_memory_mb=None if peak is None else round(peak / 1e6, 1),
         predicted_peak_mb=round(result.plan.peak_bytes / 1e6, 1),

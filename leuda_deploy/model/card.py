@@ -288,6 +288,8 @@ def _unsupported(card: ModelCard) -> str | None:
     """What does not go together with the graph's windows, channels or regions; None if all does."""
     if card.tiling.whole and not card.options.dynamic_window:
         return "scores whole slices, but its graph has a fixed window"
+    if card.tiling.find_first and (card.depth is None or card.options.regions):
+        return "finds first among windows: that is for 3D graphs of classes"
     plain = card.depth is None and card.scan_count == 1 and not card.options.regions
     if (card.tiling.whole or card.tiling.air or card.refine) and not plain:
         what = "scores slices whole, or less air, or refines probabilities"

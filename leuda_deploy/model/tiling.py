@@ -31,6 +31,9 @@ class Tiling(BaseModel):
     air         share of the way from a scan's darkest value to its brightest, up to which a pixel
                 is air: only the box around all others is scored, and the rest is background, where
                 the export proved that this changes nothing; None: all of each slice is scored
+    find_first  of a 3D graph: of the windows along the slice axis, those that touch one another are
+                scored first, and those between only beside one in which something was found, where
+                the export proved that this gives the labels of all windows
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,11 +45,17 @@ class Tiling(BaseModel):
     skip_floor: bool = False
     whole: tuple[Pixels, Pixels] | None = None
     air: Annotated[float, Field(gt=0, lt=1)] | None = None
+    find_first: bool = False
 
     @property
     def in_windows(self) -> Tiling:
         """The same without what was proven to leave out: windows over all of each slice."""
         return self.model_copy(update={"whole": None, "air": None})
+
+    @property
+    def in_full(self) -> Tiling:
+        """The same, and every window is scored."""
+        return self.model_copy(update={"find_first": False})
 
 
 DEFAULT_TILING = Tiling()

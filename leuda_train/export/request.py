@@ -164,6 +164,7 @@ def _export_nnunet(request: ExportRequest, show: ShowProgress) -> ModelFile:
             precision=request.precision,
             options=request.graph,
             tiling=request.tiling,
+            search=request.search is not False,
             progress=progress,
         )
     return model

@@ -19,6 +19,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from leuda_deploy.engines.open_engine import reference_engine
 from leuda_deploy.errors import InputError, MissingExtraError, ModelError, describe, reading
 from leuda_deploy.export.to_onnx import OPSET
 from leuda_deploy.machine.progress import Progress, no_progress
@@ -30,6 +31,8 @@ from leuda_deploy.proof.parity import BY_WINDOW, Parity
 from leuda_deploy.proof.probes import windows_of_scans
 from leuda_train.export.elsewhere.nnunet_plans import Plans, read_plans
 from leuda_train.export.proven import write_proven
+from leuda_train.export.shortcuts.prove_blocks import with_block_search
+from leuda_train.export.shortcuts.whole_scans import named_scans
 
 CHECKPOINT = "checkpoint_final.pth"
 # where the classes may come from that a plans.json names
@@ -92,6 +95,7 @@ def export_nnunet(
     precision: Precision = "fp32",
     options: GraphOptions | None = None,
     tiling: Tiling = DEFAULT_TILING,
+    search: bool = True,
     progress: Progress = no_progress,
 ) -> tuple[ModelFile, Parity]:
     """Export a model that nnU-Net trained.
@@ -105,6 +109,8 @@ def export_nnunet(
         precision: What the graph computes in.
         options: Probabilities instead of logits; whether there are regions the plans say.
         tiling: How windows overlap; along which axes they may be mirrored the checkpoint says.
+        search: Of a 3D network: label the scans in full, and leave out the windows between others
+            that find nothing, if that gives the same labels.
         progress: Told how far the lowering of the precision is.
 
     Raises:
@@ -131,6 +137,16 @@ def export_nnunet(
     card = _card(plans, trained, out.name, licence, options, tiling)
     parse_card(card.to_json(), f"the export of {folder}")  # what goes together is checked there
     families = windows_of_scans(card, scans)
+
+    def with_shortcut(model: ModelFile, report: dict[str, object]) -> ModelFile:
+        if search and card.depth and card.scan_count == 1 and not card.options.regions:
+            named = named_scans(scans, card.recipe, card.depth)
+            model, found = with_block_search(model, reference_engine(model), named)
+            report["windows_between"] = found
+            if found["refused"]:
+                report["no_search"] = f"no search is proven: {found['refused']}"
+        return model
+
     return write_proven(
         network,
         card,
@@ -139,6 +155,7 @@ def export_nnunet(
         precision=precision,
         calibration=np.concatenate([*families.values()]),
         tolerances=BY_WINDOW if any(isinstance(m, NORMS) for m in network.modules()) else None,
+        finish=with_shortcut,
         progress=progress,
     )
 

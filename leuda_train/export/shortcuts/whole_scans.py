@@ -20,7 +20,7 @@ from leuda_deploy.inference.segment import segment
 from leuda_deploy.inference.slabs import Scoring
 from leuda_deploy.machine.outside import read_json
 from leuda_deploy.machine.progress import Progress, no_progress
-from leuda_deploy.scans.recipe import Recipe
+from leuda_deploy.scans.recipe import Depth, Recipe
 from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import read_volume
 from leuda_train.loop.run_folder import RunFolder
@@ -79,16 +79,24 @@ def target_scans(run: Path, recipe: Recipe) -> list[NamedScan]:
         return found
 
 
-def named_scans(paths: Sequence[Path], recipe: Recipe) -> list[NamedScan]:
-    """Scans that a user named. Raises InputError if one is not there."""
+def named_scans(
+    paths: Sequence[Path], recipe: Recipe, window_depth: Depth | None = None
+) -> list[NamedScan]:
+    """Scans that a user named, for a 2D or 3D graph. Raises InputError if one is not there."""
     for path in paths:
         if not path.is_file():
             raise InputError(f"no such scan: {path}")
-    return [(path.name, partial(_open, path, recipe, None)) for path in paths]
+    return [(path.name, partial(_open, path, recipe, None, window_depth)) for path in paths]
 
 
-def _open(image: Path, recipe: Recipe, pixel_spacing_mm: tuple[float, float] | None) -> Stack:
-    return Stack(read_volume(image), recipe, pixel_spacing_mm=pixel_spacing_mm)
+def _open(
+    image: Path,
+    recipe: Recipe,
+    pixel_spacing_mm: tuple[float, float] | None,
+    window_depth: Depth | None = None,
+) -> Stack:
+    volume = read_volume(image)
+    return Stack(volume, recipe, window_depth=window_depth, pixel_spacing_mm=pixel_spacing_mm)
 
 
 def label_in_full(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -9,20 +10,24 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from support.makers import MakeModel, MakeVolume
+from support.makers import MakeModel, MakeVolume, make_volume
 
 from leuda_deploy.engines.engine import Float32
-from leuda_deploy.errors import InputError
-from leuda_deploy.inference.find_first import Find, Walk, find_in, scored_by
+from leuda_deploy.errors import InputError, ModelError
+from leuda_deploy.inference.find_first import Find, Walk, find_in, in_groups, scored_by
+from leuda_deploy.inference.memory_plan import Workload, make_plan
 from leuda_deploy.inference.segment import segment
 from leuda_deploy.inference.segmenter import Segmenter
 from leuda_deploy.inference.settings import Settings
 from leuda_deploy.inference.slabs import Scoring
+from leuda_deploy.inference.sliding_window import window_starts
+from leuda_deploy.model.card import parse_card
+from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.model.refine import Refine
 from leuda_deploy.model.search import Search
 from leuda_deploy.model.tiling import Tiling
 from leuda_deploy.scans.intensity.likeness import IntensityProfile
-from leuda_deploy.scans.recipe import Recipe
+from leuda_deploy.scans.recipe import Depth, Recipe
 from leuda_deploy.scans.stack import Stack
 
 RECIPE = Recipe(
@@ -242,3 +247,118 @@ def test_beside_are_neighbours_that_were_scored() -> None:
         walk.saw(index, index == 4)
     assert walk.beside([3, 5]) == [3, 4, 5]
     assert walk.beside([1, 2, 7]) == [0, 1, 2, 7, 8]
+
+
+# --- windows of a 3D graph
+
+
+def deep(spacing_mm: float = 1.0, *rows: range, depth: int = 70) -> Stack:
+    raw = bar(depth, rows)
+    raw[0, 0, 0] = 900  # too little to be found
+    volume = make_volume(raw, np.diag([1.0, 1.0, spacing_mm, 1.0]))
+    return Stack(volume, RECIPE, window_depth=Depth(slices=8, spacing_mm=1.5))
+
+
+def neighbours(windows: Float32) -> Float32:
+    """Scores that depend on where in the window a voxel lies, and on its neighbours."""
+    x = windows[:, 0]
+    rim = np.linspace(0.8, 1.2, x.shape[1], dtype=np.float32)[:, None, None]
+    return np.stack([np.full_like(x, 0.2), (x + np.roll(x, 1, axis=1)) / 2 * rim], axis=1)
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.3, 0.5, 0.75, 0.8])
+@pytest.mark.parametrize("depth", [1, 8, 9, 13, 40, 71])
+def test_searched_windows_see_every_slice_and_touch(overlap: float, depth: int) -> None:
+    starts = window_starts(depth, 8, overlap)
+    groups = in_groups(starts, 8)
+    assert [row for group in groups for row in group] == list(range(len(starts)))
+    seen = np.zeros(depth, dtype=bool)
+    for group in groups:
+        seen[starts[group[-1]] : starts[group[-1]] + 8] = True
+    assert seen.all()
+    if overlap >= 0.5 and len(starts) > 3:
+        assert len(groups) <= len(starts) / 2 + 1
+    if overlap < 0.5:  # none can be left out
+        assert len(groups) == len(starts)
+
+
+@pytest.mark.parametrize("overlap", [0.5, 0.75])
+@pytest.mark.parametrize(
+    ("rows", "spacing_mm"),
+    [
+        ((range(30, 41),), 1.5),
+        ((range(30, 41),), 3.0),
+        ((range(0, 6), range(50, 70)), 1.0),
+        ((), 1.5),
+        ((), 1.0),
+    ],
+)
+def test_labels_of_few_windows_are_those_of_all(
+    overlap: float, rows: tuple[range, ...], spacing_mm: float
+) -> None:
+    stack = deep(spacing_mm, *rows)
+    full = Scoring(tiling=Tiling(overlap=overlap), batch=3)
+    few = Scoring(tiling=Tiling(overlap=overlap, find_first=True), batch=3)
+    whole, found = segment(stack, neighbours, full), segment(stack, neighbours, few)
+    np.testing.assert_array_equal(found.labels, whole.labels)
+    assert whole.labels.any() == bool(rows)
+    assert whole.along is not None
+    assert found.along is not None
+    assert whole.along[0] == whole.along[1] == found.along[1]
+    assert found.along[0] < whole.along[0]
+    if not rows and overlap == 0.5:
+        assert found.along[0] <= whole.along[0] / 2 + 1
+
+
+def test_where_something_is_found_scores_are_those_of_all_windows_to_the_bit() -> None:
+    stack = deep(1.5, range(0, 70))
+    tilings = (Tiling(), Tiling(find_first=True))
+    found = [
+        segment(stack, neighbours, Scoring(tiling=tiling), uncertainty=True) for tiling in tilings
+    ]
+    np.testing.assert_array_equal(found[0].uncertainty, found[1].uncertainty)
+    assert found[0].along == found[1].along
+
+
+def test_the_plan_holds_what_a_search_of_windows_uses() -> None:
+    classes = 40
+
+    def engine(windows: Float32) -> Float32:
+        scores = np.repeat(windows, classes, axis=1)
+        scores[:, 1] += 0.5
+        return scores
+
+    volume = make_volume(np.random.default_rng(0).integers(0, 99, (64, 64, 40)).astype(np.int16))
+    stack = Stack(volume, RECIPE, window_depth=Depth(slices=8))
+    assert stack.intensity.high > 0
+    tiling = Tiling(find_first=True)
+    plan = make_plan(stack, Workload(classes=classes, tiling=tiling), batch=1)
+    tracemalloc.start()
+    try:
+        segment(stack, engine, Scoring(tiling=tiling, batch=1))
+        used = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    own = 4 * classes * 8 * 16 * 16
+    planned = plan.parts["slabs"] + plan.parts["labels"] + own
+    assert used < planned < 1.6 * used
+
+
+def test_a_3d_card_decides_and_the_reason_is_told(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model(tmp_path, RECIPE, depth=Depth(slices=8), tiling=Tiling(find_first=True))
+    volume = make_volume(bar(60, (range(20, 30),)))
+
+    def asked(**settings: Any) -> Segmenter:
+        return Segmenter(model, Settings(engine="ort-cpu", threads=1, batch=4, **settings))
+
+    found, whole = asked()(volume), asked(search="full")(volume)
+    np.testing.assert_array_equal(found.labels, whole.labels)
+    assert (found.full_because, whole.full_because) == (None, "asked")
+    assert found.along is not None
+    assert found.along[0] < found.along[1]
+    assert whole.along == (found.along[1], found.along[1])
+    assert asked()(volume, uncertainty=True).full_because == "entropy map"
+    with pytest.raises(ModelError):
+        parse_card(
+            ModelFile.open(model).card.model_copy(update={"depth": None}).to_json(), "a card"
+        )
