@@ -4,6 +4,7 @@
     python benchmarks/find_first.py avx2 [--slices 300] [--rounds 1]
     python benchmarks/find_first.py trial limited sizes
     python benchmarks/find_first.py real --run RUN --model EXPORT
+    python benchmarks/find_first.py odd --scans FOLDER --extent-mm 60 --model EXPORT
 
 One U-Net (32 to 512 channels, weights set by hand: made_ct.set_by_hand) and made CT of 512 x 512
 pixels and 300 mm, on which structures fill a third of the slices, or all. The search, and slices
@@ -16,6 +17,8 @@ avx2     speed with OpenVINO and PyTorch held to AVX2, as on a processor that ha
 trial    the first scan of a model on a machine, its trials included, and the second
 limited  in a control group of one core: the default beside --threads 1 and 2 (Linux, as root)
 real     what an export of --run, --model, proves on its target scans, and what it refuses
+odd      the labels of a search beside those of a full pass, on any scans, though nothing is proven:
+         the sparsest pace that an export of structures of --extent-mm tries
 sizes    pixels that are scored of a slice in windows and whole, by its size; nothing is run
 
 Seconds are those of the whole process. On a busy machine wall times say little: processor seconds
@@ -49,6 +52,7 @@ from runtime import RESULTS, machine, say
 
 from leuda_deploy.engines.open_engine import reference_engine
 from leuda_deploy.inference.find_first import find_in, scored_by
+from leuda_deploy.inference.segment import segment
 from leuda_deploy.inference.slabs import scoring_of
 from leuda_deploy.inference.sliding_window import window_counts
 from leuda_deploy.machine.outside import read_json
@@ -56,7 +60,7 @@ from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.model.model_file import write_model as write_model_file
 from leuda_deploy.proof.processor import INSTRUCTIONS
 from leuda_deploy.scans.stack import Stack
-from leuda_deploy.scans.volume import read_volume
+from leuda_deploy.scans.volume import count_frames, read_volume
 from leuda_train.export.shortcuts.extents import extents_mm
 from leuda_train.export.shortcuts.prove_search import MARGINS, STEPS, missed_by, prove_search
 from leuda_train.export.shortcuts.prove_tiling import with_tiling
@@ -317,6 +321,38 @@ def real(asked: argparse.Namespace) -> dict[str, Any]:
     return asked.result.get("real", {}) | {model.card.name: found | {"tilings": tried}}
 
 
+def odd(asked: argparse.Namespace) -> dict[str, Any]:
+    """Full pass beside search, scan by scan; of a 4D file the first frame. The worst is named."""
+    model = ModelFile.open(asked.model)
+    engine, scoring = reference_engine(model, threads=1), scoring_of(model.card)
+    step_mm, margin_mm = STEPS[0] * asked.extent_mm, MARGINS[0] * asked.extent_mm
+    rows: dict[str, Any] = {}
+    for path in sorted(asked.scans.glob("*.nii*")):
+        frame = 0 if count_frames(path) > 1 else None
+        stack = Stack(read_volume(path, frame=frame), model.card.recipe)
+        find = find_in(step_mm, margin_mm, stack.slice_spacing_mm)
+        full = segment(stack, engine, scoring)
+        found = segment(stack, engine, scoring, find=find)
+        both = [
+            2 * float((same & (full.labels == k)).sum()) / size
+            for k in range(1, 1 + len(model.card.structures))
+            if (size := int((full.labels == k).sum() + (found.labels == k).sum()))
+            for same in [full.labels == found.labels]
+        ]
+        rows[path.name] = {
+            "slices": stack.depth,
+            "spacing_mm": round(stack.slice_spacing_mm, 2),
+            "filled": int((stack.of_scan(full.labels) > 0).any(axis=(1, 2)).sum()),
+            "scored": found.scored,
+            "other_labels": round(float((full.labels != found.labels).mean()), 6),
+            "smallest_dice": round(min(both), 5) if both else None,
+        }
+        say(f"{path.name}: {rows[path.name]}")
+    worst = max(rows, key=lambda name: rows[name]["other_labels"])
+    pace = {"step_mm": step_mm, "margin_mm": margin_mm, "worst": worst, "scans": rows}
+    return asked.result.get("odd", {}) | {model.card.modality: pace}
+
+
 def sizes(asked: argparse.Namespace) -> dict[str, Any]:
     """Pixels that a network scores of a slice, by its size: in windows of 256, and whole.
 
@@ -370,7 +406,7 @@ def counts(asked: argparse.Namespace) -> dict[str, Any]:
     return {"step_mm": step_mm, "margin_mm": margin_mm, "rows": rows}
 
 
-PARTS = {f.__name__: f for f in (counts, sizes, speed, avx2, trial, limited, real)}
+PARTS = {f.__name__: f for f in (counts, sizes, speed, avx2, trial, limited, real, odd)}
 
 
 def main() -> None:
@@ -383,8 +419,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--ways", nargs="*", default=WAYS, choices=WAYS)
     parser.add_argument("--filled", nargs="*", default=FILLED, choices=FILLED)
-    parser.add_argument("--model", type=Path, help="of real: an export of the run")
+    parser.add_argument("--model", type=Path, help="of real: an export of the run; of odd: any")
     parser.add_argument("--run", type=Path, help="of real")
+    parser.add_argument("--scans", type=Path, help="of odd: a folder of NIfTI files")
+    parser.add_argument("--extent-mm", type=float, help="of odd: the shortest structure")
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark_find_first"))
     asked = parser.parse_args()
     asked.folder.mkdir(parents=True, exist_ok=True)

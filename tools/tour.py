@@ -39,12 +39,27 @@ class Tour:
     def __init__(self, demo: Path, pictures: Path, browser: Any) -> None:
         self.demo, self.pictures, self.browser = demo, pictures, browser
 
-    def shoot(self, name: str, url: str, *, dark: bool = False, settle: float = 1.0) -> None:
-        """A picture of a page."""
+    def shoot(
+        self,
+        name: str,
+        url: str,
+        *,
+        dark: bool = False,
+        settle: float = 1.0,
+        layout: str | None = None,
+    ) -> None:
+        """A picture of a page; layout: what is chosen as View first, which 3D has to be."""
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
         self.browser.get(url)
         time.sleep(settle)
+        if layout is not None:
+            self.browser.execute_script(
+                "const view = document.getElementById('layout');"
+                "view.value = arguments[0]; view.dispatchEvent(new Event('change'));",
+                layout,
+            )
+            time.sleep(settle)
         self.browser.save_screenshot(str(self.pictures / f"{name}.png"))
 
     def print(self, name: str, shown: str, screen: list[str]) -> None:
@@ -191,6 +206,7 @@ def main(demo: Path, pictures: Path) -> None:
         with served(command, here) as url:
             tour.shoot("view", url, settle=DRAWN_SECONDS)
             tour.shoot("view-dark", url, dark=True, settle=DRAWN_SECONDS)
+            tour.shoot("../view", url, settle=DRAWN_SECONDS, layout="all")  # of docs/how-to/view.md
 
 
 if __name__ == "__main__":

@@ -66,6 +66,7 @@ class Workload:
         refine: What is done to the probabilities.
         scans: How many are held at once, where others are read and written meanwhile.
         results: The same of labels.
+        writing: Bytes that writing the results takes, when the slabs are gone.
     """
 
     classes: int
@@ -79,6 +80,7 @@ class Workload:
     refine: Refine = AS_PREDICTED
     scans: int = 1
     results: int = 1
+    writing: int = 0
 
 
 def make_plan(
@@ -143,17 +145,17 @@ def _plan_for(batch: int, stack: Stack, workload: Workload) -> MemoryPlan:
     refined += workload.uncertainty * 3 * 4 * classes * grid  # of a slice's entropy
     voxels = stack.volume.raw.size
     holes = stack.recipe.only_inside * voxels // 8  # a bit a voxel
-    return MemoryPlan(
-        slab=slab,
-        batch=batch,
-        parts={
-            "program": workload.loaded_bytes + SLACK_BYTES,
-            "network": _growth(workload.growth_bytes, as_many_usual(part, stack, batch)),
-            "scan": workload.scans * (stack.volume.raw.nbytes * stack.channels + holes),
-            "labels": workload.results * (1 + workload.uncertainty + workload.regions) * voxels,
-            "slabs": alive + making + blending + refined + LABEL_BYTES_PER_PIXEL * plane,
-        },
-    )
+    slabs = alive + making + blending + refined + LABEL_BYTES_PER_PIXEL * plane
+    parts = {
+        "program": workload.loaded_bytes + SLACK_BYTES,
+        "network": _growth(workload.growth_bytes, as_many_usual(part, stack, batch)),
+        "scan": workload.scans * (stack.volume.raw.nbytes * stack.channels + holes),
+        "labels": workload.results * (1 + workload.uncertainty + workload.regions) * voxels,
+        "slabs": slabs,
+    }
+    if workload.writing > slabs:
+        parts["writing"] = workload.writing - slabs
+    return MemoryPlan(slab=slab, batch=batch, parts=parts)
 
 
 def _block_bytes(

@@ -1,4 +1,7 @@
-"""model + settings -> a Segmenter: any number of scans in, labels on their own grids out."""
+"""model + settings -> a Segmenter: any number of scans in, labels on their own grids out.
+
+Long because it is one public class, with all that its methods take and raise.
+"""
 
 from __future__ import annotations
 
@@ -74,15 +77,13 @@ class Segmenter:
         """Open a model, and the engine if the settings name one.
 
         Args:
-            model: Export folder, `*.onnx` file or opened `ModelFile`; None for the phantom model
-                that ships with the package.
+            model: Export folder, `*.onnx` file or `ModelFile`; None: the phantom model that ships.
             settings: Engine, precision, threads, batch and memory limits.
 
         Raises:
             ModelError: The model cannot be used.
             InputError: The settings ask for what this model, or the engine, cannot do.
-            MissingExtraError: The engine is not installed.
-            LeudaError: The engine does not run here.
+            LeudaError: The engine is not installed (MissingExtraError), or does not run here.
         """
         model = model or default_model()
         self.model = model if isinstance(model, ModelFile) else ModelFile.open(model)
@@ -167,15 +168,21 @@ class Segmenter:
         return stack_of(volume, self.card.recipe, self.card.depth)
 
     def plan(
-        self, stack: Stack, *, uncertainty: bool = False, scans: int = 1, results: int = 1
+        self,
+        stack: Stack,
+        *,
+        uncertainty: bool = False,
+        scans: int = 1,
+        results: int = 1,
+        writing: int = 0,
     ) -> MemoryPlan:
         """Slices and windows at a time for this scan, and the memory it will take.
 
         Args:
             stack: The scan, or its header alone.
             uncertainty: Whether an entropy map is made.
-            scans: How many scans are held at once.
-            results: How many label volumes are.
+            scans, results: How many scans, and label volumes, are held at once.
+            writing: Bytes that writing the results takes besides.
 
         Raises:
             InputError: It is more than `max_bytes`; names the least that would do.
@@ -194,6 +201,7 @@ class Segmenter:
             refine=scoring.refine,
             scans=scans,
             results=results,
+            writing=writing,
         )
         part = part_of(stack, scoring.tiling, scoring.multiple)
         usual = choice.trial.batch // as_many_usual(part, stack, 1)  # pixels as in the trial

@@ -34,6 +34,8 @@ _log = logging.getLogger(__name__)
 LEAST_MM, MOST_MM = 0.05, 20.0  # edge of a voxel
 MOST_FIELD_MM = 2000.0
 SAYS = {"CT": ("CT",), "MR": ("MR", "MRI", "CMR")}  # words of a card's modality
+# of DICOM objects, as measured: 124 MB for 10 million voxels, 114 MB for 5
+CODE_BYTES, DICOM_BYTES_PER_VOXEL = 104 << 20, 3
 SAME_SHARE = 0.02  # by which two statements of a voxel's size may differ
 
 
@@ -83,7 +85,11 @@ def prepare(
             header, _ = _read(
                 job, found, wishes, segmenter.card, voxels=False
             )  # refused where it shows that
-            segmenter.plan(segmenter.stack(header), uncertainty=job.uncertainty is not None)
+            segmenter.plan(
+                segmenter.stack(header),
+                uncertainty=job.uncertainty is not None,
+                writing=writing_bytes(job, header),
+            )
         volume, series = _read(job, found, wishes, segmenter.card)
     if series is not None and series.mended is not None:
         _log.warning("%s was mended: %s", series.found.name, mended_words(series.mended))
@@ -103,6 +109,11 @@ def prepare(
         clock=clock,
         began=began,
     )
+
+
+def writing_bytes(job: Job, volume: Volume) -> int:
+    """What highdicom takes for the DICOM objects: its tables of codes, and copies of the labels."""
+    return CODE_BYTES + DICOM_BYTES_PER_VOXEL * volume.raw.size if job.dicom else 0
 
 
 def _found(job: Job, card: ModelCard, wishes: Wishes) -> FoundSeries | None:

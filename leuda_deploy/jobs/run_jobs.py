@@ -18,7 +18,7 @@ from leuda_deploy.errors import LeudaError, keep_traceback, printable
 from leuda_deploy.inference.pipelined import prefetch
 from leuda_deploy.inference.segmenter import Segmenter
 from leuda_deploy.jobs.find_jobs import Job, report_path
-from leuda_deploy.jobs.prepare import NO_WISHES, Wishes, prepare
+from leuda_deploy.jobs.prepare import NO_WISHES, Wishes, prepare, writing_bytes
 from leuda_deploy.jobs.report import PreparedScan, Report, Result, write_results
 from leuda_deploy.machine.files import atomic_path, file_sha256
 from leuda_deploy.machine.outputs import Output
@@ -147,7 +147,13 @@ def _label(
     uncertainty = job.uncertainty is not None
     # overlapped: one scan labelled, one read, one written
     scans, results = (3, 2) if overlapped else (1, 1)
-    plan = segmenter.plan(stack, uncertainty=uncertainty, scans=scans, results=results)
+    plan = segmenter.plan(
+        stack,
+        uncertainty=uncertainty,
+        scans=scans,
+        results=results,
+        writing=writing_bytes(job, stack.volume),
+    )
     _log.info("plan     %s", plan)
     if card.domain is not None and not (like := likeness(stack.intensity, card.domain)).fits:
         _log.warning("%s does not look like the scans of training: %s", job.scan, like)
