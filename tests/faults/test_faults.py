@@ -151,7 +151,7 @@ def test_an_export(fault: str, export: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["killed", "disk full"])
+@pytest.mark.parametrize("fault", ["killed", "disk full", "folder removed"])
 def test_a_bench(fault: str, export: Path, tmp_path: Path) -> None:
     out, cache = tmp_path / "results" / "b.json", tmp_path / "cache"
     command = ("bench", "--model", export, "--engine", "ort-cpu", "--shape", "16x16x4")
