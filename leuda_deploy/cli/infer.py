@@ -301,9 +301,10 @@ def infer(
     if wanted.dicom and (line := uncoded_line(opened.card)):
         say(line)
     table = None if alone else volumes_output(todo[0].output.parent, shard)
-    plan_job_outputs(todo, overlay=overlay, force=force, inputs=[opened.path])
+    read = [*opened.files, *(path for path in (key, rules) if path is not None)]
+    plan_job_outputs(todo, overlay=overlay, force=force, inputs=read)
     if table is not None:
-        plan_outputs([table], inputs=[scan], force=force)
+        plan_outputs([table], inputs=[scan, *read], force=force)
     if alone:
         segmenter = Segmenter(opened, settings)
         report = run_job(todo[0], segmenter, overlay=overlay, show=show_progress, wishes=wishes)

@@ -68,7 +68,7 @@ def prepare(
             written.
     """
     began, clock = time.perf_counter(), Clock()
-    inputs = [segmenter.model.path]
+    inputs = segmenter.model.files
     plan_job_outputs([job], overlay=overlay, force=wishes.force, inputs=inputs)
     asked = segmenter.asked | {"frame": job.frame}
     asked |= {"allow_partial": True} if wishes.series.allow_partial else {}

@@ -84,7 +84,8 @@ def plan_outputs(
                 f"the {output.what} would replace {output.path}, which is read; "
                 f"choose another {output.option}"
             )
-        if output.is_ours(output.path):
+        # a pipe or a device is nobody's, and whoever opens it may wait for ever
+        if output.path.is_file() and output.is_ours(output.path):
             continue
         if place.parent in folders:
             raise InputError(

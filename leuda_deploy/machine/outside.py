@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import stat
 import tomllib
@@ -17,6 +18,7 @@ from typing import Any, BinaryIO, NoReturn
 
 from leuda_deploy.errors import InputError, LeudaError, one_line, printable
 
+MAX_DIGITS = 300  # of a whole number
 MAX_DEPTH = 50  # tables within tables: far more than any format here has
 UNSTATED = 1 << 20  # the default limit, in bytes
 # Windows has neither the first flag nor such pipes; nothing else has the second
@@ -98,7 +100,12 @@ def parse_json(content: bytes | str, name: str, *, failed: Failure = InputError)
             nested deeper than MAX_DEPTH.
     """
     try:
-        value = json.loads(_text(content), parse_constant=_refuse_constant)
+        value = json.loads(
+            _text(content),
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            parse_int=_whole,
+        )
         _check_depth(value)
         json.dumps(value, ensure_ascii=False).encode()  # no half of a character in it
     except (ValueError, RecursionError) as error:
@@ -122,6 +129,17 @@ def _text(content: bytes | str) -> str:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    """1e400 is written as a number, and would be infinite."""
+    number = float(text)
+    return number if math.isfinite(number) else _refuse_constant(text)
+
+
+def _whole(text: str) -> int:
+    """A number that a float can hold, too: others end in an OverflowError, much later."""
+    return int(text) if len(text) <= MAX_DIGITS else _refuse_constant(f"{text[:20]}...")
 
 
 def _check_depth(value: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,14 @@ from leuda_deploy.errors import ModelError
 from leuda_deploy.machine.files import atomic_path
 from leuda_deploy.machine.outside import read_bytes
 from leuda_deploy.model.card import MAX_CARD_BYTES, METADATA_KEY, ModelCard, parse_card
-from leuda_deploy.model.export_folder import MANIFEST_FILE, MODEL_FILE, Manifest, read_manifest
+from leuda_deploy.model.export_folder import (
+    CARD_FILE,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    UNLISTED,
+    Manifest,
+    read_manifest,
+)
 
 MAX_MODEL_BYTES = (1 << 31) - 1  # protobuf's own limit
 FIXED = {1: 8, 5: 4}  # kinds of protobuf fields with a fixed number of bytes
@@ -84,6 +92,16 @@ class ModelFile:
     def folder(self) -> Path:
         """Where it lies; engines lie beside it."""
         return self.path.parent
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The model, and what belongs to it in its export folder: no output may replace these."""
+        if not self.is_export:
+            return (self.path,)
+        names = {CARD_FILE, *UNLISTED}
+        with suppress(ModelError):  # a manifest that cannot be used is refused where it is needed
+            names |= set(self.manifest.files) if self.manifest is not None else set()
+        return (self.path, *(self.folder / name for name in sorted(names)))
 
     @property
     def is_export(self) -> bool:

@@ -5,7 +5,6 @@ What a request may name is a number of a scene and one of a few words, so no pat
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from http import HTTPStatus
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from leuda_deploy.errors import LeudaError
+from leuda_deploy.machine.outside import parse_json
 from leuda_deploy.view.content import Content, Every
 from leuda_deploy.view.guarded import JSON, GuardedRequest, GuardedServer
 from leuda_deploy.view.marks import Marks
@@ -119,7 +119,7 @@ class _Request(GuardedRequest):
             self.send_file(found, "application/octet-stream")
 
     def _mark(self, index: int, body: bytes) -> None:
-        said = json.loads(body)
+        said = parse_json(body, "the mark")
         mark = said.get("mark") if isinstance(said, dict) else ""
         marks, scene = self.server.marks, self.server.content.scenes[index]
         assert marks is not None

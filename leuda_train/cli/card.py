@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -164,7 +165,7 @@ def _numbers(option: str, text: str, *counts: int) -> list[float]:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
         numbers = []
-    if len(numbers) not in counts:
+    if len(numbers) not in counts or not all(map(math.isfinite, numbers)):
         raise InputError(
             f"{option} {text}: expected {' or '.join(map(str, counts))} number(s) with commas"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from support.makers import MakeModel
 
 from leuda_deploy.errors import InputError, ScanError
 from leuda_deploy.jobs.find_jobs import find_jobs
+from leuda_deploy.model.export_folder import default_model
 from leuda_deploy.scans.dicom.sources import places_of
 from leuda_deploy.scans.volume import read_volume
 from leuda_deploy.view.marks import Marks
@@ -66,6 +68,27 @@ def test_a_file_of_the_user_is_never_replaced(
         asked += ["-o", scan.with_name("a_labels.nii.gz")]
     assert refused(infer(model, scan, *asked))
     assert {path: path.read_bytes() for path in scan.parent.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["card", "manifest"])
+def test_no_output_replaces_a_file_of_the_model_that_is_used(
+    scan: Path, tmp_path: Path, name: str
+) -> None:
+    """card.nii.gz has its report in card.json."""
+    export = Path(shutil.copytree(default_model(), tmp_path / "export"))
+    before = (export / f"{name}.json").read_bytes()
+    done = infer(export, scan, "-o", export / f"{name}.nii.gz", "--force", "--engine", "ort-cpu")
+    assert refused(done), done.stderr
+    assert (export / f"{name}.json").read_bytes() == before
+
+
+def test_no_output_replaces_the_key_or_the_rules(scan: Path, model: Path, tmp_path: Path) -> None:
+    rules = tmp_path / "rules.json"
+    rules.write_text('modality = ["CT"]')
+    out = tmp_path / "rules.nii.gz"
+    done = infer(model, scan, "-o", out, "--rules", rules, "--force")
+    assert refused(done), done.stderr
+    assert rules.read_text() == 'modality = ["CT"]'
 
 
 def test_two_outputs_in_one_place_are_refused(scan: Path, model: Path) -> None:

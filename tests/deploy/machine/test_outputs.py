@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,15 @@ def test_room_is_asked_for_and_nothing_is_made(tmp_path: Path) -> None:
     with pytest.raises(InputError):
         plan_outputs([output(deep, room=1 << 60)])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_a_pipe_is_nobodys_and_never_opened(tmp_path: Path) -> None:
+    """Whoever opens it to see whether it is leuda's waits for a writer without end."""
+    os.mkfifo(tmp_path / "pipe")
+
+    def opened(path: Path) -> bool:
+        raise AssertionError(f"{path} was opened")
+
+    with pytest.raises(InputError, match="did not write"):
+        plan_outputs([output(tmp_path / "pipe", is_ours=opened)])

@@ -127,6 +127,7 @@ def test_a_mark_is_kept_and_nothing_else_can_be_written(server: PageServer, tmp_
         ('{"mark": "fine"}', JSON),
         ("no json", JSON),
         ("[]", JSON),
+        ("[" * 1000, JSON),
         ('{"mark": "ok"}', {"Content-Type": "text/plain"}),
         ('{"mark": "ok"}', JSON | {"Origin": "http://evil.example"}),
         ('{"mark": "ok"}', JSON | {"Host": "evil.example"}),

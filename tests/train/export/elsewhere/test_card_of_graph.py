@@ -138,6 +138,9 @@ def test_the_command_writes_a_card_with_which_the_graph_is_taken(tmp_path):
     [
         ((), "--modality --structures --axis --spacing"),
         ((*SAID, "--spacing", "big"), "--spacing big"),
+        ((*SAID, "--spacing", "nan"), "--spacing nan"),
+        ((*SAID, "--spacing", "1", "--window", "inf,16"), "--window inf,16"),
+        ((*SAID, "--spacing", "1", "--fixed", "0,inf,0,1"), "--fixed 0,inf,0,1"),
         ((*SAID, "--spacing", "1", "--clip", "98,2"), "98"),
         ((*SAID, "--spacing", "1", "--fixed", "3,2,0,1"), "LOW"),
         ((*SAID[:2], "--structures", "liver", *SAID[4:], "--spacing", "1"), "2 structures"),
