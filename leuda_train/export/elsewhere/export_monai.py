@@ -33,6 +33,7 @@ from leuda_deploy.proof.parity import BY_WINDOW, Parity, run_windows
 from leuda_deploy.proof.probes import probes_of_scans
 from leuda_deploy.proof.prove import Reference, prove
 from leuda_train.export.elsewhere.monai_bundle import Bundle, read_bundle
+from leuda_train.export.elsewhere.torchscript import load_torchscript
 
 OPSET = 18
 
@@ -126,14 +127,12 @@ def _from_torchscript(bundle: Bundle, path: Path) -> Path:
 
 
 def _script(bundle: Bundle) -> Any:
-    import torch
-
     with (
         reading(lambda what: ModelError(f"{bundle.graph} is no TorchScript: {what}")),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")  # it is said to be deprecated; bundles hold it
-        return torch.jit.load(str(bundle.graph), map_location="cpu").eval().float()
+        return load_torchscript(bundle.graph).eval().float()
 
 
 def _window(bundle: Bundle) -> tuple[int, ...]:
