@@ -181,7 +181,8 @@ class Segmenter:
         Args:
             stack: The scan, or its header alone.
             uncertainty: Whether an entropy map is made.
-            scans, results: How many scans, and label volumes, are held at once.
+            scans: How many scans are held at once.
+            results: How many label volumes are.
             writing: Bytes that writing the results takes besides.
 
         Raises:
