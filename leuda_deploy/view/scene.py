@@ -251,7 +251,7 @@ def _places(said: str, folder: Path) -> Iterator[Path]:
 def _read_report(path: Path) -> dict[str, Any]:
     """A report as it stands; empty if it is not there or no report."""
     try:
-        content = read_json(path, most=MAX_REPORT_BYTES)
+        content = read_json(path, most=MAX_REPORT_BYTES, file_names=True)
     except LeudaError:
         return {}
     return content if isinstance(content, dict) and "volumes_ml" in content else {}
