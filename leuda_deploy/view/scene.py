@@ -117,7 +117,13 @@ def find_scenes(folder: Path, label_folders: Sequence[Path] = ()) -> list[Scene]
     Raises:
         InputError: There is nothing to show, or the label files belong to no scan.
     """
-    scenes = [scene for path in sorted(folder.glob("*.json")) if (scene := _reported(path))]
+    reports = {path: _reported(path) for path in sorted(folder.glob("*.json"))}
+    scenes = [scene for scene in reports.values() if scene is not None]
+    lost = [path.name for path, scene in reports.items() if scene is None and _has_labels(path)]
+    if scenes and lost:
+        _log.warning(
+            "not shown, since its report cannot be read or its scan is not there: %s", _named(lost)
+        )
     if not scenes:
         scans = sorted(path for path in folder.iterdir() if is_scan_file(path) or is_series(path))
         scenes = [make_scene(scan) for scan in scans]
@@ -208,6 +214,11 @@ def _reported(path: Path) -> Scene | None:
     if scan is None or labels is None or report_path(labels).resolve() != path.resolve():
         return None
     return make_scene(scan, (labels,))
+
+
+def _has_labels(report: Path) -> bool:
+    """Whether labels lie beside a file as they do beside a report."""
+    return any(report.with_name(report.stem + ending).is_file() for ending in LABEL_ENDINGS)
 
 
 def _labels_beside(scan: Path) -> tuple[Path, ...]:
