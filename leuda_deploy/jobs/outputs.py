@@ -198,7 +198,7 @@ def _is_note(path: Path) -> bool:
 def _read(path: Path) -> dict[str, Any]:
     """A small JSON table; empty if there is none."""
     try:
-        said = read_json(path, most=MAX_REPORT_BYTES)
+        said = read_json(path, most=MAX_REPORT_BYTES, file_names=True)
     except LeudaError:
         return {}
     return said if isinstance(said, dict) else {}

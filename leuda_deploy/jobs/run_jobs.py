@@ -18,6 +18,7 @@ from leuda_deploy.errors import LeudaError, keep_traceback, printable
 from leuda_deploy.inference.pipelined import prefetch
 from leuda_deploy.inference.segmenter import Segmenter
 from leuda_deploy.jobs.find_jobs import Job, report_path
+from leuda_deploy.jobs.outputs import plan_job_outputs
 from leuda_deploy.jobs.prepare import NO_WISHES, Wishes, prepare, writing_bytes
 from leuda_deploy.jobs.report import PreparedScan, Report, Result, write_results
 from leuda_deploy.machine.files import atomic_path, file_sha256
@@ -72,7 +73,7 @@ def run_job(
     scan = prepare(job, segmenter, overlay=overlay, skip_done=False, wishes=wishes)
     assert scan is not None
     result = _label(scan, segmenter, show)
-    return write_results(result, overlay=overlay, seg_type=wishes.seg_type)
+    return _write(result, segmenter, overlay, wishes)
 
 
 def run_jobs(
@@ -110,7 +111,7 @@ def run_jobs(
         return _label(scan, segmenter, show, overlapped=overlapped)
 
     def write(result: Result) -> Outcome:
-        report = write_results(result, overlay=overlay, seg_type=wishes.seg_type)
+        report = _write(result, segmenter, overlay, wishes)
         return Outcome(job=result.scan.job, report=report)
 
     # `map`, unlike a loop, keeps no hold of a scan that it has handed on: memory is free at once
@@ -118,6 +119,13 @@ def run_jobs(
     labelled = map(_step(label), together(prepared))
     for _, outcome in map(_step(write), together(labelled)):
         yield outcome
+
+
+def _write(result: Result, segmenter: Segmenter, overlay: bool, wishes: Wishes) -> Report:
+    """Write the results, unless somebody put a file of theirs there while the network ran."""
+    inputs = segmenter.model.files
+    plan_job_outputs([result.scan.job], overlay=overlay, force=wishes.force, inputs=inputs)
+    return write_results(result, overlay=overlay, seg_type=wishes.seg_type)
 
 
 def _step(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from leuda_deploy.errors import InputError
+from leuda_deploy.errors import InputError, one_line
 from leuda_deploy.machine.memory import in_megabytes
 
 MOST_NAMED = 3  # of many files, in one line
@@ -127,7 +127,10 @@ def plan_folder(folder: Path, names: Iterable[str], *, what: str, option: str = 
 
 def _place(path: Path) -> Path:
     """The path with its folder resolved, but not the file: a link is replaced, not followed."""
-    return path.parent.resolve() / path.name
+    try:
+        return path.parent.resolve() / path.name
+    except (OSError, RuntimeError) as error:  # links in a circle; Python 3.13 says OSError
+        raise InputError(f"{path} cannot be a place: {one_line(error)}") from error
 
 
 def _identity(path: Path) -> object:

@@ -75,9 +75,16 @@ def read_text(path: Path | str, *, most: int = UNSTATED, failed: Failure = Input
         raise failed(f"{printable(str(path))} is not UTF-8 text: {one_line(error)}") from error
 
 
-def read_json(path: Path | str, *, most: int = UNSTATED, failed: Failure = InputError) -> Any:
+def read_json(
+    path: Path | str,
+    *,
+    most: int = UNSTATED,
+    failed: Failure = InputError,
+    file_names: bool = False,
+) -> Any:
     """The value of a JSON file. Raises as `read_bytes` and `parse_json` do."""
-    return parse_json(read_bytes(path, most=most, failed=failed), str(path), failed=failed)
+    content = read_bytes(path, most=most, failed=failed)
+    return parse_json(content, str(path), failed=failed, file_names=file_names)
 
 
 def read_toml(
@@ -87,13 +94,16 @@ def read_toml(
     return parse_toml(read_bytes(path, most=most, failed=failed), str(path), failed=failed)
 
 
-def parse_json(content: bytes | str, name: str, *, failed: Failure = InputError) -> Any:
+def parse_json(
+    content: bytes | str, name: str, *, failed: Failure = InputError, file_names: bool = False
+) -> Any:
     """A JSON text -> its value, which can be written as JSON again.
 
     Args:
         content: UTF-8, with or without a byte order mark.
         name: What messages call it.
         failed: Makes the error that is raised of a line.
+        file_names: Take the halves of characters by which Python keeps names that are not UTF-8.
 
     Raises:
         LeudaError: As `failed` makes it: no UTF-8, no JSON, NaN or infinity, half a character, or
@@ -107,7 +117,9 @@ def parse_json(content: bytes | str, name: str, *, failed: Failure = InputError)
             parse_int=_whole,
         )
         _check_depth(value)
-        json.dumps(value, ensure_ascii=False).encode()  # no half of a character in it
+        # no half of a character in it
+        halves = "surrogateescape" if file_names else "strict"
+        json.dumps(value, ensure_ascii=False).encode(errors=halves)
     except (ValueError, RecursionError) as error:
         raise failed(f"{printable(name)} is not JSON: {one_line(error)}") from error
     return value

@@ -117,7 +117,13 @@ def find_scenes(folder: Path, label_folders: Sequence[Path] = ()) -> list[Scene]
     Raises:
         InputError: There is nothing to show, or the label files belong to no scan.
     """
-    scenes = [scene for path in sorted(folder.glob("*.json")) if (scene := _reported(path))]
+    reports = {path: _reported(path) for path in sorted(folder.glob("*.json"))}
+    scenes = [scene for scene in reports.values() if scene is not None]
+    lost = [path.name for path, scene in reports.items() if scene is None and _has_labels(path)]
+    if scenes and lost:
+        _log.warning(
+            "not shown, since its report cannot be read or its scan is not there: %s", _named(lost)
+        )
     if not scenes:
         scans = sorted(path for path in folder.iterdir() if is_scan_file(path) or is_series(path))
         scenes = [make_scene(scan) for scan in scans]
@@ -210,6 +216,11 @@ def _reported(path: Path) -> Scene | None:
     return make_scene(scan, (labels,))
 
 
+def _has_labels(report: Path) -> bool:
+    """Whether labels lie beside a file as they do beside a report."""
+    return any(report.with_name(report.stem + ending).is_file() for ending in LABEL_ENDINGS)
+
+
 def _labels_beside(scan: Path) -> tuple[Path, ...]:
     """Labels of a scan by their name: SCAN_labels.nii.gz; or x_image and x_label."""
     names = {stem(scan), stem(scan).removesuffix("_image")}
@@ -251,7 +262,7 @@ def _places(said: str, folder: Path) -> Iterator[Path]:
 def _read_report(path: Path) -> dict[str, Any]:
     """A report as it stands; empty if it is not there or no report."""
     try:
-        content = read_json(path, most=MAX_REPORT_BYTES)
+        content = read_json(path, most=MAX_REPORT_BYTES, file_names=True)
     except LeudaError:
         return {}
     return content if isinstance(content, dict) and "volumes_ml" in content else {}

@@ -28,6 +28,11 @@ MOST_POINTS = 300  # of a curve
 Curve = tuple[Sequence[float], Sequence[float]]  # x, y
 
 
+def plain(name: str) -> str:
+    """A name as it is drawn: matplotlib takes what stands between two "$" for a formula."""
+    return name.replace("$", r"\$")
+
+
 def curves(
     title: str, found: Mapping[str, Curve], *, x: str, y: str, log: bool = False
 ) -> Markup | None:
@@ -41,7 +46,7 @@ def curves(
     ):
         every = max(1, len(steps) // MOST_POINTS)
         axis.plot(
-            steps[::every], values[::every], label=name, color=colour, linestyle=dashes,
+            steps[::every], values[::every], label=plain(name), color=colour, linestyle=dashes,
             marker=marker, markevery=max(1, len(steps[::every]) // 8), markersize=4, linewidth=1.4,
         )  # fmt: skip
     if log and any(value > 0 for _, values in found.values() for value in values):
@@ -75,7 +80,7 @@ def points(
         axis.annotate(
             f"{mean:.3f}", (1.01, row), xycoords=("axes fraction", "data"), va="center", color=INK
         )
-    axis.set_yticks(range(len(found)), list(found))
+    axis.set_yticks(range(len(found)), [plain(name) for name in found])
     axis.set_ylim(len(found) - 0.4, -0.6)
     if limits is not None:
         axis.set_xlim(*limits)
@@ -99,8 +104,8 @@ def lines(
         at = [places.index(place) for place in values]
         means = [float(np.mean(own)) for own in values.values()]
         axis.plot(
-            at, means, label=name, color=colour, linestyle=dashes, marker=marker, markersize=6,
-            linewidth=1.4,
+            at, means, label=plain(name), color=colour, linestyle=dashes, marker=marker,
+            markersize=6, linewidth=1.4,
         )  # fmt: skip
         for where, own in zip(at, values.values(), strict=True):
             axis.plot([where] * len(own), own, marker, color=colour, markersize=4, alpha=0.6)

@@ -23,6 +23,7 @@ from leuda_deploy.scans.volume import read_volume
 from leuda_train.config.streams import SOURCE_STREAMS, TARGET_STREAMS
 from leuda_train.data.cohort import Cohort, Scan
 from leuda_train.loop.metrics_log import Row
+from leuda_train.pages.charts import plain
 from leuda_train.stages.translated_sets import TranslatedSets
 
 TITLES = {
@@ -138,7 +139,7 @@ def draw_predictions(
         strict=False,  # the last one is the legend's
     ):
         images, both = _slices_of(scans[subject], cohort, recipe, predictions)
-        block.suptitle(f"{rank} {subject}: mean Dice {dice:.3f}".strip())
+        block.suptitle(plain(f"{rank} {subject}: mean Dice {dice:.3f}".strip()))
         axes = block.subplots(2, SHOWN_SLICES)
         for row, (name, labels) in enumerate(both.items()):
             axes[row, 0].text(-0.04, 0.5, name, rotation=90, va="center", ha="right",
@@ -152,7 +153,7 @@ def draw_predictions(
                 )  # fmt: skip
     figure.legend(
         handles=[
-            Patch(color=colours[number - 1], label=name)
+            Patch(color=colours[number - 1], label=plain(name))
             for name, number in cohort.structures.items()
         ],
         loc="lower center",

@@ -33,7 +33,7 @@ from leuda_train.config.load import load_config
 from leuda_train.config.schema import TrainConfig
 from leuda_train.data.cohort import Cohort
 from leuda_train.loop.run_folder import MAX_EVALUATION_BYTES
-from leuda_train.pages.charts import COLOURS, DASHES, MARKERS
+from leuda_train.pages.charts import COLOURS, DASHES, MARKERS, plain
 from leuda_train.runs.networks_table import (
     figure,
     mean_of_networks,
@@ -279,7 +279,7 @@ def _draw_lines(axis: Axes, rows: list[dict[str, Any]], counts: list[str]) -> No
             [counts.index(str(row["labelled"])) for row in own],
             [row["as_predicted.dice"] or 0.0 for row in own],
             yerr=[row["as_predicted.dice_std"] or 0.0 for row in own],
-            label=method, color=colour, linestyle=dashes, marker=marker, capsize=3,
+            label=plain(method), color=colour, linestyle=dashes, marker=marker, capsize=3,
         )  # fmt: skip
     axis.set_xticks(range(len(counts)), counts)
     axis.set_ylim(0, 1)
@@ -292,7 +292,7 @@ def _draw_lines(axis: Axes, rows: list[dict[str, Any]], counts: list[str]) -> No
 def _draw_bars(axis: Axes, rows: list[dict[str, Any]]) -> None:
     dice = [row["as_predicted.dice"] or 0.0 for row in rows]
     spread = [row["as_predicted.dice_std"] or 0.0 for row in rows]
-    axis.barh([row["method"] for row in rows], dice, xerr=spread, color="#56B4E9")
+    axis.barh([plain(row["method"]) for row in rows], dice, xerr=spread, color="#56B4E9")
     axis.invert_yaxis()
     axis.set_xlim(0, 1)
     axis.set_xlabel(f"mean Dice on the test scans, {rows[0]['labelled']} labelled scans")

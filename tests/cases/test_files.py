@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -222,3 +223,16 @@ def test_pipes_and_devices_are_passed_over(tmp_path: Path, scan: Path) -> None:
     os.mkfifo(tmp_path / "marks.csv")
     with pytest.raises(InputError):
         Marks(tmp_path / "marks.csv")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_name_that_is_not_utf8_is_done_once_and_shown(model: Path, tmp_path: Path) -> None:
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    scans.mkdir()
+    scan = scans / os.fsdecode(b"n\xffame.nii.gz")
+    nib.save(nib.Nifti1Image(tissue(), AFFINE), scan)
+    assert infer(model, scans, "-o", out).returncode == 0
+    again = infer(model, scans, "-o", out, "--json")
+    assert again.returncode == 0, again.stderr
+    assert "done before" in again.stderr or '"skipped": true' in again.stdout
+    assert [scene.scan for scene in find_scenes(out)] == [scan]

@@ -35,6 +35,9 @@ MAY_BE_EMPTY = (
 )
 MUST_BE_THERE = ("StudyInstanceUID", "FrameOfReferenceUID", "SOPInstanceUID", "SOPClassUID")
 
+UTF8 = "ISO_IR 192"
+MANY_BYTES = ("ISO 2022 IR 87", "ISO 2022 IR 159", "ISO 2022 IR 58")  # none may come first
+
 MAKER = "leuda"
 ANATOMY = Code("SCT", "91723000", "Anatomical Structure")
 ABNORMAL = Code("SCT", "49755003", "Morphologically Abnormal Structure")
@@ -152,4 +155,24 @@ def _with_what_is_needed(dataset: Any) -> Any:
     missing = [name for name in MUST_BE_THERE if not dataset.get(name)]
     if missing:
         raise InputError(f"the series has no {', '.join(missing)}; DICOM objects must refer to it")
+    if not _is_taken(dataset.get("SpecificCharacterSet")):
+        dataset.decode()
+        dataset.SpecificCharacterSet = UTF8
     return dataset
+
+
+def _is_taken(characters: Any) -> bool:
+    r"""Whether highdicom takes a character set. It knows neither "\ISO 2022 IR 87", as series of
+    Japan have it, nor the Korean one, nor what is misspelt; such text is written as UTF-8.
+    """
+    from highdicom.enum import SpecificCharacterSetValues
+
+    if characters is None:
+        return True
+    said = [characters] if isinstance(characters, str) else [*characters]
+    known = {each.value for each in SpecificCharacterSetValues}
+    if not said or not known.issuperset(said):
+        return False
+    return len(said) == 1 or (
+        all(one.startswith("ISO 2022") for one in said) and said[0] not in MANY_BYTES
+    )

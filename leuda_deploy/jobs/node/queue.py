@@ -71,6 +71,7 @@ class Entry:
 
 
 FIELDS = ", ".join(Entry.__dataclass_fields__)
+LONGEST_WAIT_S = 3600.0  # more than any delay; by less, a clock may be set back unseen
 MOST_SECONDS = 4e9  # since 1970: the year 2096
 # what a sound row never is; SQLite keeps any kind of value in any column
 ODD_ROWS = f"""
@@ -224,17 +225,27 @@ class Queue:
 
     def next_received(self, *, quiet_s: float, busy: Collection[str] = ()) -> Entry | None:
         """The oldest series that is complete: nothing came for so long, and nobody sends it now."""
-        now = time.time()
+        now = self._now()
         rows = self._entries(
             "state = 'received' AND images > 0 AND changed <= ? AND next_try <= ? ORDER BY id",
             (now - quiet_s, now),
         )
         return next((entry for entry in rows if entry.uid not in busy), None)
 
+    def _now(self) -> float:
+        """The time; nothing waits for a clock that was set back to come where it was before."""
+        now = time.time()
+        late = now + LONGEST_WAIT_S
+        if self._entries("changed > ? OR next_try > ?", (late, late)):
+            with self._lock, self._transaction():
+                self._db.execute("UPDATE series SET changed = ? WHERE changed > ?", (now, now))
+                self._db.execute("UPDATE series SET next_try = ? WHERE next_try > ?", (now, late))
+        return now
+
     def next_labelled(self) -> Entry | None:
         """The oldest series whose results are to be sent now."""
         return next(
-            iter(self._entries("state = 'labelled' AND next_try <= ? ORDER BY id", (time.time(),))),
+            iter(self._entries("state = 'labelled' AND next_try <= ? ORDER BY id", (self._now(),))),
             None,
         )
 

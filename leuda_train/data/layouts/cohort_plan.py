@@ -77,9 +77,15 @@ class CohortPlan:
 def write_plan(plan: CohortPlan, out: Path) -> None:
     """Write a plan as `out`, if `read_cohort` takes it. Raises InputError for all it refuses."""
     check_free(out)
+    text = cohort_toml(plan, out.resolve().parent)
+    try:
+        content = text.encode()
+    except UnicodeEncodeError as error:  # as Python keeps the name of such a file
+        near = text[max(0, error.start - 20) : error.end + 20]
+        raise InputError(f"a cohort file is UTF-8, and this name is not: ...{near}...") from error
     with atomic_path(out) as temporary:
         # beside its final place, so that the relative paths in it can be read
-        temporary.write_text(cohort_toml(plan, out.resolve().parent), encoding="utf-8")
+        temporary.write_bytes(content)
         read_cohort(temporary)
 
 

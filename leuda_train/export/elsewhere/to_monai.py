@@ -9,12 +9,14 @@ is no inference.json: MONAI's own transforms do not do what every recipe says.
 
 from __future__ import annotations
 
+import os
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from leuda_deploy.errors import InputError
 from leuda_deploy.machine.files import atomic_folder, write_json
+from leuda_deploy.machine.outside import read_json
 from leuda_deploy.model.card import ModelCard
 from leuda_deploy.model.export_folder import MODEL_FILE
 from leuda_deploy.model.model_file import ModelFile
@@ -24,23 +26,40 @@ SCHEMA = (
     "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/"
     "meta_schema_20240725.json"
 )
+METADATA, EXPORTED = "configs/metadata.json", "exported by leuda"
 FORMATS = {"CT": "hounsfield", "MR": "magnitude", "MRI": "magnitude"}
 
 
 def to_monai(model: ModelFile, root: Path) -> Path:
     """Write the export as a bundle; returns its folder.
 
-    Raises InputError if something else is there.
+    Raises InputError if something else is there: a bundle of others holds their weights.
     """
     folder = root / model.card.name
-    if folder.exists() and not (folder / "configs" / "metadata.json").is_file():
-        raise InputError(f"{folder} is there already and is no bundle")
+    if os.path.lexists(folder) and not _is_ours(folder):
+        raise InputError(
+            f"{folder} is there already, and leuda did not write all of it; choose another "
+            "--monai, or move it away"
+        )
     with atomic_folder(folder) as temporary:
         (temporary / "configs").mkdir()
         (temporary / "models").mkdir()
         write_json(temporary / "configs" / "metadata.json", bundle_metadata(model.card))
         (temporary / "models" / MODEL_FILE).write_bytes(model.content)
     return folder
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder holds what `to_monai` writes, and nothing else."""
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    if folder.is_symlink() or there != {"configs", "models", METADATA, f"models/{MODEL_FILE}"}:
+        return False
+    try:
+        said = read_json(folder / METADATA)
+    except InputError:
+        return False
+    changes = said.get("changelog") if isinstance(said, dict) else None
+    return isinstance(changes, dict) and str(changes.get("1.0.0", "")).startswith(EXPORTED)
 
 
 def bundle_metadata(card: ModelCard) -> dict[str, Any]:
@@ -50,7 +69,7 @@ def bundle_metadata(card: ModelCard) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "version": "1.0.0",
-        "changelog": {"1.0.0": f"exported by leuda {version}"},
+        "changelog": {"1.0.0": f"{EXPORTED} {version}"},
         "monai_version": _installed("monai"),
         "pytorch_version": said.versions.get("torch", "none is needed"),
         "numpy_version": metadata.version("numpy"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -14,8 +15,10 @@ from leuda_deploy.errors import InputError
 from leuda_deploy.inference.segmenter import Segmenter
 from leuda_deploy.inference.settings import Settings
 from leuda_deploy.jobs import outputs as outputs_module
+from leuda_deploy.jobs import run_jobs as run_jobs_module
 from leuda_deploy.jobs.find_jobs import Job, report_path
 from leuda_deploy.jobs.outputs import JobWriter, is_done, plan_job_outputs, scan_sha256
+from leuda_deploy.jobs.prepare import Wishes
 from leuda_deploy.jobs.run_jobs import run_job, run_jobs
 
 ASKED = {"engine": "auto", "frame": None}
@@ -151,3 +154,30 @@ def test_a_picture_of_earlier_labels_goes_with_them(
     (tmp_path / "l.png").write_text("of the user")
     run_job(job, segmenter, overlay=False)
     assert (tmp_path / "l.png").read_text() == "of the user"
+
+
+@pytest.mark.parametrize("name", ["l.nii.gz", "l.json", "l.png"])
+def test_what_somebody_wrote_while_the_network_ran_stays(
+    scan_file: Path,
+    tmp_path: Path,
+    make_model: MakeModel,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    job = Job(scan=scan_file, output=tmp_path / "out" / "l.nii.gz")
+    segmenter = Segmenter(make_model(tmp_path / "a"), Settings(threads=1, batch=4))
+    label = run_jobs_module._label
+
+    def slowly(*arguments: Any, **more: Any) -> Any:
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / name).write_text("by hand")
+        return label(*arguments, **more)
+
+    monkeypatch.setattr(run_jobs_module, "_label", slowly)
+    with pytest.raises(InputError, match="did not write"):
+        run_job(job, segmenter)
+    (outcome,) = run_jobs([job], segmenter)
+    assert outcome.error is not None
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
+    assert (tmp_path / "out" / name).read_text() == "by hand"
+    assert run_job(job, segmenter, wishes=Wishes(force=True)).written["labels"]

@@ -113,3 +113,10 @@ def test_a_pipe_is_nobodys_and_never_opened(tmp_path: Path) -> None:
 
     with pytest.raises(InputError, match="did not write"):
         plan_outputs([output(tmp_path / "pipe", is_ours=opened)])
+
+
+def test_links_in_a_circle_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "one").symlink_to("two")
+    (tmp_path / "two").symlink_to("one")
+    with pytest.raises(InputError):
+        plan_outputs([output(tmp_path / "one" / "a.nii")])

@@ -18,3 +18,11 @@ def test_other_numbers_are_as_python_reads_them() -> None:
     said = parse_json("[1e308, -5e-324, 18446744073709551615, -0.0, 1E2, 12]", "report.json")
     assert said == [1e308, -5e-324, 18446744073709551615, -0.0, 100.0, 12]
     assert [type(value) for value in said] == [float, float, int, float, float, int]
+
+
+def test_half_a_character_is_no_json_but_of_a_file_name() -> None:
+    with pytest.raises(InputError):
+        parse_json('["n\\udcffame"]', "report.json")
+    assert parse_json('["n\\udcffame"]', "report.json", file_names=True) == ["n\udcffame"]
+    with pytest.raises(InputError):
+        parse_json('["\\ud800"]', "report.json", file_names=True)

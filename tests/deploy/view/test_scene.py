@@ -158,3 +158,14 @@ def test_class_values_come_from_a_toml_table(tmp_path: Path) -> None:
         path.write_text(wrong)
         with pytest.raises(InputError):
             read_class_values(path)
+
+
+def test_results_that_are_not_shown_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("one", "two"):
+        write_case(tmp_path, name)
+    (report,) = tmp_path.glob("two*.json")
+    report.write_text(report.read_text()[:-20])
+    assert [scene.name for scene in find_scenes(tmp_path)] == ["one.nii.gz"]
+    assert report.name in caplog.text

@@ -386,3 +386,31 @@ def test_infer_reads_a_series_and_writes_dicom(tmp_path: Path, make_model: MakeM
         np.asarray(nib.load(folder / "a_labels.nii.gz").dataobj),
     )
     assert infer(out, "-o", tmp_path / "x.nii.gz", "--dicom-seg", seg) == 2  # no series
+
+
+@pytest.mark.parametrize(
+    ("characters", "name"),
+    [
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎"),
+        (["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞"),
+        (["ISO 2022 IR 13", "ISO 2022 IR 87"], "ﾔﾏﾀﾞ^ﾀﾛｳ=山田^太郎"),
+        ("ISO IR 100", "Müller^Jürgen"),
+        ("ISO_IR 192", "山田^太郎"),
+        (None, "Miller^John"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_names_of_any_character_set_are_as_they_were(
+    tmp_path: Path, card: ModelCard, characters: list[str] | str | None, name: str
+) -> None:
+    images = make_series()
+    for image in images:
+        if characters is not None:
+            image.SpecificCharacterSet = characters
+        image.PatientName = name
+    found = of_series(images, tmp_path / "series", card)
+    seg = write_seg(tmp_path / "seg.dcm", found)
+    write_sr(tmp_path / "sr.dcm", found, seg)
+    write_rtstruct(tmp_path / "rt.dcm", found)
+    for written in ("seg", "sr", "rt"):
+        assert str(pydicom.dcmread(tmp_path / f"{written}.dcm").PatientName) == name

@@ -7,6 +7,7 @@ import resource
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -196,3 +197,20 @@ def test_a_database_that_was_lost_mixes_no_series_with_those_before(queue: Queue
     assert entry.id == 4
     assert len(list(anew.images(entry.id).iterdir())) == 1
     assert len(list(anew.images(1).iterdir())) == 1
+
+
+def test_a_clock_that_was_set_back_keeps_nothing_waiting(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, year = time.time(), 365 * 24 * 3600.0
+    monkeypatch.setattr("time.time", lambda: now + year)
+    take(queue, "a")
+    take(queue, "b", series="1.3")
+    late = complete(queue)
+    queue.later(late.id, "received", "no memory", 600.0)
+    monkeypatch.setattr("time.time", lambda: now)
+    assert queue.next_received(quiet_s=10) is None  # it may still be coming
+    monkeypatch.setattr("time.time", lambda: now + 11)
+    first = complete(queue, quiet_s=10)
+    queue.end(first.id, "failed", "for a test")
+    assert complete(queue, quiet_s=10).uid != first.uid

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -158,3 +160,12 @@ def test_the_command_writes_beside_the_scans_and_replaces_nothing(root, monkeypa
     again = leuda_here(*command)
     assert again.returncode == 2
     assert "cohort.toml exists" in again.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_name_that_is_not_utf8_is_one_line(root: Path) -> None:
+    for path in (root / "mr").glob("a_*"):
+        path.rename(path.with_name(os.fsdecode(b"\xff") + path.name))
+    with pytest.raises(InputError, match="UTF-8"):
+        made(root)
+    assert not (root / "cohort.toml").exists()

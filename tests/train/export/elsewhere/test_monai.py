@@ -19,18 +19,19 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import zoom
 from support.command import leuda_here
-from support.makers import oblique_affine
+from support.makers import MakeModel, oblique_affine
 
 from leuda_deploy import Segmenter, Settings
 from leuda_deploy.errors import InputError, LeudaError, ModelError
 from leuda_deploy.model.card import parse_card
+from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.model.regions import region_mask
 from leuda_deploy.scans.recipe import Depth, FixedIntensity, Recipe
 from leuda_deploy.scans.stack import Stack
 from leuda_deploy.scans.volume import read_volume
 from leuda_train.export.elsewhere.export_monai import export_monai
 from leuda_train.export.elsewhere.monai_bundle import read_bundle
-from leuda_train.export.elsewhere.to_monai import bundle_metadata
+from leuda_train.export.elsewhere.to_monai import bundle_metadata, to_monai
 
 PAGE = Path(__file__).parents[4] / "docs" / "how-to" / "monai.md"
 BLOCKS = re.compile(r"^<!-- test: monai -->\n```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -411,3 +412,17 @@ def test_metadata_say_what_the_network_reads_and_gives() -> None:
     )
     assert output["channel_def"] == {"0": "background", "1": "grey", "2": "bright"}
     assert {*TENSOR} <= {*entry} & {*output}
+
+
+def test_a_bundle_of_others_is_never_replaced(tmp_path: Path, make_model: MakeModel) -> None:
+    model = ModelFile.open(make_model(tmp_path))
+    folder = to_monai(model, tmp_path / "bundles")
+    assert to_monai(model, tmp_path / "bundles") == folder  # its own
+    (folder / "models" / "model.pt").write_text("weights of the user")
+    with pytest.raises(InputError, match="did not write"):
+        to_monai(model, tmp_path / "bundles")
+    assert (folder / "models" / "model.pt").read_text() == "weights of the user"
+    (folder / "models" / "model.pt").unlink()
+    (folder / "configs" / "metadata.json").write_text('{"changelog": {"1.0.0": "by hand"}}')
+    with pytest.raises(InputError, match="did not write"):
+        to_monai(model, tmp_path / "bundles")
