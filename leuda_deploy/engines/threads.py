@@ -10,11 +10,22 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from leuda_deploy.errors import InputError
+
 ROOT = Path("/")
+MOST_THREADS = 1024  # of one engine; with very many it never begins
 
 
 def threads_for(asked: int | None) -> int:
-    """The threads asked for, else one for each whole core that this process may use."""
+    """The threads asked for, else one for each whole core that this process may use.
+
+    Raises InputError for more than any engine takes.
+    """
+    if asked is not None and asked > MOST_THREADS:
+        raise InputError(
+            f"--threads {asked} is more than {MOST_THREADS}; without it there are as many as "
+            f"this process may use cores, {max(1, int(usable_cores()))}"
+        )
     return asked or max(1, int(usable_cores()))
 
 

@@ -12,7 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from leuda_deploy.engines.threads import ROOT, _mounts, threads_for, usable_cores
+from leuda_deploy.engines.threads import (
+    MOST_THREADS,
+    ROOT,
+    _mounts,
+    threads_for,
+    usable_cores,
+)
+from leuda_deploy.errors import InputError
 
 COUNT = "from leuda_deploy.engines.threads import *; print(usable_cores(), threads_for(None))"
 HERE = usable_cores()
@@ -119,3 +126,9 @@ def test_a_real_control_group_counts(half_a_core: Path) -> None:
         [sys.executable, "-c", COUNT], capture_output=True, check=True, preexec_fn=join
     )
     assert done.stdout.split() == [b"0.5", b"1"]
+
+
+def test_no_engine_is_asked_for_more_threads_than_it_could_begin_with():
+    assert threads_for(MOST_THREADS) == MOST_THREADS
+    with pytest.raises(InputError, match="--threads 1025 is more than 1024"):
+        threads_for(MOST_THREADS + 1)
