@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from leuda_train.data.batches import draw_labelled
 from leuda_train.data.slices import UNLABELLED
-from leuda_train.objective.volume_labels import label_volumes, without_islands
+from leuda_train.objective.volume_labels import agreement, label_volumes, without_islands
 from leuda_train.stages.adapt import Adaptation
+from leuda_train.stages.self_labels import SelfLabels
 
 
 def scan() -> np.ndarray:
@@ -48,15 +49,16 @@ def test_pieces_are_found_in_what_was_meant_not_in_what_was_sure():
 
 
 class Reader(nn.Module):
-    """Scores of class 1 that rise with grey values, behind a batch norm."""
+    """Scores of class 1 that rise with grey values, behind a batch norm; no other structure."""
 
-    def __init__(self) -> None:
+    def __init__(self, classes: int = 2) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(1)
+        self.norm, self.classes = nn.BatchNorm2d(1), classes
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         z = self.norm(x)
-        return torch.cat([torch.zeros_like(z), 4.0 * z], dim=1), []
+        others = [torch.full_like(z, -99.0)] * (self.classes - 2)
+        return torch.cat([torch.zeros_like(z), 4.0 * z, *others], dim=1), []
 
 
 def test_whole_scans_are_labelled_with_the_norms_of_the_target():
@@ -128,6 +130,57 @@ def test_the_intra_domain_teacher_labels_the_source_that_nobody_labelled():
     assert (labels[3:] == seen[-1].numpy()).all()
     assert labels.max() < 3  # none is left unlabelled
     assert list(made.labels.sets.self_labelled_rows) == [3, 4, 5]
+
+
+@pytest.mark.parametrize("self_training", [0.0, 1.0])
+def test_only_scans_on_which_both_teachers_agree_are_learned_from(self_training):
+    made = trainer(
+        lambda_pseudo=self_training,
+        teacher_batchnorm="own" if self_training else "ema",
+        pseudo_renewed_from_epoch="never",
+        source_pseudo_share=0.5,
+        source_pseudo_agreement=0.9,
+    )
+    images = np.zeros((6, 16, 16), dtype=np.float32)
+    images[:, 2:12, 2:12] = 1.0
+    elsewhere = images.copy()
+    elsewhere[4:] = np.roll(images[4:], 4, axis=2)  # scan 2, in the appearance of the target
+    sets = replace(
+        made.labels.sets,
+        images={**made.labels.sets.images, "source": images, "source_as_target": elsewhere},
+        source_scans=np.array([0, 0, 1, 1, 2, 2]),
+        labelled_rows=np.arange(2),
+    )
+    sets.labels[2:] = UNLABELLED
+    labels = SelfLabels(sets, tiny.CPU)
+    nets = replace(made.nets, intra_teacher=Reader(3), inter_teacher=Reader(3))
+    labels.renew(0, made.config, nets)
+    assert list(labels.sets.self_labelled_rows) == [2, 3]
+    assert np.array_equal(labels.sets.labels[2:4] == 1, images[2:4] == 1)
+    assert (labels.sets.labels[4:] == UNLABELLED).all()
+    assert labels.source_scans == (1, 2)
+    assert (labels.target is not None) == (self_training > 0)
+
+
+def test_a_run_goes_on_where_no_scan_is_agreed_on():
+    made = trainer(source_pseudo_share=0.5, source_pseudo_agreement=1.0)
+    for step in range(4):
+        made.step(step)
+    made.labels.source = torch.full((3, 16, 16), UNLABELLED, dtype=torch.uint8)
+    made.labels.restore(made.labels.state())
+    assert made.labels.source_scans == (0, 1)
+    rows = draw_labelled(made.labels.sets, made.draw, 5, "labelled")
+    assert (rows < 3).all()
+    made.step(4)
+
+
+def test_two_labellings_agree_by_the_mean_dice_of_their_structures():
+    first, second = np.zeros((2, 1, 4, 4), dtype=np.uint8)
+    assert agreement(first, second, 3) == 0.0  # nothing that could be learned
+    first[..., :2] = second[..., :2] = 1
+    assert agreement(first, second, 3) == 1.0
+    second[..., 3] = 2  # a structure that one of the two has alone
+    assert agreement(first, second, 3) == 0.5
 
 
 def test_the_supervised_images_are_shared_between_true_and_made_labels():
