@@ -136,6 +136,16 @@ def test_a_zip_holds_what_its_folder_holds(study: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [Path(packed)]  # nothing was unpacked
 
 
+def test_a_zip_is_read_whatever_its_names_point_at(study: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "study.zip", "w") as packed:
+        for path in sorted(study.rglob("*")):
+            if path.is_file():
+                packed.write(path, f"../../{path.relative_to(study)}")
+    inside = find_series(tmp_path / "study.zip")
+    assert [each.uid for each in inside] == [each.uid for each in find_series(study)]
+    assert [path.name for path in tmp_path.parent.glob("*.dcm")] == []  # nothing is unpacked
+
+
 def test_a_zip_that_unpacks_to_far_more_is_refused(tmp_path: Path) -> None:
     head = bytes(128) + b"DICM"
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as packed:
