@@ -55,6 +55,18 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def test_files_beside_the_images_are_not_passed_over_in_silence(
+    study: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        find_series(study)
+    assert [(record.args or ())[1] for record in caplog.records] == [1]  # the text
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        find_series(study / "scout")
+    assert not caplog.records
+
+
 def test_series_are_found_and_described(study: Path) -> None:
     found = find_series(study)
     assert [each.number for each in found] == [1, 2, 3, 4]
