@@ -269,8 +269,6 @@ class TrainConfig(Part):
     def uses_translation(self) -> bool:
         """Whether stage 1 is needed at all."""
         read = {*self.objective.supervised_on, *self.objective.unlabelled_streams, self.test.feed}
-        if self.objective.source_pseudo_share > 0 and self.objective.source_pseudo_agreement > 0:
-            read.add("source_as_target")
         return self.distil is not None or bool(read - {"source", "target"})
 
     @property

@@ -86,9 +86,7 @@ def label_volumes(
     return torch.from_numpy(labels)
 
 
-def agreement(
-    first: NDArray[np.uint8], second: NDArray[np.uint8], classes: int
-) -> float:
+def agreement(first: NDArray[np.uint8], second: NDArray[np.uint8], classes: int) -> float:
     """Mean Dice between two labellings of a scan, over the structures that either of them has.
 
     0 where neither has any: they agree on nothing that could be learned.

@@ -1,7 +1,8 @@
 """teachers + scans without labels -> labels of whole scans, made anew every few epochs.
 
 The inter-domain teacher labels the target's scans, the intra-domain one those of the source that
-nobody labelled, and of these only the scans count on which both agree. How a scan is labelled stands in objective/volume_labels.py.
+nobody labelled; of these only the scans count whose labels survive another appearance. How a scan is
+labelled stands in objective/volume_labels.py.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from torch import Tensor, nn
 
 from leuda_train.config.objective import ObjectiveConfig
 from leuda_train.config.schema import TrainConfig
-from leuda_train.config.streams import Stream
 from leuda_train.data.aligned_sets import AlignedSets, take_rows
+from leuda_train.data.augment.class_style import randomise_appearance
+from leuda_train.data.batches import step_generator
 from leuda_train.data.slices import UNLABELLED
 from leuda_train.loop.hardware import Hardware
 from leuda_train.objective.step import Networks
-from leuda_train.objective.volume_labels import agreement, label_volumes
+from leuda_train.objective.volume_labels import AT_ONCE, agreement, label_volumes
 
 
 class SelfLabels:
@@ -29,8 +31,8 @@ class SelfLabels:
 
     sets    the image sets, with the teacher's labels of source scans beside the true ones
     target  (N, h, w) of every target slice, UNLABELLED where unsure; None before the first are made
-    source  (n, h, w) of the unlabelled source slices, UNLABELLED throughout where the teachers do
-            not agree on a scan; None before the first are made
+    source  (n, h, w) of the unlabelled source slices, UNLABELLED throughout where a scan's labels
+            do not survive another appearance; None before the first are made
     to_edges  whether `pseudo_refine` may be followed: not where a first model says that thin
               structures do not survive it
     """
@@ -52,7 +54,7 @@ class SelfLabels:
             self.target = self.of_target(nets.inter_teacher, objective)
         shown = objective.source_pseudo_share > 0 and len(self.unlabelled)
         if shown and (self.source is None or turn):
-            self._use(self._of_source(nets, objective))
+            self._use(self._of_source(nets, config))
 
     def of_target(self, teacher: nn.Module, objective: ObjectiveConfig) -> Tensor:
         """What a teacher makes of the target's scans: (N, h, w) uint8, UNLABELLED where unsure."""
@@ -68,15 +70,16 @@ class SelfLabels:
             hardware=self.hardware,
         )
 
-    def _of_source(self, nets: Networks, objective: ObjectiveConfig) -> Tensor:
+    def _of_source(self, nets: Networks, config: TrainConfig) -> Tensor:
         """What the intra-domain teacher makes of the unlabelled source scans: (n, h, w) uint8."""
         rows, scans = self.unlabelled, self.sets.source_scans
         assert scans is not None
+        images = take_rows(self.sets.images["source"], rows, self.hardware)
 
-        def read_by(teacher: nn.Module, stream: Stream) -> Tensor:
+        def read_by(teacher: nn.Module, images: Tensor) -> Tensor:
             return label_volumes(
                 teacher,
-                take_rows(self.sets.images[stream], rows, self.hardware),
+                images,
                 scans[rows],
                 self.sets.class_shares,
                 strength=0.0,
@@ -84,15 +87,29 @@ class SelfLabels:
                 hardware=self.hardware,
             )
 
-        made = read_by(nets.intra_teacher, "source")
-        least = objective.source_pseudo_agreement
-        if least > 0:  # a scan that looks otherwise in the target's appearance is not known well
-            other = read_by(nets.inter_teacher, "source_as_target").numpy()
+        made = read_by(nets.intra_teacher, images)
+        least = config.objective.source_pseudo_agreement
+        if least > 0:
+            if "source_as_target" in self.sets.images:
+                images = take_rows(self.sets.images["source_as_target"], rows, self.hardware)
+            else:
+                images = self._restyled(images, config)
+            other = read_by(nets.inter_teacher, images).numpy()
             for scan in np.unique(scans[rows]):
                 own = scans[rows] == scan
                 if agreement(made[own].numpy(), other[own], self.sets.classes) < least:
                     made[own] = UNLABELLED
         return made
+
+    def _restyled(self, images: Tensor, config: TrainConfig) -> Tensor:
+        """Images (n, h, w), each in a random style of the target's; the same in every epoch."""
+        generator = step_generator(config.seed, "agreement", 0)
+        look, classes = config.target_appearance, self.sets.classes
+        parts = [
+            randomise_appearance(part[:, None], None, classes, look, generator)[:, 0]
+            for part in images.split(AT_ONCE)
+        ]
+        return torch.cat(parts)
 
     @property
     def source_scans(self) -> tuple[int, int] | None:

@@ -245,11 +245,3 @@ def test_a_base_that_cannot_be_is_one_line(base, said, tmp_path):
 def test_true_labels_are_always_among_the_supervised():
     with pytest.raises(InputError, match="no image with true labels"):
         tiny.config(objective={"source_pseudo_share": 1.0})
-
-
-def test_teachers_can_agree_on_the_source_only_where_it_is_translated():
-    asked = {**tiny.NO_TERMS, "supervised_on": ["source"], "source_pseudo_share": 0.5}
-    on_target = {"network": "student", "feed": "target"}
-    for agreement, needed in ((0.0, False), (0.9, True)):
-        objective = {**asked, "source_pseudo_agreement": agreement}
-        assert tiny.config(objective=objective, test=on_target).uses_translation is needed

@@ -10,6 +10,7 @@ import torch
 from support import tiny
 from torch import Tensor, nn
 
+from leuda_train.config.appearance import AppearanceConfig
 from leuda_train.data.batches import draw_labelled
 from leuda_train.data.slices import UNLABELLED
 from leuda_train.objective.volume_labels import agreement, label_volumes, without_islands
@@ -133,7 +134,7 @@ def test_the_intra_domain_teacher_labels_the_source_that_nobody_labelled():
 
 
 @pytest.mark.parametrize("self_training", [0.0, 1.0])
-def test_only_scans_on_which_both_teachers_agree_are_learned_from(self_training):
+def test_only_scans_whose_labels_survive_translation_are_learned_from(self_training):
     made = trainer(
         lambda_pseudo=self_training,
         teacher_batchnorm="own" if self_training else "ema",
@@ -160,6 +161,25 @@ def test_only_scans_on_which_both_teachers_agree_are_learned_from(self_training)
     assert (labels.sets.labels[4:] == UNLABELLED).all()
     assert labels.source_scans == (1, 2)
     assert (labels.target is not None) == (self_training > 0)
+
+
+@pytest.mark.parametrize(("look", "kept"), [({"plain": 1.0}, 1), ({"curve": 1.0}, 0)])
+def test_without_a_translation_labels_are_to_survive_a_random_style(look, kept):
+    made = trainer(
+        lambda_pseudo=0.0,
+        teacher_batchnorm="ema",
+        source_pseudo_share=0.5,
+        source_pseudo_agreement=0.9,
+    )
+    images = np.zeros((6, 16, 16), dtype=np.float32)
+    images[:, 2:8, 2:8] = 1.0
+    sets = replace(made.labels.sets, images={"source": images, "target": images})
+    labels = SelfLabels(sets, tiny.CPU)
+    nets = replace(made.nets, intra_teacher=Reader(3), inter_teacher=Reader(3))
+    style = {"convolution": 0.0, "plain": 0.0, "free_curves": 1.0, **look}
+    config = made.config.model_copy(update={"target_appearance": AppearanceConfig(**style)})
+    labels.renew(0, config, nets)
+    assert labels.source_scans == (kept, 1)
 
 
 def test_a_run_goes_on_where_no_scan_is_agreed_on():
