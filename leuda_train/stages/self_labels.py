@@ -1,8 +1,8 @@
 """teachers + scans without labels -> labels of whole scans, made anew every few epochs.
 
 The inter-domain teacher labels the target's scans, the intra-domain one those of the source that
-nobody labelled; of these only the scans count whose labels survive another appearance. How a scan is
-labelled stands in objective/volume_labels.py.
+nobody labelled; of these only the scans count whose labels survive another appearance. How a scan
+is labelled stands in objective/volume_labels.py.
 """
 
 from __future__ import annotations
