@@ -66,9 +66,8 @@ class ObjectiveConfig(Part):
                        labelled as whole scans by the intra-domain teacher every
                        pseudo_every_epochs; not in the paper
     source_pseudo_agreement  of those scans, only the ones whose labels survive another appearance:
-                       the least mean Dice between the intra-domain teacher's labels of x^s and the
-                       inter-domain one's of x^{s→t} or, without a translation, of x^s in the random
-                       styles of target images. 0: all of them
+                       the least mean Dice between the teacher's labels of x^s as it is and in the
+                       random styles of target images. 0: all of them
     source_pseudo_from_epoch  none of them before it: a poor teacher's labels do harm
     copy_paste         how often a labelled source region is pasted into the image that the student
                        self-trains on, with its label; not in the paper

@@ -76,9 +76,9 @@ class SelfLabels:
         assert scans is not None
         images = take_rows(self.sets.images["source"], rows, self.hardware)
 
-        def read_by(teacher: nn.Module, images: Tensor) -> Tensor:
+        def labelled(images: Tensor) -> Tensor:
             return label_volumes(
-                teacher,
+                nets.intra_teacher,
                 images,
                 scans[rows],
                 self.sets.class_shares,
@@ -87,14 +87,10 @@ class SelfLabels:
                 hardware=self.hardware,
             )
 
-        made = read_by(nets.intra_teacher, images)
+        made = labelled(images)
         least = config.objective.source_pseudo_agreement
         if least > 0:
-            if "source_as_target" in self.sets.images:
-                images = take_rows(self.sets.images["source_as_target"], rows, self.hardware)
-            else:
-                images = self._restyled(images, config)
-            other = read_by(nets.inter_teacher, images).numpy()
+            other = labelled(self._restyled(images, config)).numpy()
             for scan in np.unique(scans[rows]):
                 own = scans[rows] == scan
                 if agreement(made[own].numpy(), other[own], self.sets.classes) < least:

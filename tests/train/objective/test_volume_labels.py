@@ -134,40 +134,11 @@ def test_the_intra_domain_teacher_labels_the_source_that_nobody_labelled():
 
 
 @pytest.mark.parametrize("self_training", [0.0, 1.0])
-def test_only_scans_whose_labels_survive_translation_are_learned_from(self_training):
+@pytest.mark.parametrize(("look", "kept"), [({"plain": 1.0}, 1), ({"curve": 1.0}, 0)])
+def test_only_scans_whose_labels_survive_a_random_style_are_learned_from(look, kept, self_training):
     made = trainer(
         lambda_pseudo=self_training,
         teacher_batchnorm="own" if self_training else "ema",
-        pseudo_renewed_from_epoch="never",
-        source_pseudo_share=0.5,
-        source_pseudo_agreement=0.9,
-    )
-    images = np.zeros((6, 16, 16), dtype=np.float32)
-    images[:, 2:12, 2:12] = 1.0
-    elsewhere = images.copy()
-    elsewhere[4:] = np.roll(images[4:], 4, axis=2)  # scan 2, in the appearance of the target
-    sets = replace(
-        made.labels.sets,
-        images={**made.labels.sets.images, "source": images, "source_as_target": elsewhere},
-        source_scans=np.array([0, 0, 1, 1, 2, 2]),
-        labelled_rows=np.arange(2),
-    )
-    sets.labels[2:] = UNLABELLED
-    labels = SelfLabels(sets, tiny.CPU)
-    nets = replace(made.nets, intra_teacher=Reader(3), inter_teacher=Reader(3))
-    labels.renew(0, made.config, nets)
-    assert list(labels.sets.self_labelled_rows) == [2, 3]
-    assert np.array_equal(labels.sets.labels[2:4] == 1, images[2:4] == 1)
-    assert (labels.sets.labels[4:] == UNLABELLED).all()
-    assert labels.source_scans == (1, 2)
-    assert (labels.target is not None) == (self_training > 0)
-
-
-@pytest.mark.parametrize(("look", "kept"), [({"plain": 1.0}, 1), ({"curve": 1.0}, 0)])
-def test_without_a_translation_labels_are_to_survive_a_random_style(look, kept):
-    made = trainer(
-        lambda_pseudo=0.0,
-        teacher_batchnorm="ema",
         source_pseudo_share=0.5,
         source_pseudo_agreement=0.9,
     )
@@ -180,6 +151,10 @@ def test_without_a_translation_labels_are_to_survive_a_random_style(look, kept):
     config = made.config.model_copy(update={"target_appearance": AppearanceConfig(**style)})
     labels.renew(0, config, nets)
     assert labels.source_scans == (kept, 1)
+    assert list(labels.sets.self_labelled_rows) == [3, 4, 5][: 3 * kept]
+    expected = images[3:] == 1 if kept else np.zeros((3, 16, 16), dtype=bool)
+    assert np.array_equal(labels.sets.labels[3:] == 1, expected)
+    assert (labels.target is not None) == (self_training > 0)
 
 
 def test_a_run_goes_on_where_no_scan_is_agreed_on():
