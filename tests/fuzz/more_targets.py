@@ -168,7 +168,8 @@ def _listed(content: bytes, folder: Path) -> object:
 
 
 def _queue_file() -> bytes:
-    from leuda_deploy.jobs.node.queue import DATABASE, Queue
+    from leuda_deploy.jobs.node.database import DATABASE
+    from leuda_deploy.jobs.node.queue import Queue
 
     with tempfile.TemporaryDirectory() as name:
         queue = Queue(Path(name))
@@ -181,7 +182,8 @@ def _queue_file() -> bytes:
 
 def _queue(content: bytes, folder: Path) -> object:
     """As the node opens it: what is there, what is next, what is taken."""
-    from leuda_deploy.jobs.node.queue import DATABASE, Queue
+    from leuda_deploy.jobs.node.database import DATABASE
+    from leuda_deploy.jobs.node.queue import Queue
     from leuda_deploy.view.dashboard import state_of
 
     place = folder / "queue"
