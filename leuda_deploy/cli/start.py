@@ -44,7 +44,7 @@ def next_steps(here: Path) -> list[Step]:
         scans += [place / name for name in sorted(names) if is_scan_file(folder / name)][:1]
     scan = scans[0] if scans else Path("SCAN.nii.gz")
     steps = [
-        Step(f"look at the labels in {place}, the most doubtful first", ("view", place))
+        Step(f"look at the labels in {place}, the least sure first", ("view", place))
         for place in results[:1]
     ]
     steps += [

@@ -30,7 +30,6 @@ from leuda_deploy.proof.parity import (
     TOLERANCES,
     Parity,
     check_parity,
-    class_names,
     run_windows,
 )
 from leuda_deploy.proof.probes import Probes, probes_of_scans
@@ -106,8 +105,7 @@ def prove_engine(model: ModelFile, name: str, probes: Probes) -> Parity:
         engine,
         probes,
         stage=f"ONNX {card.precision} -> {engine.description}",
-        classes=class_names(card),
-        region_threshold=card.region_threshold,
+        card=card,
         # a reference of the same precision: two ways to round the same graph
         tolerances=TOLERANCES[card.precision],
     )

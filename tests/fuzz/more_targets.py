@@ -257,7 +257,7 @@ def _view(content: bytes, folder: Path) -> object:
     (folder / "a_labels.json").write_bytes(content)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return [(scene.name, scene.doubt, scene.unlike) for scene in find_scenes(folder)]
+        return [(scene.name, scene.unsure, scene.unlike) for scene in find_scenes(folder)]
 
 
 def _plans(which: str) -> Feed:

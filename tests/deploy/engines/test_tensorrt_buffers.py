@@ -272,7 +272,7 @@ def test_cuda_python_that_is_missing_is_one_line(
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelFile, str]:
-    """The shipped model and its engine for this machine's GPU, of four windows at most."""
+    """The phantom model and its engine for this machine's GPU, of four windows at most."""
     if find_gpu() is None:
         pytest.skip("no NVIDIA GPU here")
     folder = tmp_path_factory.mktemp("export")
