@@ -96,6 +96,10 @@ def read_series(
         strict: Refuse slices that would have to be resampled to lie on an orthogonal grid.
         voxels: False reads the headers alone. The values are then 0, and take no memory.
 
+    Returns:
+        The series. `volume` is (columns, rows, slices), in scanner units; `on_slices(labels)` gives
+        labels of that volume on the scanner's own slices.
+
     Raises:
         ScanError: There is no DICOM image, or there are two series; files cannot be read, or there
             are fewer than the series says; the modality is no scan; a file lacks what places it;
