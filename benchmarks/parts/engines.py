@@ -21,7 +21,7 @@ from export_matrix import interleaved
 
 from leuda_deploy.engines.engine import Float32, Scorer
 from leuda_deploy.engines.onnx_runtime import OnnxEngine
-from leuda_deploy.engines.tensorrt import EXTRAS, TensorRTEngine
+from leuda_deploy.engines.tensorrt.engine import EXTRAS, TensorRTEngine
 from leuda_deploy.export.add_engines import add_engines
 from leuda_deploy.export.to_tensorrt import THIS_MACHINE, EngineTarget
 from leuda_deploy.machine.gpu import find_gpu

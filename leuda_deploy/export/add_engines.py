@@ -10,7 +10,7 @@ import numpy as np
 
 from leuda_deploy.engines.engine import EngineSettings
 from leuda_deploy.engines.open_engine import reference_engine
-from leuda_deploy.engines.tensorrt import TensorRTEngine
+from leuda_deploy.engines.tensorrt.engine import TensorRTEngine
 from leuda_deploy.errors import ModelError, ParityError
 from leuda_deploy.export.to_tensorrt import EngineTarget, to_tensorrt
 from leuda_deploy.export.verify import Verified

@@ -29,9 +29,9 @@ from leuda_deploy.engines.engine import (
     EngineSettings,
     Float32,
 )
-from leuda_deploy.engines.engine_fit import fitting_engine
 from leuda_deploy.engines.onnx_runtime import runs_on_the_cpu
 from leuda_deploy.engines.open_engine import open_engine, reference_engine
+from leuda_deploy.engines.tensorrt.engine_fit import fitting_engine
 from leuda_deploy.engines.threads import threads_for
 from leuda_deploy.errors import InputError, LeudaError, ParityError
 from leuda_deploy.machine.cache_folder import own_cache

@@ -17,15 +17,15 @@ from support import cuda_stand_in
 from support.engine_files import HERE, VERSION, with_engine
 from support.makers import MakeModel
 
-from leuda_deploy.engines import cuda, engine_fit
-from leuda_deploy.engines.tensorrt import TensorRTEngine, open_tensorrt
-from leuda_deploy.engines.tensorrt_buffers import (
+from leuda_deploy.engines.tensorrt import cuda, engine_fit
+from leuda_deploy.engines.tensorrt.buffers import (
     SLOTS,
     buffer_bytes,
     groups_of,
     remembered,
     take_turns,
 )
+from leuda_deploy.engines.tensorrt.engine import TensorRTEngine, open_tensorrt
 from leuda_deploy.errors import InputError, LeudaError, MissingExtraError, ModelError
 from leuda_deploy.export.add_engines import add_engines
 from leuda_deploy.export.to_tensorrt import engine_targets
