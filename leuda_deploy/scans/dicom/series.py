@@ -97,8 +97,7 @@ def read_series(
         voxels: False reads the headers alone. The values are then 0, and take no memory.
 
     Returns:
-        The series. `volume` is (columns, rows, slices), in scanner units; `on_slices(labels)` gives
-        labels of that volume on the scanner's own slices.
+        The series: `volume`, in scanner units, and `on_slices` for labels of it.
 
     Raises:
         ScanError: There is no DICOM image, or there are two series; files cannot be read, or there

@@ -79,7 +79,7 @@ def test_one_wrong_value_names_its_window_and_class(probes: Probes) -> None:
     with pytest.raises(ParityError) as refused:
         judge(probes, candidate)
     error = refused.value
-    assert (error.figure, error.window, error.class_name) == ("max_abs", 7, "high")
+    assert (error.figure, error.window, error.class_name) == ("max_abs", 7, "bright")
     assert str(error).startswith("A -> B: ")
     assert probes.names[7] in str(error)
     assert judge(probes, candidate, "int8").worst_window == probes.names[7]
