@@ -74,7 +74,7 @@ class Setting:
     def config(
         self, precision: str, *, dropout: float = 0.1, compiled: bool = False, **objective: Any
     ) -> TrainConfig:
-        """LE-UDA as shipped, at this size, every term on from the first step."""
+        """LE-UDA as it comes, at this size, every term on from the first step."""
         content = load_config("small", "le-uda").model_dump(mode="json", exclude_none=True)
         content["recipe"]["window"] = [self.size, self.size]
         del content["schedule"]["coarse_window"]

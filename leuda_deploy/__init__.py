@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from leuda_deploy.inference.segment import Segmentation
     from leuda_deploy.inference.segmenter import Segmenter
     from leuda_deploy.inference.settings import Settings
+    from leuda_deploy.scans.dicom.find import find_series
+    from leuda_deploy.scans.dicom.rules import SeriesRules, choose_series
+    from leuda_deploy.scans.dicom.series import read_series
     from leuda_deploy.scans.nifti import write_labels
     from leuda_deploy.scans.volume import Volume, read_volume
 
@@ -43,10 +46,14 @@ _MODULES = {
     "ScanError": "leuda_deploy.errors",
     "Segmentation": "leuda_deploy.inference.segment",
     "Segmenter": "leuda_deploy.inference.segmenter",
+    "SeriesRules": "leuda_deploy.scans.dicom.rules",
     "Settings": "leuda_deploy.inference.settings",
     "TrainingError": "leuda_deploy.errors",
     "UndeclaredLabelError": "leuda_deploy.errors",
     "Volume": "leuda_deploy.scans.volume",
+    "choose_series": "leuda_deploy.scans.dicom.rules",
+    "find_series": "leuda_deploy.scans.dicom.find",
+    "read_series": "leuda_deploy.scans.dicom.series",
     "read_volume": "leuda_deploy.scans.volume",
     "verify": "leuda_deploy.export.verify",
     "write_labels": "leuda_deploy.scans.nifti",
@@ -63,10 +70,14 @@ __all__ = [
     "ScanError",
     "Segmentation",
     "Segmenter",
+    "SeriesRules",
     "Settings",
     "TrainingError",
     "UndeclaredLabelError",
     "Volume",
+    "choose_series",
+    "find_series",
+    "read_series",
     "read_volume",
     "verify",
     "write_labels",

@@ -1,9 +1,10 @@
 """Training half: LE-UDA in PyTorch. What stands in `__all__` is public; all else may move.
 
-from pathlib import Path
-from leuda_train import export_run, load_config, read_cohort, train
-train(read_cohort("cohort.toml"), load_config("small", "le-uda-plus"), Path("runs/heart"))
-export_run(Path("runs/heart"), Path("exports/heart"))
+    from pathlib import Path
+    from leuda_train import export_run, load_config, read_cohort, train
+
+    train(read_cohort("cohort.toml"), load_config("small", "le-uda-plus"), Path("runs/heart"))
+    export_run(Path("runs/heart"), Path("exports/heart"))
 
 Names are imported when they are asked for: importing the package does not import torch.
 """

@@ -28,7 +28,7 @@ CONFIG = """# Config
 
 A config says how large and how long; a method says what is trained on what. Both are TOML files
 with the keys below. `leuda train --config NAME --method NAME` lays the method over the config. A
-NAME is one that ships (`leuda_train/configs/`, `leuda_train/methods/`), or the path of your own
+NAME is a built-in one (`leuda_train/configs/`, `leuda_train/methods/`), or the path of your own
 TOML file. A key that is not listed here is an error. The resolved config is written to
 `RUN/config.toml`.
 """

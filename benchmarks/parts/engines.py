@@ -21,14 +21,14 @@ from export_matrix import interleaved
 
 from leuda_deploy.engines.engine import Float32, Scorer
 from leuda_deploy.engines.onnx_runtime import OnnxEngine
-from leuda_deploy.engines.tensorrt import EXTRAS, TensorRTEngine
+from leuda_deploy.engines.tensorrt.engine import EXTRAS, TensorRTEngine
 from leuda_deploy.export.add_engines import add_engines
 from leuda_deploy.export.to_tensorrt import THIS_MACHINE, EngineTarget
 from leuda_deploy.machine.gpu import find_gpu
 from leuda_deploy.model.card import Precision
 from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.model.passport import Family
-from leuda_deploy.proof.parity import TOLERANCES, Parity, Tolerances, check_parity, class_names
+from leuda_deploy.proof.parity import TOLERANCES, Parity, Tolerances, check_parity
 from leuda_train.loop.hardware import Hardware
 from leuda_train.loop.hardware import Precision as AutocastPrecision
 from leuda_train.networks.product import TorchEngine
@@ -131,7 +131,7 @@ def compare(
             scorer,
             made.probes,
             stage=title,
-            classes=class_names(card),
+            card=card,
             tolerances=ANYTHING,
         )
         return {

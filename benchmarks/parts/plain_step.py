@@ -167,8 +167,7 @@ class PlainLoop:
         height, width = self.config.recipe.window
         return random_affine(
             count,
-            scale=self.config.augment.scale,
-            rotation_degrees=self.config.augment.rotation_degrees,
+            self.config.augment,
             aspect=height / width,
             generator=step_generator(self.config.seed, f"warp/{purpose}", step),
         ).numpy()

@@ -29,7 +29,7 @@ from leuda_train.evaluation.dice_curve import (
     LabelledScan,
     dice_pairs,
     fit_dice_curve,
-    spread,
+    some_of,
 )
 from leuda_train.export.product_file import ProductFacts, load_product
 from leuda_train.loop.hardware import choose_hardware
@@ -97,7 +97,7 @@ def _labelled(cohort: Cohort, facts: ProductFacts, subject: str, names: str) -> 
     (scan,) = (scan for scan in cohort.scans if scan.subject == subject)
     label = scan.label or Path(str(scan.image).replace(*names.split("=")))
     images, classes, _ = _slices_of(replace(scan, label=label), facts.recipe, cohort.spec, True)
-    some = spread(np.arange(len(images)), together=TOGETHER)
+    some = some_of(np.arange(len(images)), together=TOGETHER)
     return LabelledScan(images=images[some], labels=classes[some], rows=some)
 
 

@@ -17,8 +17,8 @@ from typing import Literal, get_args
 import numpy as np
 
 from leuda_deploy.engines.engine import TENSORRT, EngineName, EngineSettings
-from leuda_deploy.engines.engine_fit import fitting_engine
 from leuda_deploy.engines.open_engine import open_engine
+from leuda_deploy.engines.tensorrt.engine_fit import fitting_engine
 from leuda_deploy.engines.threads import usable_cores
 from leuda_deploy.errors import InputError, LeudaError, one_line, printable
 from leuda_deploy.machine.cache_folder import cache_folder, own_cache

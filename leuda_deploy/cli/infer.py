@@ -254,7 +254,8 @@ def infer(
     from leuda_deploy.inference.segmenter import Segmenter
     from leuda_deploy.inference.settings import Settings
     from leuda_deploy.jobs.dicom_out.findings import uncoded_line
-    from leuda_deploy.jobs.jobs_of import Wanted, for_model, jobs_of
+    from leuda_deploy.jobs.find_jobs import Wanted
+    from leuda_deploy.jobs.jobs_of import for_model, jobs_of
     from leuda_deploy.jobs.outputs import plan_job_outputs
     from leuda_deploy.jobs.prepare import Wishes
     from leuda_deploy.jobs.run_jobs import run_job, run_jobs, volumes_output

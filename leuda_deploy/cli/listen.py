@@ -110,7 +110,8 @@ def listen(
     from leuda_deploy.inference.segmenter import Segmenter
     from leuda_deploy.inference.settings import Settings
     from leuda_deploy.jobs.dicom_out.findings import uncoded_line
-    from leuda_deploy.jobs.node.queue import Queue, in_one_line
+    from leuda_deploy.jobs.node.database import in_one_line
+    from leuda_deploy.jobs.node.queue import Queue
 
     if status:
         with in_one_line(queue):

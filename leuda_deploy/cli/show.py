@@ -45,13 +45,13 @@ def show_report(report: Report, console: Console) -> None:
         dice = [] if predicted is None else [f"{predicted[name]:.2f}" if name in predicted else "-"]
         table.add_row(Text(name), f"{millilitres:.1f}", *dice)
     console.print(table)
-    stages = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in report.seconds.items())
+    phases = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in report.seconds.items())
     lines = [
         f"labels   {report.labels}",
         *(f"region   {name}: {path}" for name, path in (report.regions or {}).items()),
         f"engine   {report.engine}{_threads(report)}",
         f"model    {report.model} (sha256 {report.model_sha256[:12]}, feed {report.feed})",
-        f"time     {report.total_seconds:.2f} s; by stage, overlapping: {stages}",
+        f"time     {report.total_seconds:.2f} s; by phase, overlapping: {phases}",
     ]
     if report.peak_memory_mb is not None:
         lines.append(
@@ -59,12 +59,12 @@ def show_report(report: Report, console: Console) -> None:
             f"{report.predicted_peak_mb:.0f} MB predicted"
         )
     lines += _series_lines(report)
-    lines.append(f"doubts   {report.low_confidence:.1%} of the structures' voxels")
+    lines.append(f"unsure   of {report.low_confidence:.1%} of the structures' voxels")
     lines.append(f"slices   {_slices_line(report)}")
     lines.append(f"windows  {_windows_line(report)}")
     if report.domain is not None:
         looks = "like" if report.domain["fits"] else "NOT like"
-        lines.append(f"domain   {looks} the scans of training (z = {report.domain['z']})")
+        lines.append(f"looks    {looks} the scans of training (z = {report.domain['z']})")
     taken = {name: ml for name, ml in (report.cleaned_ml or {}).items() if ml}
     lines += [f"cleaned  {ml:.1f} mL of islands of {name} taken away" for name, ml in taken.items()]
     lines += [f"flag     {flag.structure}: {flag.flag}" for flag in report.flags]

@@ -49,7 +49,7 @@ def next_steps(here: Path) -> list[Step]:
     runs.sort(key=lambda run: (here / run / "evaluation.json").lstat().st_mtime, reverse=True)
     scan = scans[0] if scans else Path("SCAN.nii.gz")
     steps = [
-        Step(f"look at the labels in {place}, the most doubtful first", ("view", place))
+        Step(f"look at the labels in {place}, the least sure first", ("view", place))
         for place in results[:1]
     ]
     steps += [

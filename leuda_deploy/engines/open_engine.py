@@ -5,7 +5,7 @@ from __future__ import annotations
 from leuda_deploy.engines.engine import TENSORRT, Engine, EngineName, EngineSettings
 from leuda_deploy.engines.onnx_runtime import OnnxEngine, runs_on_the_cpu
 from leuda_deploy.engines.openvino import OpenVinoEngine
-from leuda_deploy.engines.tensorrt import open_tensorrt
+from leuda_deploy.engines.tensorrt.engine import open_tensorrt
 from leuda_deploy.errors import InputError
 from leuda_deploy.model.model_file import ModelFile
 

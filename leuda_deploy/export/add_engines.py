@@ -10,7 +10,7 @@ import numpy as np
 
 from leuda_deploy.engines.engine import EngineSettings
 from leuda_deploy.engines.open_engine import reference_engine
-from leuda_deploy.engines.tensorrt import TensorRTEngine
+from leuda_deploy.engines.tensorrt.engine import TensorRTEngine
 from leuda_deploy.errors import ModelError, ParityError
 from leuda_deploy.export.to_tensorrt import EngineTarget, to_tensorrt
 from leuda_deploy.export.verify import Verified
@@ -30,7 +30,6 @@ from leuda_deploy.proof.parity import (
     TOLERANCES,
     Parity,
     check_parity,
-    class_names,
     run_windows,
 )
 from leuda_deploy.proof.probes import Probes, probes_of_scans
@@ -106,8 +105,7 @@ def prove_engine(model: ModelFile, name: str, probes: Probes) -> Parity:
         engine,
         probes,
         stage=f"ONNX {card.precision} -> {engine.description}",
-        classes=class_names(card),
-        region_threshold=card.region_threshold,
+        card=card,
         # a reference of the same precision: two ways to round the same graph
         tolerances=TOLERANCES[card.precision],
     )

@@ -115,17 +115,17 @@ def package_graph(source: Path, card_file: Path, output: Path) -> ModelFile:
 
 
 def _check_its_own(card: ModelCard, card_file: Path) -> None:
-    """Refuse a card with the facts of the model that ships: a copy that was not filled in."""
-    shipped = ModelFile.open(default_model()).card
+    """Refuse a card with the facts of the phantom model: a copy that was not filled in."""
+    phantom = ModelFile.open(default_model()).card
     same = [
         name
         for name in ("name", "provenance", "domain")
-        if getattr(card, name) is not None and getattr(card, name) == getattr(shipped, name)
+        if getattr(card, name) is not None and getattr(card, name) == getattr(phantom, name)
     ]
     if same:
         raise InputError(
             f"{card_file} has the {' and '.join(same)} of another model, the phantom model that "
-            "ships with leuda: say those of yours (`leuda card init` writes a card with room for "
+            "comes with leuda: say those of yours (`leuda card init` writes a card with room for "
             'them), or "domain": null'
         )
 

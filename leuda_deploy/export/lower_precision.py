@@ -39,7 +39,7 @@ Gate = Callable[[onnx.ModelProto, Int8 | None], tuple[ModelFile, tuple[Parity, .
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lowered:
+class InPrecision:
     """A model in lower precision.
 
     model          as written
@@ -62,7 +62,7 @@ def lower_precision(
     *,
     calibration: Float32,
     progress: Progress,
-) -> Lowered:
+) -> InPrecision:
     """Convert the reference's graph, write it to `path`, and compare the two.
 
     Args:
@@ -93,9 +93,9 @@ def lower_precision(
         return written, (*parities, *held.values())
 
     if precision == "int8":
-        return _lower_to_int8(graph, reference.probes, calibration[:, None], gate, progress)
+        return _to_proven_int8(graph, reference.probes, calibration[:, None], gate, progress)
     written, parities = gate(to_bf16(graph) if precision == "bf16" else to_fp16(graph), None)
-    return Lowered(model=written, parities=parities)
+    return InPrecision(model=written, parities=parities)
 
 
 def _as_on_other_kinds(model: ModelFile, reference: Reference) -> dict[str, Parity]:
@@ -112,13 +112,13 @@ def _as_on_other_kinds(model: ModelFile, reference: Reference) -> dict[str, Pari
     return found
 
 
-def _lower_to_int8(
+def _to_proven_int8(
     model: onnx.ModelProto,
     probes: Probes,
     calibration: Float32,
     gate: Gate,
     progress: Progress,
-) -> Lowered:
+) -> InPrecision:
     """Quantise every layer that may be; while the gate refuses, lift the most sensitive ones back.
 
     One layer at a time at first, then half as many again as were lifted already. Weights of 7 bits,
@@ -139,7 +139,7 @@ def _lower_to_int8(
             except ParityError as error:
                 refused = error
                 continue
-            return Lowered(
+            return InPrecision(
                 model=written,
                 parities=parities,
                 int8_layers=tuple(titles[name] for name in kept),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from leuda_deploy.engines.engine_fit import installed_version, misfits, remedy
+from leuda_deploy.engines.tensorrt.engine_fit import installed_version, misfits, remedy
 from leuda_deploy.errors import ModelError
 from leuda_deploy.machine.files import file_sha256
 from leuda_deploy.machine.gpu import Gpu, find_gpu

@@ -86,7 +86,7 @@ def winners(planes: Float32 | Iterable[Float32]) -> UInt8:
     return labels
 
 
-def doubts(won: UInt8, probabilities: Float32) -> NDArray[np.float64]:
+def dice_sums(won: UInt8, probabilities: Float32) -> NDArray[np.float64]:
     """What `expected_dice` needs of some pixels; of more of them, it is the sum.
 
     Args:
@@ -103,14 +103,14 @@ def doubts(won: UInt8, probabilities: Float32) -> NDArray[np.float64]:
     return np.stack([won_by, probabilities.sum(axis=1, dtype=np.float64), both])
 
 
-def expected_dice(doubts: NDArray[np.float64]) -> dict[int, float]:
+def expected_dice(sums: NDArray[np.float64]) -> dict[int, float]:
     """The Dice that labels would have if the probabilities that they were chosen by were right.
 
     Of a class, 2 Σ p over the pixels that won / (Σ 1 over these + Σ p over all), with p its
     probability: the Dice with a truth that is drawn, pixel by pixel, with these probabilities. Of
     each class that was found, without the background.
     """
-    return {k: float(2 * b / (w + p)) for k, (w, p, b) in enumerate(doubts.T) if k and w}
+    return {k: float(2 * b / (w + p)) for k, (w, p, b) in enumerate(sums.T) if k and w}
 
 
 class Uncertainty:
@@ -135,8 +135,8 @@ class Uncertainty:
         self._stack = stack
         self._probabilities, self._regions = probabilities, regions
         # by slice, what was said of it last: a search may come by twice
-        self._of_structures: dict[int, tuple[int, int]] = {}  # pixels, and those of them in doubt
-        self._doubts: dict[int, NDArray[np.float64]] = {}
+        self._of_structures: dict[int, tuple[int, int]] = {}  # pixels, and those of low confidence
+        self._dice_sums: dict[int, NDArray[np.float64]] = {}
         self.entropy: UInt8 | None = None
         if wanted:
             self.entropy = np.zeros(stack.volume.raw.shape, dtype=np.uint8, order="F")
@@ -164,7 +164,7 @@ class Uncertainty:
         total = powers.sum(axis=0)  # 1 / probability of the winner
         low = int(np.count_nonzero(total[won > 0] > 1 / LOW_CONFIDENCE))
         self._of_structures[index] = int(np.count_nonzero(won)), low
-        self._doubts[index] = doubts(won, powers / total)
+        self._dice_sums[index] = dice_sums(won, powers / total)
 
     def _entropy(self, plane: Float32) -> Float32:
         if not self._regions:
@@ -184,7 +184,7 @@ class Uncertainty:
     @property
     def expected_dice(self) -> dict[int, float]:
         """See `expected_dice`; by class that was found. Of regions nothing is worked out."""
-        return expected_dice(np.sum([*self._doubts.values()], axis=0)) if self._doubts else {}
+        return expected_dice(np.sum([*self._dice_sums.values()], axis=0)) if self._dice_sums else {}
 
     def _logits(self, scores: Float32) -> Float32:
         """What a softmax turns into the probabilities; their logarithms are that, too."""

@@ -24,7 +24,7 @@ SLACK_BYTES = 72 << 20
 SPARE_BYTES = 16 << 20  # that the budget advised is more than the least
 # of one slice while it is labelled: index, weight and score of each pixel's taps, all of it open
 LABEL_BYTES_PER_PIXEL = 100
-# slabs that exist at once in each stage: one in the making, one ready, one in use
+# slabs that exist at once in each step: one in the making, one ready, one in use
 SLABS_ALIVE = 3
 
 

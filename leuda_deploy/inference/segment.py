@@ -54,7 +54,7 @@ class Segmentation:
         low_confidence: Share of the voxels labelled as a structure whose class has a probability
             below 0.7, on the model grid.
         expected_dice: By class that was found, the Dice that its labels would have if the model's
-            doubts were right, on the model grid, before any clean-up. Models doubt too little.
+            probabilities were right, on the model grid, before any clean-up. Models are too sure.
         intensity: Clip limits and normalisation fitted to this scan, in scanner units.
         scored: How many slices of the model grid were scored.
         searched: How many of them to find where there is something; None: every slice was scored.
@@ -187,7 +187,7 @@ def segment(
                 with clock("labels"):
                     for index, plane in zip(slices, found, strict=True):
                         label_stack[index] = decide(plane)
-                with clock("doubts"):
+                with clock("uncertainty"):
                     unsure.add(slices, found)
             for index in slab:
                 walk.saw(index, find is not None and bool(label_stack[index].any()))

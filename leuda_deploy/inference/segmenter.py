@@ -77,7 +77,7 @@ class Segmenter:
         """Open a model, and the engine if the settings name one.
 
         Args:
-            model: Export folder, `*.onnx` file or `ModelFile`; None: the phantom model that ships.
+            model: Export folder, `*.onnx` file or `ModelFile`; None: the phantom model.
             settings: Engine, precision, threads, batch and memory limits.
 
         Raises:

@@ -48,16 +48,27 @@ class Job:
         return dict(zip(channels, files, strict=True))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Where results go, as the user gave it: files, or folders for many scans; None: not given.
+
+    dicom   what is written of a DICOM series: see DICOM_ENDINGS
+    ending  of label files that leuda names
+    """
+
+    output: Path | None = None
+    uncertainty: Path | None = None
+    dicom: Mapping[str, Path] = field(default_factory=dict)
+    ending: str = LABEL_ENDINGS[0]
+
+
 def find_jobs(
     folder: Path,
-    out: Path,
+    wanted: Wanted,
     *,
     shard: str = "1/1",
-    uncertainty: Path | None = None,
-    dicom: Mapping[str, Path] | None = None,
     frames: str | None = None,
     series: SeriesChoice = NO_CHOICE,
-    ending: str = LABEL_ENDINGS[0],
 ) -> list[Job]:
     """The scans in a folder, in the order of their names; of n shards, the i-th takes every n-th.
 
@@ -69,6 +80,7 @@ def find_jobs(
     have the same output.
     """
     part, parts = _parse_shard(shard)
+    out = wanted.output or Path()
     scans, passed_over = _sort_out(folder)
     if not scans:
         inside = f"; in it: {passed_over}" if passed_over else ""
@@ -81,11 +93,12 @@ def find_jobs(
     jobs = [
         Job(
             scan=scan,
-            output=out / f"{stem(scan)}_labels{ending}",
-            uncertainty=uncertainty and uncertainty / f"{stem(scan)}_uncertainty.nii.gz",
+            output=out / f"{stem(scan)}_labels{wanted.ending}",
+            uncertainty=wanted.uncertainty
+            and wanted.uncertainty / f"{stem(scan)}_uncertainty.nii.gz",
             dicom={
                 what: folder / f"{stem(scan)}{DICOM_ENDINGS[what]}"
-                for what, folder in (dicom or {}).items()
+                for what, folder in wanted.dicom.items()
                 if is_dicom_source(scan)
             },
         )
@@ -196,7 +209,7 @@ def is_series(folder: Path) -> bool:
 
 
 def _is_label_name(name: str) -> bool:
-    """Whether a scan file's name, without its ending, says that it holds labels or doubts."""
+    """Whether a scan file's name, without its ending, says that it holds labels or uncertainty."""
     name = FRAME_NUMBER.sub("", name.lower())
     return name.endswith(LABEL_SUFFIXES)
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from leuda_deploy.errors import InputError, ScanError
 from leuda_deploy.jobs.find_jobs import (
     DICOM_ENDINGS,
-    LABEL_ENDINGS,
     Job,
+    Wanted,
     find_jobs,
     is_series,
     label_stem,
@@ -22,20 +22,6 @@ from leuda_deploy.model.card import ModelCard
 from leuda_deploy.scans.channels import sibling_channels
 from leuda_deploy.scans.dicom.rules import NO_CHOICE, SeriesChoice
 from leuda_deploy.scans.dicom.sources import is_dicom_source
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """Where results go, as the user gave it: files, or folders for many scans; None: not given.
-
-    dicom   what is written of a DICOM series: see DICOM_ENDINGS
-    ending  of label files that leuda names
-    """
-
-    output: Path | None = None
-    uncertainty: Path | None = None
-    dicom: Mapping[str, Path] = field(default_factory=dict)
-    ending: str = LABEL_ENDINGS[0]
 
 
 def jobs_of(
@@ -62,13 +48,10 @@ def jobs_of(
     if scan.is_dir() and series.wanted is None and not is_series(scan):
         jobs = find_jobs(
             scan,
-            wanted.output or Path(),
+            wanted,
             shard=shard,
-            uncertainty=wanted.uncertainty,
-            dicom=wanted.dicom,
             frames=frames,
             series=series,
-            ending=wanted.ending,
         )
         return jobs, False
     name = stem(scan)
@@ -144,8 +127,8 @@ def _of_case(job: Job, others: tuple[Path, ...]) -> Job:
             return path
         return path.with_name(case + path.name.removeprefix(name))
 
-    doubts = job.uncertainty and renamed(job.uncertainty)
-    return replace(job, others=others, output=renamed(job.output), uncertainty=doubts)
+    uncertainty = job.uncertainty and renamed(job.uncertainty)
+    return replace(job, others=others, output=renamed(job.output), uncertainty=uncertainty)
 
 
 def _masks(job: Job, card: ModelCard, folder: Path) -> dict[str, Path]:

@@ -94,8 +94,8 @@ def prepare(
     if series is not None and series.mended is not None:
         _log.warning("%s was mended: %s", series.found.name, mended_words(series.mended))
     implausible = implausible_geometry(volume)
-    for doubt in implausible:
-        _log.warning("%s: %s", job.scan, doubt)
+    for line in implausible:
+        _log.warning("%s: %s", job.scan, line)
     with clock("normalise"):
         stack = segmenter.stack(volume)
         _ = stack.intensity  # refused here if it cannot be normalised, before anything is logged

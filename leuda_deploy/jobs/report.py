@@ -46,13 +46,13 @@ class Report:
                     for. Its voxels in `labels` are those that no later structure covers
     written         SHA-256 of each file that was written, by its field: labels, overlay, ...
     not_written     why a file that was asked for is not there, by its field
-    seconds         busy wall seconds by stage, which overlap
+    seconds         busy wall seconds by phase, which overlap
     total_seconds   end to end, from opening the scan to labels and picture written
     peak_memory_mb  of the process so far; None if the OS does not report it
     implausible     what is odd about the scan's geometry; volumes depend on it
     asked           frame, engine, precision, mirror and clean-up as they were asked for
     low_confidence  share of the structures' voxels whose class has a probability below 0.7
-    predicted_dice  of what was found, from the model's doubts: not measured. None: no dice_curve in
+    predicted_dice  of what was found, from its probabilities: not measured. None: no dice_curve in
                     the card, or the scan is unlike those of training
     intensity       clip limits, shift, scale and quartiles of this scan
     cleaned_ml      mL of islands taken away, by structure; None: not asked for, or no rules for it
@@ -121,7 +121,7 @@ class PreparedScan:
     scan_sha256  of the file, or of the series' files
     implausible  what is odd about its geometry
     asked        what was asked for that decides the labels
-    clock        seconds by stage so far
+    clock        seconds by phase so far
     began        `time.perf_counter()` when the work on it began
     """
 
@@ -169,9 +169,9 @@ def write_results(result: Result, *, overlay: bool, seg_type: SegType = "binary"
             for structure in result.engine.card.structures:
                 if structure.name in job.regions:
                     _write_region(writer, result, structure)
-        if job.uncertainty is not None and (doubts := found.uncertainty) is not None:
+        if job.uncertainty is not None and (entropy := found.uncertainty) is not None:
             writer.write(
-                "uncertainty", job.uncertainty, lambda path: write_map(path, doubts, volume)
+                "uncertainty", job.uncertainty, lambda path: write_map(path, entropy, volume)
             )
 
     def write_if_possible(role: str, path: Path, make: Callable[[Path], None]) -> None:

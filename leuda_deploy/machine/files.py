@@ -189,6 +189,15 @@ def _remove_leftovers(target: Path) -> None:
             os.close(descriptor)
 
 
+def flush_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _flush(path: Path) -> None:
     """Have a file on the disk before its name says that it is there."""
     with path.open("rb") as written:

@@ -186,7 +186,7 @@ class ModelCard(_Part):
     series  which DICOM series of a study the model is for
     int8    of a graph in int8: on what it was proven; None: another precision, or not known
     search  how few slices find all there is, where the export proved it; None: score every slice
-    dice_curve  how far its doubts can be believed; None: no Dice is predicted
+    dice_curve  how far its probabilities can be believed; None: no Dice is predicted
     refine  what is done to the probabilities of classes before labels are taken
     sha256  over graph, weights and card; see `model_file`
     """

@@ -17,7 +17,7 @@ ENDS = 0.01  # an expectation nearer to 0 or 1 than this counts as this
 
 
 class DiceCurve(BaseModel):
-    """How far a model's own doubts can be believed: logit predicted = shift + slope logit expected.
+    """How far its probabilities can be believed: logit predicted = shift + slope logit expected.
 
     Never above what the model expects: the scans that it is fitted on are those of training, or
     like them, on which a network does better than elsewhere.

@@ -23,7 +23,7 @@ from leuda_deploy.machine.outside import parse_json, read_bytes, read_json
 from leuda_deploy.model.card import Text
 from leuda_deploy.model.passport import Passport
 
-SHIPPED = Path(__file__).with_name("phantom-heart")  # a link to exports/, a folder in a wheel
+PHANTOM_MODEL = Path(__file__).with_name("phantom-heart")  # a link to exports/, a folder in a wheel
 MODEL_FILE, CARD_FILE, PARITY_FILE = "model.onnx", "card.json", "parity.json"
 MANIFEST_FILE, SIGNATURE_FILE = "manifest.json", "manifest.sig"
 UNLISTED = (MANIFEST_FILE, SIGNATURE_FILE)  # what the manifest does not list
@@ -182,8 +182,10 @@ def read_proof(folder: Path) -> tuple[dict[str, Any], Proof]:
 
 
 def default_model() -> Path:
-    """The folder of the small phantom model that is shipped. Raises ModelError if it is missing."""
-    folder = SHIPPED.resolve()
+    """The folder of the phantom model that comes with leuda. Raises ModelError if it is missing."""
+    folder = PHANTOM_MODEL.resolve()
     if not folder.is_dir():
-        raise ModelError(f"the shipped phantom model is not at {folder}; give --model")
+        raise ModelError(
+            f"the phantom model that comes with leuda is not at {folder}; give --model"
+        )
     return folder

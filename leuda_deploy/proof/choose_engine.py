@@ -19,7 +19,7 @@ from leuda_deploy.engines.engine import (
     Float32,
     PrecisionChoice,
 )
-from leuda_deploy.engines.engine_fit import fitting_engine
+from leuda_deploy.engines.tensorrt.engine_fit import fitting_engine
 from leuda_deploy.errors import LeudaError
 from leuda_deploy.machine.cache_folder import cache_folder
 from leuda_deploy.model.model_file import ModelFile

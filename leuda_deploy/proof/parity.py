@@ -70,11 +70,11 @@ BY_WINDOW = replace(TOLERANCES["fp32"], max_abs=3e-2, mean_abs=5e-4, made_up_max
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """What was found between a reference and a candidate. Logit figures: see `Tolerances`.
+    """What was found between a reference and a candidate. Figures of scores: see `Tolerances`.
 
-    spread        standard deviation of the reference's logits on real windows
+    spread        standard deviation of the reference's scores on real windows
     class_dice    by class name, background included, between the two label maps; None: in neither
-    worst_window, worst_class  where the largest |Δlogit| on a real window is
+    worst_window, worst_class  where the largest |Δscore| on a real window is
     """
 
     stage: str
@@ -99,13 +99,13 @@ class Parity:
 
 
 def class_names(card: ModelCard) -> tuple[str, ...]:
-    """The classes, or regions, in the order of the logits' channels."""
+    """The classes, or regions, in the order of the scores' channels."""
     names = tuple(structure.name for structure in card.structures)
     return names if card.options.regions else ("background", *names)
 
 
 def run_windows(engine: Scorer, windows: Float32, *, batch: int = 8) -> Float32:
-    """Windows (N, 1, h, w) -> logits (N, K, h, w), a few windows at a time."""
+    """Windows (N, 1, h, w) -> scores (N, K, h, w), a few windows at a time."""
     groups = (windows[start : start + batch] for start in range(0, len(windows), batch))
     return np.concatenate([engine(np.ascontiguousarray(group)) for group in groups])
 
@@ -116,18 +116,17 @@ def check_parity(
     probes: Probes,
     *,
     stage: str,
-    classes: Sequence[str],
+    card: ModelCard,
     tolerances: Tolerances,
-    region_threshold: float | None = None,
 ) -> Parity:
-    """Run the candidate on the probes and compare with the reference's logits (N, K, h, w).
+    """Run the candidate on the probes and compare with the reference's scores (N, K, h, w).
 
-    region_threshold: the score above which a pixel is in a region; None: its class is the one with
-    the largest score.
+    The card names the classes, or the regions.
 
     Raises ParityError, naming stage, window and class, if a limit is passed or a value is not
     finite; its `window` is the index of the worst window.
     """
+    classes, threshold = class_names(card), card.region_threshold
     found = run_windows(candidate, probes.windows)
     if expected.shape != found.shape:
         raise ParityError(
@@ -145,7 +144,7 @@ def check_parity(
         )
     real = slice(0, probes.real)
     spread = max(float(expected[real].std(dtype=np.float64)), 1e-6)
-    labels, others = (_decided(scores[real], region_threshold) for scores in (expected, found))
+    labels, others = (_decided(scores[real], threshold) for scores in (expected, found))
     gap = np.abs(np.subtract(found, expected, out=found), out=found)  # scores of 3D windows are big
     window, channel = map(int, np.unravel_index(gap[real].argmax(), gap[real].shape)[:2])
     parity = Parity(
@@ -158,7 +157,7 @@ def check_parity(
         made_up_max_abs=float(gap[probes.real : probes.flat].max(initial=0.0)) / spread,
         disagreement=float((labels != others).mean()),
         class_dice={
-            name: _dice(_in(labels, k, region_threshold), _in(others, k, region_threshold))
+            name: _dice(_in(labels, k, threshold), _in(others, k, threshold))
             for k, name in enumerate(classes)
         },
         worst_window=probes.names[window],

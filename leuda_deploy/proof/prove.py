@@ -16,7 +16,7 @@ from leuda_deploy.errors import LeudaError, MissingExtraError, ParityError
 from leuda_deploy.model.card import Precision
 from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.proof.layers import first_layer_that_differs
-from leuda_deploy.proof.parity import TOLERANCES, Parity, Tolerances, check_parity, class_names
+from leuda_deploy.proof.parity import TOLERANCES, Parity, Tolerances, check_parity
 from leuda_deploy.proof.probes import Probes
 from leuda_deploy.proof.processor import HELD_TO, INSTRUCTIONS
 
@@ -62,9 +62,8 @@ def prove(model: ModelFile, reference: Reference) -> tuple[Parity, ...]:
                 engine,
                 reference.probes,
                 stage=f"{reference.title} -> {title} {card.precision}",
-                classes=class_names(card),
+                card=card,
                 tolerances=reference.tolerances or TOLERANCES[card.precision],
-                region_threshold=card.region_threshold,
             )
         except ParityError as error:
             if found:  # another engine computes the same graph rightly: no layer of it is at fault
@@ -101,7 +100,7 @@ def prove_held_to(kind: str, model: ModelFile, reference: Reference) -> Parity:
         engine,
         reference.probes,
         stage=f"{reference.title} -> OpenVINO as on {kind} {card.precision}",
-        classes=class_names(card),
+        card=card,
         tolerances=reference.tolerances or TOLERANCES[card.precision],
     )
 

@@ -29,9 +29,9 @@ from leuda_deploy.engines.engine import (
     EngineSettings,
     Float32,
 )
-from leuda_deploy.engines.engine_fit import fitting_engine
 from leuda_deploy.engines.onnx_runtime import runs_on_the_cpu
 from leuda_deploy.engines.open_engine import open_engine, reference_engine
+from leuda_deploy.engines.tensorrt.engine_fit import fitting_engine
 from leuda_deploy.engines.threads import threads_for
 from leuda_deploy.errors import InputError, LeudaError, ParityError
 from leuda_deploy.machine.cache_folder import own_cache
@@ -42,7 +42,7 @@ from leuda_deploy.machine.outside import read_json
 from leuda_deploy.model.card import Precision
 from leuda_deploy.model.model_file import ModelFile
 from leuda_deploy.proof.measure import one_window, sweep
-from leuda_deploy.proof.parity import TOLERANCES, Tolerances, check_parity, class_names, run_windows
+from leuda_deploy.proof.parity import TOLERANCES, Tolerances, check_parity, run_windows
 from leuda_deploy.proof.probes import FLAT, Probes
 from leuda_deploy.proof.processor import int8_kind
 
@@ -265,9 +265,8 @@ def _compared(reference: Engine, candidate: Engine, windows: Float32) -> dict[st
             candidate,
             probes,
             stage=candidate.description,
-            classes=class_names(reference.card),
+            card=reference.card,
             tolerances=tolerances_of(candidate.precision),
-            region_threshold=reference.card.region_threshold,
         )
     except ParityError as error:
         return {"failure": "disagrees", "detail": str(error)}

@@ -41,9 +41,9 @@ class Content:
         self._kept = lru_cache(KEPT)(self._read)
 
     def list(self) -> list[dict[str, Any]]:
-        """The scenes in order: name, doubt, and whether the scan is unlike those of training."""
+        """In order: name, share it is unsure of, whether it is unlike the scans of training."""
         return [
-            {"name": scene.name, "doubt": scene.doubt, "unlike": scene.unlike}
+            {"name": scene.name, "unsure": scene.unsure, "unlike": scene.unlike}
             for scene in self.scenes
         ]
 

@@ -59,10 +59,10 @@ class Scene:
         return self.scan.name if self.frame is None else f"{self.scan.name}, frame {self.frame}"
 
     @property
-    def doubt(self) -> float | None:
+    def unsure(self) -> float | None:
         """Share of the structures' voxels that the network is unsure of; None: no report."""
-        doubt = self.report.get("low_confidence")
-        return float(doubt) if isinstance(doubt, int | float) else None
+        share = self.report.get("low_confidence")
+        return float(share) if isinstance(share, int | float) else None
 
     @property
     def unlike(self) -> bool:
@@ -104,7 +104,7 @@ def make_scene(
 
 
 def find_scenes(folder: Path, label_folders: Sequence[Path] = ()) -> list[Scene]:
-    """The scenes of a folder, those in most doubt first.
+    """The scenes of a folder, the least sure first.
 
     A folder that `leuda infer -o` wrote is known by its reports, which name the scans. In any
     other, each scan is shown with the labels beside it.
@@ -135,7 +135,9 @@ def find_scenes(folder: Path, label_folders: Sequence[Path] = ()) -> list[Scene]
     if label_folders:
         scenes = _with_labels_of(scenes, label_folders)
     # scans without a report last: nothing is known of them
-    return sorted(scenes, key=lambda s: (not s.unlike, -1 if s.doubt is None else -s.doubt, s.name))
+    return sorted(
+        scenes, key=lambda s: (not s.unlike, -1 if s.unsure is None else -s.unsure, s.name)
+    )
 
 
 def _with_labels_of(scenes: Sequence[Scene], folders: Sequence[Path]) -> list[Scene]:
@@ -176,7 +178,7 @@ def _labels_by_subject(folder: Path) -> dict[str, Path]:
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         name = stem(path)
-        # a map of doubts, or an image beside its labels, is no label file
+        # a map of uncertainty, or an image beside its labels, is no label file
         other = name.lower().endswith(("_uncertainty", "_image")) or name.startswith(".")
         if path.is_file() and path.name.lower().endswith(LABEL_ENDINGS) and not other:
             found.setdefault(_subject(name), []).append(path)

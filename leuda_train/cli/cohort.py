@@ -100,7 +100,7 @@ def _write_benchmark(
     name: str, root: Path, output: Path, direction: str | None, labelled: str | None
 ) -> None:
     from leuda_deploy.machine.progress import show_progress
-    from leuda_train.data.layouts import write_benchmark
+    from leuda_train.data.layouts.public import write_benchmark
 
     with show_progress("files and anatomy") as progress:
         write_benchmark(

@@ -25,17 +25,17 @@ TrainingPrecision = Literal["auto", "bf16", "fp16", "fp32"]
 
 
 def complete_config(begun: str) -> list[str]:
-    """Shipped configs, for the shell."""
-    from leuda_train.config.load import shipped
+    """Built-in configs, for the shell."""
+    from leuda_train.config.load import built_in
 
-    return [name for name in shipped("configs") if name.startswith(begun)]
+    return [name for name in built_in("configs") if name.startswith(begun)]
 
 
 def complete_method(begun: str) -> list[str]:
-    """Shipped methods, for the shell."""
-    from leuda_train.config.load import shipped
+    """Built-in methods, for the shell."""
+    from leuda_train.config.load import built_in
 
-    return [name for name in shipped("methods") if name.startswith(begun)]
+    return [name for name in built_in("methods") if name.startswith(begun)]
 
 
 @app.command(rich_help_panel=MAKE)
@@ -52,7 +52,7 @@ def train(
     method: Annotated[
         str,
         typer.Option(
-            help="Name of a shipped method, e.g. le-uda, or a TOML file.",
+            help="Name of a built-in method, e.g. le-uda, or a TOML file.",
             autocompletion=complete_method,
         ),
     ] = "le-uda-plus",

@@ -20,7 +20,7 @@ from leuda_deploy.scans.recipe import Recipe
 from leuda_train.config.schema import TrainConfig
 
 
-def shipped(kind: Literal["configs", "methods"]) -> list[str]:
+def built_in(kind: Literal["configs", "methods"]) -> list[str]:
     """Names of the configs or methods in the package."""
     folder = resources.files("leuda_train") / kind
     return sorted(
@@ -32,9 +32,9 @@ def load_config(config: str | dict[str, Any], method: str, **overrides: Any) -> 
     """Read a config and a method, lay the method over the config, and check what comes of it.
 
     Args:
-        config: How large and how long: a name that ships (demo, mini, small, paper-cardiac,
+        config: How large and how long: a built-in name (demo, mini, small, paper-cardiac,
             paper-abdominal) or the path of a TOML file; or what such a file would hold.
-        method: What is trained on what: a name that ships (le-uda-plus, le-uda, ...) or a path.
+        method: What is trained on what: a built-in name (le-uda-plus, le-uda, ...) or a path.
         **overrides: Values laid over both, such as seed=1 or device="cpu". None overrides nothing.
 
     Raises:
@@ -75,13 +75,13 @@ def _read(kind: Literal["configs", "methods"], name: str) -> dict[str, Any]:
         if not path.is_file():
             raise ConfigError(f"no such file: {path}")
         return read_toml(path)
-    if name in shipped(kind):
+    if name in built_in(kind):
         text = (resources.files("leuda_train") / kind / f"{name}.toml").read_bytes()
         return parse_toml(text, name)
-    alike = get_close_matches(name, shipped(kind), n=1)
+    alike = get_close_matches(name, built_in(kind), n=1)
     meant = f": did you mean {alike[0]}?" if alike else "."
-    names = ", ".join(shipped(kind))
-    raise ConfigError(f"no {kind[:-1]} named {name!r}{meant} Shipped: {names}; or a *.toml file")
+    names = ", ".join(built_in(kind))
+    raise ConfigError(f"no {kind[:-1]} named {name!r}{meant} Built in: {names}; or a *.toml file")
 
 
 def _read_method(name: str, before: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -26,7 +26,6 @@ from leuda_train.data.augment.copy_paste import paste
 from leuda_train.data.augment.style import randomise_style
 from leuda_train.data.slices import UNLABELLED
 from leuda_train.loop.hardware import Hardware
-from leuda_train.loop.ranks import Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,20 +200,27 @@ def make_batch(
             images = warp(images, affine, draw.size)
         unlabelled |= {s: hardware.put(image) for s, image in zip(streams, images, strict=True)}
 
-    restyle = step_generator(draw.seed, "style", step)
-    reference = unlabelled.get("target")
+    generator = step_generator(draw.seed, "style", step)
+
+    def restyled(
+        stream: Stream, images: Tensor, label: Tensor | None, references: Tensor | None
+    ) -> Tensor:
+        """In random styles; by structure where there are labels and the draw asks for it."""
+        if draw.appearance is None:
+            return randomise_style(images, generator, ranks, **draw.style.model_dump())
+        look = draw.appearance[stream in TARGET_LIKE]
+        return randomise_appearance(images, label, sets.classes, look, generator, ranks, references)
+
     labelled = [
-        _restyled(stream, images, label, sets, draw, restyle, ranks, reference)
+        restyled(stream, images, label, unlabelled.get("target"))
         for stream, images, label in zip(draw.supervised, labelled, labels, strict=True)
     ]
     strong = None
     if draw.restyle_target:
-        strong = _restyled("target", unlabelled["target"], None, sets, draw, restyle, ranks)
+        strong = restyled("target", unlabelled["target"], None, None)
         if draw.copy_paste > 0:
-            generator = step_generator(draw.seed, "copy-paste", step)
-            strong, pasted = paste(
-                strong, labelled[0], labels[0], draw.copy_paste, generator, ranks
-            )
+            of_paste = step_generator(draw.seed, "copy-paste", step)
+            strong, pasted = paste(strong, labelled[0], labels[0], draw.copy_paste, of_paste, ranks)
             known = pasted if known is None else torch.where(pasted != UNLABELLED, pasted, known)
     return Batch(
         labelled=labelled, labels=labels, unlabelled=unlabelled, strong=strong, known=known
@@ -234,37 +240,7 @@ def _draw_affine(draw: Draw, images: Tensor, count: int, step: int, purpose: str
     height, width = images.shape[-2:]
     return random_affine(
         count,
-        scale=draw.augment.scale,
-        rotation_degrees=draw.augment.rotation_degrees,
-        stretch=draw.augment.stretch,
-        translation=draw.augment.translation,
+        draw.augment,
         aspect=height / width,
         generator=step_generator(draw.seed, f"warp/{purpose}", step),
-    )
-
-
-def _restyled(
-    stream: Stream,
-    images: Tensor,
-    labels: Tensor | None,
-    sets: AlignedSets,
-    draw: Draw,
-    generator: torch.Generator,
-    ranks: Ranks,
-    references: Tensor | None = None,
-) -> Tensor:
-    """Images in random styles; by structure where there are labels and the draw asks for it."""
-    if draw.appearance is not None:
-        look = draw.appearance[stream in TARGET_LIKE]
-        return randomise_appearance(
-            images, labels, sets.classes, look, generator, ranks, references
-        )
-    style = draw.style
-    return randomise_style(
-        images,
-        generator,
-        ranks,
-        curve=style.curve,
-        convolution=style.convolution,
-        noise=style.noise,
     )

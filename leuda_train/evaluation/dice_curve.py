@@ -1,4 +1,4 @@
-"""labelled windows + the product -> how far its own doubts can be believed (see `DiceCurve`).
+"""labelled windows + the product -> how far its probabilities can be believed (see `DiceCurve`).
 
 Scans of training alone would say how things are where all goes well. So noise is added, too, more
 and more, until the labels go wrong: then both the Dice and what the network expects of it fall.
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from leuda_deploy.engines.engine import Float32, Scorer
-from leuda_deploy.inference.labels import doubts, expected_dice, winners
+from leuda_deploy.inference.labels import dice_sums, expected_dice, winners
 from leuda_deploy.inference.refine.refined import Refined
 from leuda_deploy.model.dice_curve import ENDS, DiceCurve
 from leuda_deploy.model.refine import AS_PREDICTED, Refine
@@ -38,7 +38,7 @@ class LabelledScan:
     rows: NDArray[np.int64]
 
 
-def spread(
+def some_of(
     rows: NDArray[np.int64], most: int = MOST_SLICES, *, together: int = 1
 ) -> NDArray[np.int64]:
     """At most so many of them, evenly, some side by side."""
@@ -70,7 +70,7 @@ def fit_dice_curve(
     Returns:
         The curve; None where too few structures are found to fit one.
     """
-    chosen = spread(np.arange(len(scans)), MOST_SCANS)
+    chosen = some_of(np.arange(len(scans)), MOST_SCANS)
     rng = np.random.default_rng(seed)
     pairs = [
         pair
@@ -115,7 +115,7 @@ def dice_pairs(
     for labels, probabilities in _slice_by_slice(scan, scores, refined):
         flat = probabilities.reshape(classes, -1)
         won = winners(flat)
-        expected += doubts(won, flat)
+        expected += dice_sums(won, flat)
         found += _counts(won, labels.ravel(), classes)
     dice = _dice(found)
     return {k: (one, dice[k]) for k, one in expected_dice(expected).items()}

@@ -39,7 +39,7 @@ from leuda_train.export.shortcuts.whole_scans import (
 from leuda_train.loop.run_folder import MAX_EVALUATION_BYTES, RunFolder
 
 
-def export_run(
+def export_run(  # noqa: PLR0913  (public: an option of the command each)
     run: Path,
     out: Path,
     *,

@@ -102,7 +102,7 @@ def read_first_model(path: Path) -> FirstModel:
         product, facts = load_weights(file)
     if facts.feed != "target":
         raise InputError(
-            f"{path} ships {facts.network} behind a generator that was trained on source scans; "
+            f"{path} has {facts.network} behind a generator that was trained on source scans; "
             "`leuda adapt` needs a network that reads the target itself: train one "
             "with --method style"
         )

@@ -33,7 +33,7 @@ from leuda_train.export.first_wrong_layer import first_layer_that_differs
 Finish = Callable[[ModelFile, dict[str, object]], ModelFile]
 
 
-def write_proven(
+def write_proven(  # noqa: PLR0913  (what its two callers differ in)
     network: torch.nn.Module,
     card: ModelCard,
     families: Mapping[str, Float32],

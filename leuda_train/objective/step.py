@@ -77,7 +77,7 @@ class Networks:
     scaler: torch.amp.GradScaler
 
 
-def le_uda_step(
+def le_uda_step(  # noqa: PLR0913  (what a step reads and changes, each by its name)
     nets: Networks,
     batch: Batch,
     λ: Lambdas,

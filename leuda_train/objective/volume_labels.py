@@ -28,7 +28,7 @@ RIVAL = 0.5  # share of the largest piece from which on a piece may be the organ
 
 
 @torch.no_grad()
-def label_volumes(
+def label_volumes(  # noqa: PLR0913  (three of them are keys of the config)
     teacher: nn.Module,
     images: NDArray[np.float32] | Tensor,
     scans: NDArray[np.int64],

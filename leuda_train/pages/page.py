@@ -49,7 +49,7 @@ def write_page(
         "minutes": minutes,
         "number": number,
         "slices": slices,
-        "spread": spread,
+        "with_deviation": with_deviation,
     }
     text = environment.get_template(template).render(**facts)
     with atomic_path(path) as temporary:
@@ -79,7 +79,7 @@ def number(value: float | None, digits: int = 3) -> str:
     return MISSING if value is None else f"{value:.{digits}f}"
 
 
-def spread(pair: tuple[float | None, float | None], digits: int = 3) -> str:
+def with_deviation(pair: tuple[float | None, float | None], digits: int = 3) -> str:
     """(mean, standard deviation) as "0.812 ± 0.034"; no deviation of a single value."""
     mean, deviation = pair
     if mean is None:

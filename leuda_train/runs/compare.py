@@ -53,10 +53,10 @@ VARIANTS = ("as_predicted", "largest_component")
 class Comparison:
     """Which runs are compared.
 
-    methods    shipped names or TOML files
+    methods    built-in names or TOML files
     labelled   numbers of labelled source scans; None for all of them
     seeds      each method is run with seeds 0 .. seeds - 1
-    config     a shipped name or a TOML file
+    config     a built-in name or a TOML file
     overrides  of the config's values, as for `load_config`
     """
 

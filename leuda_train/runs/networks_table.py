@@ -21,7 +21,7 @@ NAME_WIDTH = 24  # of a method, so that the table has 80 columns
 def mean_of_networks(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Evaluations of one method, a seed each -> a row a network and feed, mean over the seeds.
 
-    `product` counts the seeds in which it was what the run shipped. Runs from before all networks
+    `product` counts the seeds in which it was the product of the run. Runs from before all networks
     were scored are left out.
     """
     dice: dict[tuple[str, str], list[float]] = {}
@@ -58,7 +58,7 @@ def figure(mean: float | None, deviation: float | None, digits: int) -> str:
 
 
 def networks_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """`*` marks what the runs shipped. Runs that choose may ship more than one."""
+    """`*` marks the products. Runs that choose may have more than one."""
     shown = Table(
         title="every network, last epoch", title_justify="left", box=SIMPLE_HEAD, pad_edge=False,
         collapse_padding=True, show_edge=False,

@@ -30,7 +30,7 @@ from leuda_train.evaluation.dice_curve import (
     LabelledScan,
     fit_dice_curve,
     kept_by,
-    spread,
+    some_of,
 )
 from leuda_train.evaluation.held_out import HeldOut, oracle
 from leuda_train.evaluation.ranking import rank_correlation
@@ -215,7 +215,7 @@ def _anatomy(run: Run) -> dict[str, Anatomy]:
 
 
 def _dice_curve(run: Run, trained: Trained) -> DiceCurve | None:
-    """How far the product's doubts can be believed, on labelled source scans; None without any.
+    """How far its probabilities can be believed, on labelled source scans; None without any.
 
     On scans that training held out, if it did. Where they were translated, what looks like the
     target is fed: that is what the product is for.
@@ -243,7 +243,7 @@ def _labelled(
         return []
     labels = trained.sets.labels
     by_scan = [
-        spread(rows[of_scan[rows] == scan], together=TOGETHER) for scan in np.unique(of_scan[rows])
+        some_of(rows[of_scan[rows] == scan], together=TOGETHER) for scan in np.unique(of_scan[rows])
     ]
     return [
         LabelledScan(images=np.asarray(fed[some]), labels=np.asarray(labels[some]), rows=some)

@@ -77,12 +77,12 @@ def train_lanes(lanes: Sequence[Lane], work: Work, progress: Progress) -> Evalua
         return _train_lane(lanes[0], work, lambda share, note: heard(0, share, note))
     keep_children_safe()
     context = multiprocessing.get_context("spawn")
-    told: multiprocessing.Queue[tuple[int, str, Any]] = context.Queue()
+    messages: multiprocessing.Queue[tuple[int, str, Any]] = context.Queue()
     threads = max(1, int(usable_cores()) // len(lanes))
     evaluations: Evaluations = {}
     with ExitStack() as stack:
         processes = [
-            context.Process(target=_lane, args=(n, lane, work, threads, told), daemon=True)
+            context.Process(target=_lane, args=(n, lane, work, threads, messages), daemon=True)
             for n, lane in enumerate(lanes)
         ]
         for process in processes:
@@ -92,10 +92,10 @@ def train_lanes(lanes: Sequence[Lane], work: Work, progress: Progress) -> Evalua
         working = set(range(len(lanes)))
         while working:
             try:
-                number, kind, value = told.get(timeout=LOOK_SECONDS)
+                number, kind, value = messages.get(timeout=LOOK_SECONDS)
             except queue.Empty:
                 dead = [n for n in working if not processes[n].is_alive()]
-                if dead and told.empty():
+                if dead and messages.empty():
                     code = processes[dead[0]].exitcode
                     raise LaneError(f"training ended with code {code} (out of memory?)") from None
                 continue
@@ -114,19 +114,19 @@ def _lane(
     lane: Lane,
     work: Work,
     threads: int,
-    told: multiprocessing.Queue[tuple[int, str, Any]],
+    messages: multiprocessing.Queue[tuple[int, str, Any]],
 ) -> None:
     """In a process of its own: train a lane and tell of it."""
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: whoever started it ends it
     torch.set_num_threads(threads)
     try:
-        done = _train_lane(lane, work, lambda *heard: told.put((number, "progress", heard)))
-        told.put((number, "done", done))
+        done = _train_lane(lane, work, lambda *heard: messages.put((number, "progress", heard)))
+        messages.put((number, "done", done))
     except LeudaError as error:
-        told.put((number, "error", error))
+        messages.put((number, "error", error))
     except Exception as error:  # noqa: BLE001  (said in one line, as errors are)
-        told.put((number, "error", LaneError(keep_traceback(error))))
+        messages.put((number, "error", LaneError(keep_traceback(error))))
 
 
 def _train_lane(lane: Lane, work: Work, heard: _Heard) -> Evaluations:

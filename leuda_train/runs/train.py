@@ -70,7 +70,7 @@ from leuda_train.stages.translate import STAGE, folder_of, load_translation, tra
 from leuda_train.stages.translated_sets import TranslatedSets, untranslated
 
 
-def train(
+def train(  # noqa: PLR0913  (public: an option of the command each)
     cohort: Cohort,
     config: TrainConfig,
     out: Path,
@@ -167,8 +167,8 @@ def train(
                 shutil.rmtree(folder.checkpoints, ignore_errors=True)
                 draw_pictures(run, trained, evaluation)  # last: no picture costs a score
                 page.finish()
-            told: dict[str, Any] = ranks.broadcast(evaluation)
-            return told
+            shared: dict[str, Any] = ranks.broadcast(evaluation)
+            return shared
 
 
 def _finished(folder: RunFolder, ranks: Ranks) -> dict[str, Any] | None:

@@ -36,7 +36,7 @@ FEED_BATCHES = 8  # batches read at once when batch norms are re-estimated: stea
 class Adapted:
     """The trained networks, in evaluation mode, after the last step, and which one is the product.
 
-    products  network name -> what would be shipped of it: the network, behind the generator if it
+    products  network name -> its product now: the network, behind the generator if it
               reads x^{t→s}
     chosen    the product of the run, and its network, feed, epoch and label-free score; None of the
               last two where it was distilled
@@ -209,7 +209,7 @@ class Adaptation:
         return terms
 
     def product(self, network: str, feed: Feed) -> DeployedNetwork:
-        """What would be shipped of a network as it is now, to be fed so."""
+        """The product of a network as it is now, to be fed so."""
         through = feed == "target_as_source"
         assert self.to_source is not None or not through
         return DeployedNetwork(getattr(self.nets, network), self.to_source if through else None)

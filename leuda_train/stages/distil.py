@@ -1,7 +1,7 @@
 """stage 3: both teachers -> one network that reads the target directly, as narrow as wanted.
 
 Pseudo-labels of the teachers' mean on x^t, confidence-filtered and class-balanced, and the source's
-true labels on x^{s→t}. No generator is left in what is shipped.
+true labels on x^{s→t}. No generator is left in the product.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from leuda_deploy.jobs.find_jobs import Job
 from leuda_deploy.jobs.jobs_of import for_model
 from leuda_deploy.model.card import GraphOptions, ModelCard, parse_card
 from leuda_deploy.model.regions import label_map, region_bits, region_counts, region_mask
-from leuda_deploy.proof.parity import check_parity, class_names
+from leuda_deploy.proof.parity import check_parity
 from leuda_deploy.proof.probes import make_probes
 from leuda_deploy.scans.channels import sibling_channels
 from leuda_deploy.scans.intensity import fit_intensity
@@ -215,15 +215,13 @@ def test_engines_are_compared_region_by_region() -> None:
     def scores(given: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.concatenate([given, given - 1], axis=1)
 
-    names = class_names(card)
     parity = check_parity(
         scores(probes.windows),
         scores,
         probes,
         stage="itself",
-        classes=names,
+        card=card,
         tolerances=_tolerances(),
-        region_threshold=card.region_threshold,
     )
     assert parity.disagreement == 0
     assert parity.class_dice == {"grey": 1.0, "bright": 1.0}

@@ -35,7 +35,7 @@ def test_what_the_dockerfile_copies_is_there_and_not_ignored() -> None:
         for path in (ROOT / name, *(ROOT / name).rglob("*"))
         if path.is_symlink()
     ]
-    assert links  # the model that ships lies elsewhere
+    assert links  # the phantom model lies elsewhere
     there = [(ROOT / name).resolve() for name in names]
     for link in links:
         assert any(link.resolve().is_relative_to(place) for place in there), link

@@ -18,7 +18,7 @@ from support.command import Done, leuda_here
 from support.makers import MakeModel
 
 from leuda_deploy.errors import InputError, ScanError
-from leuda_deploy.jobs.find_jobs import find_jobs
+from leuda_deploy.jobs.find_jobs import Wanted, find_jobs
 from leuda_deploy.model.export_folder import default_model
 from leuda_deploy.scans.dicom.sources import places_of
 from leuda_deploy.scans.volume import read_volume
@@ -110,7 +110,9 @@ def test_own_outputs_are_no_inputs(
         (outcome,) = json.loads(done.stdout)
         assert (Path(outcome["scan"]).name, outcome["skipped"]) == ("a.nii.gz", skipped)
     scan.with_name("a_uncertainty.nii.gz").rename(scan.with_name("renamed.nii.gz"))
-    assert [job.scan.name for job in find_jobs(scan.parent, scan.parent)] == ["a.nii.gz"]
+    assert [job.scan.name for job in find_jobs(scan.parent, Wanted(output=scan.parent))] == [
+        "a.nii.gz"
+    ]
 
 
 def test_what_is_passed_over_is_named(scan: Path, model: Path) -> None:
@@ -218,7 +220,7 @@ def test_pipes_and_devices_are_passed_over(tmp_path: Path, scan: Path) -> None:
     with pytest.raises(ScanError):
         read_volume(tmp_path / "b.mhd")
     (tmp_path / "b.mhd").unlink()
-    assert [job.scan for job in find_jobs(tmp_path, tmp_path / "out")] == [scan]
+    assert [job.scan for job in find_jobs(tmp_path, Wanted(output=tmp_path / "out"))] == [scan]
     assert [scene.scan for scene in find_scenes(tmp_path)] == [scan]
     os.mkfifo(tmp_path / "marks.csv")
     with pytest.raises(InputError):

@@ -26,9 +26,9 @@ def test_a_sound_scan_has_no_remark(tmp_path: Path) -> None:
 def test_a_header_that_says_nothing_is_named(tmp_path: Path) -> None:
     """Row 13: codes 0 and pixdim 0."""
     volume = read_volume(write_nifti(tmp_path / "a.nii", tissue(), pixdim=(0, 0, 0)))
-    (doubt,) = implausible_geometry(volume)
-    assert "codes are 0" in doubt
-    assert "1 x 1 x 1 mm" in doubt
+    (line,) = implausible_geometry(volume)
+    assert "codes are 0" in line
+    assert "1 x 1 x 1 mm" in line
 
 
 @pytest.mark.parametrize("size", [0.001, 83.0])
@@ -38,14 +38,14 @@ def test_voxels_that_no_scanner_makes_are_named(tmp_path: Path, size: float) -> 
     path = write_nifti(
         tmp_path / "a.nii", tissue(), pixdim=(size, size, 2.0), sform_code=1, sform=affine
     )
-    assert any(f"{size:g}" in doubt for doubt in implausible_geometry(read_volume(path)))
+    assert any(f"{size:g}" in line for line in implausible_geometry(read_volume(path)))
 
 
 def test_a_header_that_contradicts_itself_is_named(tmp_path: Path) -> None:
     path = write_nifti(tmp_path / "a.nii", tissue(), pixdim=(3, 3, 3), sform_code=1, sform=SOUND)
-    (doubt,) = implausible_geometry(read_volume(path))
-    assert "1 x 1 x 2" in doubt
-    assert "3 x 3 x 3" in doubt
+    (line,) = implausible_geometry(read_volume(path))
+    assert "1 x 1 x 2" in line
+    assert "3 x 3 x 3" in line
 
 
 @pytest.mark.parametrize("shape", [(300, 300, 2), (100, 100, 2)])

@@ -56,8 +56,8 @@ def test_scores_that_depend_on_the_run_or_the_company_are_refused(tmp_path: Path
 
 def test_a_card_with_another_models_facts_is_refused(tmp_path: Path) -> None:
     """Row 21."""
-    shipped = ModelFile.open(default_model()).card
-    card = make_card().model_copy(update={"domain": shipped.domain})
+    phantom = ModelFile.open(default_model()).card
+    card = make_card().model_copy(update={"domain": phantom.domain})
     with pytest.raises(InputError, match="domain"):
         package(tmp_path, random_network(1, 4, 3), card.to_json())
     assert not (tmp_path / "out").exists()

@@ -11,7 +11,19 @@ import pytest
 import leuda_deploy
 from leuda_deploy import errors
 
-WORK = ["Segmentation", "Segmenter", "Settings", "Volume", "read_volume", "verify", "write_labels"]
+WORK = [
+    "Segmentation",
+    "Segmenter",
+    "SeriesRules",
+    "Settings",
+    "Volume",
+    "choose_series",
+    "find_series",
+    "read_series",
+    "read_volume",
+    "verify",
+    "write_labels",
+]
 ERRORS = [
     name
     for name, found in vars(errors).items()

@@ -168,7 +168,8 @@ def _listed(content: bytes, folder: Path) -> object:
 
 
 def _queue_file() -> bytes:
-    from leuda_deploy.jobs.node.queue import DATABASE, Queue
+    from leuda_deploy.jobs.node.database import DATABASE
+    from leuda_deploy.jobs.node.queue import Queue
 
     with tempfile.TemporaryDirectory() as name:
         queue = Queue(Path(name))
@@ -181,7 +182,8 @@ def _queue_file() -> bytes:
 
 def _queue(content: bytes, folder: Path) -> object:
     """As the node opens it: what is there, what is next, what is taken."""
-    from leuda_deploy.jobs.node.queue import DATABASE, Queue
+    from leuda_deploy.jobs.node.database import DATABASE
+    from leuda_deploy.jobs.node.queue import Queue
     from leuda_deploy.view.dashboard import state_of
 
     place = folder / "queue"
@@ -255,7 +257,7 @@ def _view(content: bytes, folder: Path) -> object:
     (folder / "a_labels.json").write_bytes(content)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return [(scene.name, scene.doubt, scene.unlike) for scene in find_scenes(folder)]
+        return [(scene.name, scene.unsure, scene.unlike) for scene in find_scenes(folder)]
 
 
 def _plans(which: str) -> Feed:

@@ -45,9 +45,9 @@ def blobs(affine: NDArray[np.float64], shift_mm: float = 0.0) -> NDArray[np.uint
 
 
 def write_case(
-    folder: Path, name: str = "case", *, codes: str = "LPS", degrees: float = 0.0, doubt: float = 0
+    folder: Path, name: str = "case", *, codes: str = "LPS", degrees: float = 0.0, unsure: float = 0
 ) -> Path:
-    """NAME.nii.gz, NAME_labels.nii.gz with its report, NAME_truth.nii.gz, NAME_doubt.nii.gz.
+    """NAME.nii.gz, NAME_labels.nii.gz with its report, NAME_truth.nii.gz, NAME_uncertainty.nii.gz.
 
     Returns:
         The scan.
@@ -60,16 +60,16 @@ def write_case(
     volume = read_volume(scan)
     write_labels(folder / f"{name}_labels.nii.gz", labels, volume, NAMES)
     write_labels(folder / f"{name}_truth.nii.gz", blobs(affine, 4.0), volume, NAMES)
-    write_map(folder / f"{name}_doubt.nii.gz", (labels * 90).astype(np.uint8), volume)
+    write_map(folder / f"{name}_uncertainty.nii.gz", (labels * 90).astype(np.uint8), volume)
     report = {
         "scan": str(scan),
         "labels": str(folder / f"{name}_labels.nii.gz"),
-        "uncertainty": str(folder / f"{name}_doubt.nii.gz"),
+        "uncertainty": str(folder / f"{name}_uncertainty.nii.gz"),
         "model": "gone/model.onnx",
         "engine": "a test",
         "volumes_ml": {},
-        "low_confidence": doubt,
-        "domain": {"fits": doubt < 0.5, "z": 1.0, "figure": "low", "value": 0.0, "usual": -999.0},
+        "low_confidence": unsure,
+        "domain": {"fits": unsure < 0.5, "z": 1.0, "figure": "low", "value": 0.0, "usual": -999.0},
         "flags": [{"structure": "left blob", "flag": "not found"}],
         "seconds": {"network": 1.5},
         "total_seconds": 2.0,

@@ -21,9 +21,9 @@ from typing import Any
 
 from leuda_deploy.errors import InputError, LeudaError, keep_traceback, one_line, printable
 from leuda_deploy.jobs.node.peers import Destination, Sender, Tls
-from leuda_deploy.jobs.node.queue import Queue, flush_folder
+from leuda_deploy.jobs.node.queue import Queue
 from leuda_deploy.jobs.node.send import NotReachedError, NotTakenError
-from leuda_deploy.machine.files import atomic_path
+from leuda_deploy.machine.files import atomic_path, flush_folder
 from leuda_deploy.machine.outside import read_json
 
 _log = logging.getLogger(__name__)

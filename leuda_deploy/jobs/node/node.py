@@ -21,8 +21,9 @@ from leuda_deploy.errors import LeudaError, keep_traceback, one_line, printable
 from leuda_deploy.inference.segmenter import Segmenter
 from leuda_deploy.jobs.find_jobs import DICOM_ENDINGS, Job
 from leuda_deploy.jobs.node.commit import Commitments
+from leuda_deploy.jobs.node.database import Entry
 from leuda_deploy.jobs.node.peers import Destination, WebDestination
-from leuda_deploy.jobs.node.queue import Entry, Queue
+from leuda_deploy.jobs.node.queue import Queue
 from leuda_deploy.jobs.node.receive import Door, Receiver
 from leuda_deploy.jobs.node.send import NotReachedError, NotTakenError, send
 from leuda_deploy.jobs.prepare import NO_WISHES, Wishes, scanner_modality

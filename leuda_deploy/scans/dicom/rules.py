@@ -28,17 +28,18 @@ Pattern = Annotated[str, Field(min_length=1, max_length=100)]
 class SeriesRules(BaseModel):
     """Which series of a study is meant. A rule that is not given lets everything through.
 
-    modality            DICOM's, e.g. ["CT"]
-    description         one of these stands in the SeriesDescription; * is any text, in any case
-    not_description     none of these does
-    orientation         of its slices
-    slice_thickness_mm  lowest and highest; where it is not said, the slice distance
-    min_images          slices that it has at least
-    contrast            whether a contrast agent is said
-    localisers          whether scouts may be taken
-    derived             whether images that were made of others may be taken, e.g. projections
-    other_modality      what to do with a scan that is not of the model's modality
-    prefer              which of several that fit; None: that is an error
+    Attributes:
+        modality: DICOM's, e.g. ["CT"].
+        description: One of these stands in the SeriesDescription; * is any text, in any case.
+        not_description: None of these does.
+        orientation: Of its slices.
+        slice_thickness_mm: Lowest and highest; where it is not said, the slice distance.
+        min_images: Slices that it has at least.
+        contrast: Whether a contrast agent is said.
+        localisers: Whether scouts may be taken.
+        derived: Whether images that were made of others may be taken, e.g. projections.
+        other_modality: What to do with a scan that is not of the model's modality.
+        prefer: Which of several that fit; None: that is an error.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -114,6 +115,9 @@ def choose_series(
         wanted: SeriesInstanceUID, or SeriesNumber, of the one chosen by hand.
         source: What messages call the place where they were found.
         allow_partial: Series that are not whole are good, too.
+
+    Returns:
+        That series; `read_series` reads it.
 
     Raises:
         ScanError: There is none, or there are several; `fault` says which. Where one series alone

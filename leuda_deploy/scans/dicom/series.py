@@ -96,6 +96,9 @@ def read_series(
         strict: Refuse slices that would have to be resampled to lie on an orthogonal grid.
         voxels: False reads the headers alone. The values are then 0, and take no memory.
 
+    Returns:
+        The series: `volume`, in scanner units, and `on_slices` for labels of it.
+
     Raises:
         ScanError: There is no DICOM image, or there are two series; files cannot be read, or there
             are fewer than the series says; the modality is no scan; a file lacks what places it;

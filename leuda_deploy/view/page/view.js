@@ -95,7 +95,7 @@ function why({ figure, value, usual }) {
 
 function tellReport() {
   const said = state.facts.report, lines = [];
-  if (said.low_confidence !== undefined) lines.push(["in doubt", `${(100 * said.low_confidence).toFixed(1)} % of the structures' voxels`]);
+  if (said.low_confidence !== undefined) lines.push(["unsure", `of ${(100 * said.low_confidence).toFixed(1)} % of the structures' voxels`]);
   if (said.domain) lines.push(["looks like training", said.domain.fits ? "yes" : "NO"]);
   if (said.domain && !said.domain.fits) note(`This scan does not look like the scans of training${why(said.domain)}. Do not trust the labels unseen.`);
   for (const flag of Array.isArray(said.flags) ? said.flags : []) {
@@ -103,8 +103,8 @@ function tellReport() {
   }
   if (said.engine) lines.push(["engine", said.engine]);
   if (said.total_seconds !== undefined) lines.push(["time", `${said.total_seconds.toFixed(2)} s in all`]);
-  const stages = Object.entries(said.seconds || {}).sort((a, b) => b[1] - a[1]);
-  if (stages.length) lines.push(["stages", `${stages.map(([stage, seconds]) => `${stage} ${seconds.toFixed(2)} s`).join(", ")}; they overlap`]);
+  const phases = Object.entries(said.seconds || {}).sort((a, b) => b[1] - a[1]);
+  if (phases.length) lines.push(["phases", `${phases.map(([phase, seconds]) => `${phase} ${seconds.toFixed(2)} s`).join(", ")}; they overlap`]);
   $("report").hidden = !lines.length;
   rows(document.querySelector("#report dl"), lines);
 }
@@ -117,9 +117,9 @@ function tellList() {
   const mark = state.list[state.index].mark;
   document.querySelectorAll("[data-mark]").forEach((button) => { button.ariaPressed = String(button.dataset.mark === mark); });
   document.querySelectorAll("#list button").forEach((button, k) => {
-    const one = state.list[k], doubt = one.doubt === null ? "no report" : `${(100 * one.doubt).toFixed(1)} % in doubt`;
+    const one = state.list[k], unsure = one.unsure === null ? "no report" : `unsure of ${(100 * one.unsure).toFixed(1)} %`;
     button.ariaCurrent = String(k === state.index);
-    button.querySelector("small").textContent = [one.unlike ? "unlike training, " : "", doubt, one.mark ? `, ${one.mark}` : ""].join("");
+    button.querySelector("small").textContent = [one.unlike ? "unlike training, " : "", unsure, one.mark ? `, ${one.mark}` : ""].join("");
   });
 }
 

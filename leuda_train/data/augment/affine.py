@@ -9,41 +9,34 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (the field's habit)
 from torch import Tensor
 
+from leuda_train.config.schema import AugmentConfig
+
 
 def random_affine(
-    count: int,
-    *,
-    scale: tuple[float, float],
-    rotation_degrees: float,
-    aspect: float,
-    generator: torch.Generator,
-    stretch: float = 1.0,
-    translation: float = 0.0,
+    count: int, augment: AugmentConfig, *, aspect: float, generator: torch.Generator
 ) -> Tensor:
     """count random zooms, rotations and shifts: (B, 2, 3), output -> input coordinates.
 
-    scale, rotation_degrees  drawn uniformly from [scale[0], scale[1]] and ±rotation_degrees
-    aspect                   height / width of the images, so that rotation does not shear
-    stretch                  the two axes' zooms differ by a factor of up to this; 1 keeps shapes
-    translation              largest shift along either axis, as a share of the image
+    augment  how large they are at most; each is drawn uniformly, to either side
+    aspect   height / width of the images, so that rotation does not shear
     """
-    zoom = torch.empty(count).uniform_(*scale, generator=generator)
+    zoom = torch.empty(count).uniform_(*augment.scale, generator=generator)
     angle = torch.empty(count).uniform_(-1.0, 1.0, generator=generator)
-    angle = angle * math.radians(rotation_degrees)
+    angle = angle * math.radians(augment.rotation_degrees)
     cos, sin, zero = torch.cos(angle) / zoom, torch.sin(angle) / zoom, torch.zeros(count)
     rows = [
         torch.stack([cos, -sin * aspect, zero], dim=1),
         torch.stack([sin / aspect, cos, zero], dim=1),
     ]
     affine = torch.stack(rows, dim=1)
-    if stretch > 1.0:  # drawn only where asked for: without, the draws are those of before
+    if augment.stretch > 1.0:  # drawn only where asked for: without, the draws are those of before
         exponent = torch.empty(count).uniform_(-0.5, 0.5, generator=generator)
-        longer = stretch**exponent
+        longer = augment.stretch**exponent
         affine[:, :, 0] *= longer[:, None]
         affine[:, :, 1] /= longer[:, None]
-    if translation > 0.0:  # the image is 2 wide in these coordinates
+    if augment.translation > 0.0:  # the image is 2 wide in these coordinates
         shift = torch.empty(count, 2).uniform_(-2.0, 2.0, generator=generator)
-        affine[:, :, 2] = shift * translation
+        affine[:, :, 2] = shift * augment.translation
     return affine
 
 

@@ -72,7 +72,7 @@ class Draws:
         return self.uniform(0.0, 1.0, 1, 1, 1) < probability
 
 
-def randomise_appearance(
+def randomise_appearance(  # noqa: PLR0913  (images, and what styles are drawn from)
     images: Tensor,
     labels: Tensor | None,
     classes: int,

@@ -77,7 +77,7 @@ def read_dataset(folder: Path, channel: int | None = None) -> Dataset:
     )
 
 
-def plan(
+def plan(  # noqa: PLR0913  (an option of the command each)
     source: Dataset,
     target: Dataset,
     *,

@@ -117,7 +117,7 @@ def _write_new(
             )
 
 
-def write_cohort(
+def write_cohort(  # noqa: PLR0913  (a number of subjects a role)
     out: Path,
     *,
     seed: int = 0,

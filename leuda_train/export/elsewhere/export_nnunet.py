@@ -85,7 +85,7 @@ class Trained:
     epochs: int
 
 
-def export_nnunet(
+def export_nnunet(  # noqa: PLR0913  (an option of the command each)
     folder: Path,
     out: Path,
     *,

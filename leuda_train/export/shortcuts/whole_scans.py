@@ -108,10 +108,10 @@ def label_in_full(
     progress: Progress = no_progress,
 ) -> list[FullPass]:
     """Label scans one after the other, at most MOST_SCANS of them, spread over all."""
-    spread = np.linspace(0, len(scans) - 1, min(MOST_SCANS, len(scans))).round().astype(int)
+    chosen = np.linspace(0, len(scans) - 1, min(MOST_SCANS, len(scans))).round().astype(int)
     passes = []
-    for done, (name, opening) in enumerate(scans[k] for k in spread):
-        progress(done, len(spread), name)
+    for done, (name, opening) in enumerate(scans[k] for k in chosen):
+        progress(done, len(chosen), name)
         stack = opening()
         labels = stack.of_scan(segment(stack, engine, scoring).labels)
         passes.append(

@@ -16,7 +16,7 @@ from support.makers import MakeCard, quiet, random_network
 from leuda_deploy.engines.onnx_runtime import OnnxEngine
 from leuda_deploy.engines.openvino import OpenVinoEngine
 from leuda_deploy.errors import LeudaError, MissingExtraError, ModelError, ParityError
-from leuda_deploy.export.lower_precision import Lowered, lower_precision
+from leuda_deploy.export.lower_precision import InPrecision, lower_precision
 from leuda_deploy.export.to_half import to_bf16, to_fp16
 from leuda_deploy.export.to_int8 import calibrate, quantisable, quantise, split_concatenations
 from leuda_deploy.machine.isolated import run_isolated
@@ -73,7 +73,7 @@ def reference(model: onnx.ModelProto, probes: Probes) -> Reference:
 
 def lowered(
     reference: Reference, precision: Precision, path: Path, slices: NDArray[np.float32]
-) -> Lowered:
+) -> InPrecision:
     """The phantom model in that precision, written to `path`."""
     card = ModelFile.open(TRANSLATED / MODEL_FILE).card
     return lower_precision(reference, card, precision, path, calibration=slices, progress=quiet)
@@ -128,14 +128,14 @@ def test_int8_lifts_the_worst_layer_first_and_ends_where_every_engine_agrees(
     slices, probes: Probes, tmp_path: Path
 ) -> None:
     """How many layers stay in int8 depends on the processor. What is tested holds on all."""
-    shipped = ModelFile.open(default_model())
-    spoilt, worst = with_a_layer_that_int8_cannot_hold(shipped.graph())
+    phantom = ModelFile.open(default_model())
+    spoilt, worst = with_a_layer_that_int8_cannot_hold(phantom.graph())
     onnx.save(spoilt, tmp_path / "fp32.onnx")
     (values,) = values_of(spoilt, probes.windows, ["logits"], batch=len(probes.windows))
     reference = Reference(title="ONNX fp32", probes=probes, scores=values["logits"], graph=spoilt)
     path = tmp_path / MODEL_FILE
     found = lower_precision(
-        reference, shipped.card, "int8", path, calibration=slices, progress=quiet
+        reference, phantom.card, "int8", path, calibration=slices, progress=quiet
     )
     assert found.lifted_layers[0] == worst
     titles = {layer.node: str(layer) for layer in layers_of(split_concatenations(spoilt))}

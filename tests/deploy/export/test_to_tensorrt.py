@@ -16,8 +16,8 @@ import numpy as np
 import onnx
 import pytest
 
-from leuda_deploy.engines.engine_fit import check_engine, misfits, remedy
-from leuda_deploy.engines.tensorrt import TensorRTEngine
+from leuda_deploy.engines.tensorrt.engine import TensorRTEngine
+from leuda_deploy.engines.tensorrt.engine_fit import check_engine, misfits, remedy
 from leuda_deploy.errors import InputError, MissingExtraError, ModelError
 from leuda_deploy.export import add_engines as add_engines_module
 from leuda_deploy.export import to_tensorrt as module
@@ -217,7 +217,7 @@ def test_a_damaged_export_is_one_line(export: Path, damage, fact: str) -> None:
 def test_an_engine_is_not_read_unless_manifest_passport_and_machine_agree(
     export: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from leuda_deploy.engines import engine_fit
+    from leuda_deploy.engines.tensorrt import engine_fit
 
     name = "model.rtx-ada.engine"
     here = Gpu(name="NVIDIA RTX 4090", capability="8.9")

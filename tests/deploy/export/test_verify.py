@@ -110,11 +110,11 @@ def test_a_model_file_is_exported_on_without_torch(export: Path, tmp_path: Path)
     source = export / "model.onnx"
     done = leuda_without_torch("export", source, "-o", out, "--triton", repository, "--json", *more)
     assert done.returncode == 0, done.stderr
-    shipped = json.loads(done.stdout)
+    found = json.loads(done.stdout)
     assert (out / "model.onnx").read_bytes() == source.read_bytes()
     assert (repository / "phantom-heart" / "config.pbtxt").is_file()
-    assert shipped["parity"] == json.loads((export / "parity.json").read_text())
-    assert list(shipped["engines"]) == (["model.rtx-ada.engine"] if more else [])
+    assert found["parity"] == json.loads((export / "parity.json").read_text())
+    assert list(found["engines"]) == (["model.rtx-ada.engine"] if more else [])
     assert leuda_without_torch("verify", out).returncode == 0
 
 

@@ -16,7 +16,7 @@ from support.makers import MakeVolume
 
 from leuda_deploy.inference.labels import (
     Uncertainty,
-    doubts,
+    dice_sums,
     entropy,
     expected_dice,
     label_plane,
@@ -111,7 +111,9 @@ def test_the_expected_dice_is_that_with_truths_drawn_from_the_probabilities() ->
     rng = np.random.default_rng(0)
     probabilities = rng.dirichlet((0.5, 0.3, 0.4), size=4000).T.astype(np.float32)
     won = winners(probabilities)
-    parts = [doubts(won[part], probabilities[:, part]) for part in (slice(1000), slice(1000, None))]
+    parts = [
+        dice_sums(won[part], probabilities[:, part]) for part in (slice(1000), slice(1000, None))
+    ]
     drawn = (rng.random(4000) > probabilities.cumsum(axis=0)[:2, None]).sum(axis=0)[0]
     found = expected_dice(sum(parts))
     assert set(found) == {1, 2}  # of the background nobody asks
@@ -152,7 +154,7 @@ def test_prefetch_raises_what_went_wrong_and_stops_when_left() -> None:
     assert threading.active_count() <= before
 
 
-def test_probabilities_are_as_doubtful_as_their_logits(make_volume: MakeVolume) -> None:
+def test_probabilities_are_as_unsure_as_their_logits(make_volume: MakeVolume) -> None:
     """Of an export whose graph ends in a softmax."""
     raw = np.random.default_rng(0).integers(0, 9, (8, 8, 2)).astype(np.int16)
     logits = np.random.default_rng(1).normal(scale=3, size=(2, 5, 8, 8)).astype(np.float32)

@@ -95,7 +95,7 @@ def test_slab_and_batch_do_not_matter_and_progress_is_told(
         stack, engine, Scoring(slab=3, batch=2), progress=lambda *step: told.append(step)
     )
     assert [step[:2] for step in told] == [(3, 7), (6, 7), (7, 7)]
-    assert set(once.seconds) == {"normalise", "resample", "network", "labels", "doubts"}
+    assert set(once.seconds) == {"normalise", "resample", "network", "labels", "uncertainty"}
     for slab, batch in ((1, 1), (100, 100)):
         again = segment(stack, engine, Scoring(slab=slab, batch=batch))
         np.testing.assert_array_equal(again.labels, once.labels)

@@ -200,7 +200,7 @@ def test_labels_are_those_of_the_scans_own_voxels_in_any_orientation(
             np.testing.assert_array_equal(labels, expected)
 
 
-def test_labels_and_doubts_lie_on_the_scans_slices_when_the_grid_has_others(
+def test_labels_and_uncertainty_lie_on_the_scans_slices_when_the_grid_has_others(
     make_volume: MakeVolume,
 ) -> None:
     """Slices of one value each, so that what lies between them is known."""

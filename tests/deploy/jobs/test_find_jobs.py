@@ -11,6 +11,7 @@ import pytest
 from leuda_deploy.errors import InputError
 from leuda_deploy.jobs.find_jobs import (
     Job,
+    Wanted,
     find_jobs,
     picture_path,
     report_path,
@@ -52,28 +53,28 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_scans_are_found_in_order_and_nothing_else(folder: Path, tmp_path: Path) -> None:
-    jobs = find_jobs(folder, tmp_path / "out", uncertainty=tmp_path / "doubt")
+    jobs = find_jobs(folder, Wanted(output=tmp_path / "out", uncertainty=tmp_path / "unsure"))
     assert [job.scan.name for job in jobs] == ["a.nii.gz", "b.nii", "c.mgz", "d.hdr"]
     assert [job.output for job in jobs] == [tmp_path / "out" / f"{k}_labels.nii.gz" for k in "abcd"]
-    assert jobs[0].uncertainty == tmp_path / "doubt" / "a_uncertainty.nii.gz"
+    assert jobs[0].uncertainty == tmp_path / "unsure" / "a_uncertainty.nii.gz"
 
 
 def test_shards_share_the_scans_out_and_cover_them(folder: Path, tmp_path: Path) -> None:
-    parts = [find_jobs(folder, tmp_path / "out", shard=f"{i}/3") for i in (1, 2, 3)]
+    parts = [find_jobs(folder, Wanted(output=tmp_path / "out"), shard=f"{i}/3") for i in (1, 2, 3)]
     assert [len(part) for part in parts] == [2, 1, 1]
     every = sorted(job.scan for part in parts for job in part)
-    assert every == [job.scan for job in find_jobs(folder, tmp_path / "out")]
+    assert every == [job.scan for job in find_jobs(folder, Wanted(output=tmp_path / "out"))]
     for wrong in ("0/3", "4/3", "1", "a/b", "1/0"):
         with pytest.raises(InputError) as caught:
-            find_jobs(folder, tmp_path / "out", shard=wrong)
+            find_jobs(folder, Wanted(output=tmp_path / "out"), shard=wrong)
         assert repr(wrong) in str(caught.value)
 
 
 def test_scans_that_would_share_an_output_are_refused(folder: Path, tmp_path: Path) -> None:
     (folder / "a.nii").touch()
     with pytest.raises(InputError) as caught:
-        find_jobs(folder, folder)
+        find_jobs(folder, Wanted(output=folder))
     for name in ("a.nii", "a.nii.gz"):
         assert str(folder / name) in str(caught.value)
     with pytest.raises(InputError):  # a folder of folders
-        find_jobs(tmp_path, folder)
+        find_jobs(tmp_path, Wanted(output=folder))

@@ -15,7 +15,7 @@ from support.makers import MakeModel, ThresholdLabels
 
 from leuda_deploy.inference.segmenter import Segmenter
 from leuda_deploy.inference.settings import Settings
-from leuda_deploy.jobs.find_jobs import find_jobs
+from leuda_deploy.jobs.find_jobs import Wanted, find_jobs
 from leuda_deploy.jobs.run_jobs import run_jobs
 from leuda_deploy.model.tiling import Tiling
 
@@ -87,7 +87,7 @@ def test_folder_is_labelled_and_a_bad_scan_stops_no_other(
 def test_what_is_done_is_skipped_until_scan_or_model_changes(
     folder: Path, segmenter: Segmenter, make_model: MakeModel
 ) -> None:
-    jobs = find_jobs(folder, folder.parent / "out")
+    jobs = find_jobs(folder, Wanted(output=folder.parent / "out"))
 
     def run(with_: Segmenter, **settings: Any) -> list[bool]:
         done = run_jobs(jobs, with_, overlay=False, **settings)
@@ -113,7 +113,7 @@ def test_what_was_done_otherwise_is_done_again(
     labels, report = (tmp_path / "out" / f"f_labels.{end}" for end in ("nii.gz", "json"))
 
     def skipped(frame: str, **asked: Any) -> bool:
-        jobs = find_jobs(tmp_path / "in", tmp_path / "out", frames=frame)
+        jobs = find_jobs(tmp_path / "in", Wanted(output=tmp_path / "out"), frames=frame)
         segmenter = Segmenter(model, Settings(threads=1, batch=4, **asked))
         (outcome,) = run_jobs(jobs, segmenter, overlay=False)
         assert outcome.error is None

@@ -22,7 +22,7 @@ from leuda_deploy.errors import InputError
 from leuda_deploy.inference.segmenter import Segmenter
 from leuda_deploy.inference.settings import Settings
 from leuda_deploy.jobs import workers
-from leuda_deploy.jobs.find_jobs import Job, find_jobs
+from leuda_deploy.jobs.find_jobs import Job, Wanted, find_jobs
 from leuda_deploy.jobs.run_jobs import run_jobs
 from leuda_deploy.jobs.workers import Orders, run_in_processes, share_of
 from leuda_deploy.model.model_file import ModelFile
@@ -50,7 +50,7 @@ def orders(folder: Path, **changes: Any) -> Orders:
 def test_two_processes_label_as_one_does(folder: Path) -> None:
     one, two = folder / "one", folder / "two"
     segmenter = Segmenter(folder / "model", orders(folder).settings)
-    list(run_jobs(find_jobs(folder / "in", one), segmenter, overlay=False))
+    list(run_jobs(find_jobs(folder / "in", Wanted(output=one)), segmenter, overlay=False))
     asked = ("--model", folder / "model", "-o", two, "--batch", 2, "--no-overlay", "--json")
     done = leuda("infer", folder / "in", *asked, "--jobs", 2)
     assert done.returncode == 1, done.stderr
@@ -79,7 +79,7 @@ def test_processes_share_cores_and_the_budget_that_this_one_leaves(
 def test_what_cannot_run_is_refused_before_anything_is_started(
     folder: Path, tmp_path: Path
 ) -> None:
-    jobs = find_jobs(folder / "in", tmp_path / "none")
+    jobs = find_jobs(folder / "in", Wanted(output=tmp_path / "none"))
     for wrong in (orders(folder, engine="ort-cuda"), orders(folder, mirror=True)):
         with pytest.raises(InputError):
             list(run_in_processes(jobs, wrong, 2))

@@ -6,13 +6,14 @@ import json
 
 import numpy as np
 import pytest
+from support.makers import make_card
 
 from leuda_deploy.errors import ModelError, ParityError
 from leuda_deploy.proof import probes as probes_module
-from leuda_deploy.proof.parity import TOLERANCES, check_parity, run_windows
+from leuda_deploy.proof.parity import TOLERANCES, check_parity, class_names, run_windows
 from leuda_deploy.proof.probes import FEWEST_WINDOWS, Probes, make_probes
 
-CLASSES = ("background", "low", "high")
+CARD = make_card()
 
 
 def engine(windows: np.ndarray) -> np.ndarray:
@@ -33,7 +34,7 @@ def judge(probes: Probes, candidate, precision="fp32"):
         candidate,
         probes,
         stage="A -> B",
-        classes=CLASSES,
+        card=CARD,
         tolerances=TOLERANCES[precision],
     )
 
@@ -60,7 +61,7 @@ def test_probes_need_a_real_slice() -> None:
 def test_the_same_engine_agrees(probes: Probes) -> None:
     parity = judge(probes, engine)
     assert parity.max_abs == parity.mean_abs == parity.disagreement == 0
-    assert parity.class_dice == dict.fromkeys(CLASSES, 1.0)
+    assert parity.class_dice == dict.fromkeys(class_names(CARD), 1.0)
     json.dumps(parity.as_dict(), allow_nan=False)
     json.dumps(judge(probes, engine, "int8").as_dict(), allow_nan=False)
 
@@ -78,7 +79,7 @@ def test_one_wrong_value_names_its_window_and_class(probes: Probes) -> None:
     with pytest.raises(ParityError) as refused:
         judge(probes, candidate)
     error = refused.value
-    assert (error.figure, error.window, error.class_name) == ("max_abs", 7, "high")
+    assert (error.figure, error.window, error.class_name) == ("max_abs", 7, "bright")
     assert str(error).startswith("A -> B: ")
     assert probes.names[7] in str(error)
     assert judge(probes, candidate, "int8").worst_window == probes.names[7]

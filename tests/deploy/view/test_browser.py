@@ -46,7 +46,7 @@ def served(scenes: list[Scene], marks: Marks | None = None) -> Iterator[str]:
 
 
 def two_labels(folder: Path, **how: Any) -> Scene:
-    scan = write_case(folder, doubt=0.6, **how)
+    scan = write_case(folder, unsure=0.6, **how)
     return make_scene(scan, (folder / "case_labels.nii.gz", folder / "case_truth.nii.gz"))
 
 
@@ -119,7 +119,7 @@ def test_a_scan_with_two_label_files(page: Page, tmp_path: Path) -> None:
         )
         assert places[0] == places[1] != [0.5, 0.5, 0.5]
 
-        # 3D, the map of doubts, other windows
+        # 3D, the map of uncertainty, other windows
         page.choose("layout", "3d")
         assert page.shows(lambda: (page.canvas() > 40).any())
         page.choose("layout", "axial")
@@ -140,8 +140,8 @@ def test_a_scan_with_two_label_files(page: Page, tmp_path: Path) -> None:
 
 
 def test_a_folder_is_gone_through_and_marked(page: Page, tmp_path: Path) -> None:
-    for name, doubt in (("sure", 0.1), ("doubtful", 0.4)):
-        write_case(tmp_path, name, doubt=doubt)
+    for name, unsure in (("sure", 0.1), ("doubtful", 0.4)):
+        write_case(tmp_path, name, unsure=unsure)
     marks = tmp_path / "marks.csv"
     with served(find_scenes(tmp_path), Marks(marks)) as url:
         page.open(url)
@@ -233,7 +233,7 @@ def test_axe_finds_no_serious_fault(
     page: Page, tmp_path: Path, scheme: Literal["light", "dark"]
 ) -> None:
     for name in ("one", "two"):
-        write_case(tmp_path, name, doubt=0.7)
+        write_case(tmp_path, name, unsure=0.7)
     page.look(scheme)
     with served(find_scenes(tmp_path), Marks(tmp_path / "marks.csv")) as url:
         page.open(url)

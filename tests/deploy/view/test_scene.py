@@ -14,10 +14,10 @@ from leuda_deploy.view.scene import find_scenes, make_scene, read_class_values
 
 
 def test_labels_map_and_report_are_found_beside_the_scan(tmp_path: Path) -> None:
-    scene = make_scene(write_case(tmp_path, doubt=0.25))
+    scene = make_scene(write_case(tmp_path, unsure=0.25))
     assert [path.name for path in scene.labels] == ["case_labels.nii.gz"]
-    assert scene.uncertainty == tmp_path / "case_doubt.nii.gz"
-    assert scene.doubt == 0.25
+    assert scene.uncertainty == tmp_path / "case_uncertainty.nii.gz"
+    assert scene.unsure == 0.25
     assert not scene.unlike
     assert scene.card is None  # its model is gone
 
@@ -28,11 +28,11 @@ def test_the_truth_of_a_cohort_is_found_by_its_name(tmp_path: Path) -> None:
     assert make_scene(scan).labels == (tmp_path / "x_label.nii.gz",)
 
 
-def test_unlike_scans_come_first_then_the_doubtful_then_those_without_a_report(
+def test_unlike_scans_come_first_then_the_unsure_then_those_without_a_report(
     tmp_path: Path,
 ) -> None:
-    for name, doubt in (("a", 0.1), ("b", 0.9), ("c", 0.3)):
-        write_case(tmp_path, name, doubt=doubt)
+    for name, unsure in (("a", 0.1), ("b", 0.9), ("c", 0.3)):
+        write_case(tmp_path, name, unsure=unsure)
     assert [scene.scan.name for scene in find_scenes(tmp_path)] == [
         "b.nii.gz",
         "c.nii.gz",
@@ -126,12 +126,12 @@ def test_scans_are_paired_with_labels_in_two_folders(
 
 def test_a_folder_beside_results_is_their_truth(tmp_path: Path) -> None:
     results, truth = folders(tmp_path, "results", "truth")
-    write_case(results, doubt=0.2)
+    write_case(results, unsure=0.2)
     shutil.move(results / "case_truth.nii.gz", truth / "case.nii.gz")
     (truth / "case_uncertainty.nii.gz").write_bytes(b"no labels")
     (scene,) = find_scenes(results, [truth])
     assert scene.labels == (results / "case_labels.nii.gz", truth / "case.nii.gz")
-    assert scene.doubt == 0.2
+    assert scene.unsure == 0.2
 
 
 def test_folders_of_labels_that_cannot_be_paired_are_refused(tmp_path: Path) -> None:

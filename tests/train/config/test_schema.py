@@ -1,4 +1,4 @@
-"""Configs and methods: what is shipped is valid, what is wrong is one line."""
+"""Configs and methods: what is built in is valid, what is wrong is one line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from support import tiny
 
 from leuda_deploy.errors import InputError
-from leuda_train.config.load import load_config, make_recipe, parse_config, shipped
+from leuda_train.config.load import built_in, load_config, make_recipe, parse_config
 
 ALONE = {**tiny.NO_TERMS, "supervised_on": [], "lambda_pseudo": 1.0}  # a source-free objective
 
@@ -18,23 +18,23 @@ def refused(match: str, **sections: object) -> None:
     assert str(caught.value).startswith("tiny.toml: ")
 
 
-@pytest.mark.parametrize("method", shipped("methods"))
-@pytest.mark.parametrize("config", shipped("configs"))
-def test_every_shipped_config_takes_every_shipped_method(config, method):
+@pytest.mark.parametrize("method", built_in("methods"))
+@pytest.mark.parametrize("config", built_in("configs"))
+def test_every_built_in_config_takes_every_built_in_method(config, method):
     found = load_config(config, method)
     assert (found.name, found.method) == (config, method)
     make_recipe(found, "superior", "native")
 
 
-def test_what_the_readme_names_is_shipped():
-    assert shipped("configs") == [
+def test_what_the_readme_names_is_built_in():
+    assert built_in("configs") == [
         "demo",
         "mini",
         "paper-abdominal",
         "paper-cardiac",
         "small",
     ]
-    assert {"le-uda", "source-only", "supervised"} <= set(shipped("methods"))
+    assert {"le-uda", "source-only", "supervised"} <= set(built_in("methods"))
 
 
 def test_the_papers_config_has_the_papers_values():
@@ -65,7 +65,7 @@ def test_distillation_is_a_share_of_stage_two():
 
 
 def test_only_the_supervised_method_reads_target_labels():
-    reading = [m for m in shipped("methods") if load_config("demo", m).uses_target_labels]
+    reading = [m for m in built_in("methods") if load_config("demo", m).uses_target_labels]
     assert reading == ["supervised"]
 
 
@@ -194,7 +194,7 @@ def test_a_config_of_ones_own_keeps_its_values_unless_overridden(tmp_path):
 @pytest.mark.parametrize(
     ("config", "match"),
     [
-        ("nonesuch", "no config named 'nonesuch'. Shipped: demo, mini, paper-abdominal"),
+        ("nonesuch", "no config named 'nonesuch'. Built in: demo, mini, paper-abdominal"),
         ("missing.toml", "no such file: .*missing.toml"),
         ("broken.toml", "broken.toml is not TOML"),
         ("latin.toml", "latin.toml is not TOML"),

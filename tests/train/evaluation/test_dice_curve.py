@@ -1,4 +1,4 @@
-"""How far a network's doubts can be believed is found on labelled scans, and what it predicts."""
+"""How far probabilities can be believed is found on labelled scans, and what that predicts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from leuda_train.evaluation.dice_curve import (
     dice_pairs,
     fit_dice_curve,
     kept_by,
-    spread,
+    some_of,
 )
 
 Float32 = NDArray[np.float32]
@@ -76,9 +76,9 @@ def test_too_little_to_fit_a_curve_is_no_curve() -> None:
 
 def test_rows_are_spread() -> None:
     rows = np.arange(100)
-    assert spread(rows, 3).tolist() == [0, 50, 99]
-    assert spread(rows[:2], 3).tolist() == [0, 1]
-    assert spread(rows, 6, together=2).tolist() == [0, 1, 49, 50, 98, 99]
+    assert some_of(rows, 3).tolist() == [0, 50, 99]
+    assert some_of(rows[:2], 3).tolist() == [0, 1]
+    assert some_of(rows, 6, together=2).tolist() == [0, 1, 49, 50, 98, 99]
 
 
 def test_true_labels_tell_what_refining_costs() -> None:

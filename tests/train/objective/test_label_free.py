@@ -88,7 +88,7 @@ def test_the_probe_uses_labelled_source_rows_and_no_target_label():
 
 
 def test_the_networks_mode_is_left_as_it_was():
-    """Of every part: what is shipped of a teacher in eval mode is wrapped in a new module."""
+    """Of every part: the product of a teacher in eval mode is wrapped in a new module."""
     for training in (True, False):
         network = Thresholds(1.0).train(training)
         product = torch.nn.Sequential(network)

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from leuda_deploy.bench.shown import show_bench
+from leuda_deploy.cli.bench import show_bench
 from leuda_train.runs.compare import table
 
 ENGINES = ("ort-cpu", "ort-cuda", "openvino", "tensorrt", "tensorrt-rtx")

@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import nrrd
@@ -67,3 +68,12 @@ def test_the_commands_of_the_page_do_what_they_say(place: Path) -> None:
     np.testing.assert_array_equal(slicer, nrrd.read(str(place / "slicer/scan_labels.seg.nrrd"))[0])
     assert nib.load(place / "labels/study_labels.nii.gz").shape[2] == 20
     assert not (place / "strict").exists()
+
+
+def test_the_example_of_the_page_gives_labels_of_the_scanners_slices(place: Path) -> None:
+    (example,) = re.findall(
+        r"^<!-- test: study -->\n```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL
+    )
+    names: dict[str, Any] = {}
+    exec(example.replace("series.on_slices(labels)", "own = series.on_slices(labels)"), names)
+    assert names["own"].shape == (VALUES.shape[2], VALUES.shape[1], 20)

@@ -36,6 +36,7 @@ from leuda_deploy.errors import InputError  # noqa: E402
 from leuda_deploy.inference.segmenter import Segmenter  # noqa: E402
 from leuda_deploy.inference.settings import Settings  # noqa: E402
 from leuda_deploy.jobs.node import node as node_module  # noqa: E402
+from leuda_deploy.jobs.node.database import Entry  # noqa: E402
 from leuda_deploy.jobs.node.node import Node, NodeSettings  # noqa: E402
 from leuda_deploy.jobs.node.peers import (  # noqa: E402
     Destination,
@@ -44,7 +45,7 @@ from leuda_deploy.jobs.node.peers import (  # noqa: E402
     parse_destination,
     parse_sender,
 )
-from leuda_deploy.jobs.node.queue import Entry, Queue  # noqa: E402
+from leuda_deploy.jobs.node.queue import Queue  # noqa: E402
 from leuda_deploy.jobs.node.receive import Door  # noqa: E402
 from leuda_deploy.view.dashboard import Dashboard  # noqa: E402
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from leuda_deploy.errors import InputError
-from leuda_deploy.jobs.node.queue import DATABASE, MOST_ATTEMPTS, Entry, Queue
+from leuda_deploy.jobs.node.database import DATABASE, Entry
+from leuda_deploy.jobs.node.queue import MOST_ATTEMPTS, Queue
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from leuda_train.config.schema import AugmentConfig
 from leuda_train.data.augment.affine import random_affine, warp_labelled
 
 IDENTITY = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]])
@@ -18,9 +19,8 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def affine(count: int = 4, *, scale=(0.9, 1.1), degrees: float = 10.0, aspect: float = 1.0):
-    return random_affine(
-        count, scale=scale, rotation_degrees=degrees, aspect=aspect, generator=generator()
-    )
+    augment = AugmentConfig(scale=scale, rotation_degrees=degrees)
+    return random_affine(count, augment, aspect=aspect, generator=generator())
 
 
 def test_identity_leaves_images_and_labels_as_they_are():
@@ -108,11 +108,9 @@ def test_the_same_seed_draws_the_same_warp():
 def test_a_stretch_changes_the_shape_and_a_translation_the_place():
     draw = lambda **more: random_affine(
         64,
-        scale=(1.0, 1.0),
-        rotation_degrees=0.0,
+        AugmentConfig(scale=(1.0, 1.0), rotation_degrees=0.0, **more),
         aspect=1.0,
         generator=torch.Generator().manual_seed(0),
-        **more,
     )
     plain, stretched, moved = draw(), draw(stretch=1.44), draw(translation=0.1)
     assert torch.allclose(plain[:, :, :2], torch.eye(2).expand(64, 2, 2))

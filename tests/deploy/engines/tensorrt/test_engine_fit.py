@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from support.engine_files import HERE, VERSION, with_engine
 from support.makers import MakeModel
 
-from leuda_deploy.engines import engine_fit
-from leuda_deploy.engines import tensorrt as tensorrt_engine
 from leuda_deploy.engines.engine import EngineName, EngineSettings
-from leuda_deploy.engines.engine_fit import EngineRefusedError, fitting_engine
 from leuda_deploy.engines.onnx_runtime import OnnxEngine
 from leuda_deploy.engines.open_engine import open_engine
+from leuda_deploy.engines.tensorrt import engine as tensorrt_engine
+from leuda_deploy.engines.tensorrt import engine_fit
+from leuda_deploy.engines.tensorrt.engine_fit import EngineRefusedError, fitting_engine
 from leuda_deploy.errors import InputError, LeudaError, ParityError
 from leuda_deploy.export import add_engines as add_engines_module
 from leuda_deploy.export.add_engines import add_engines

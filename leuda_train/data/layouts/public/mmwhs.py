@@ -9,15 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from leuda_deploy.machine.progress import Progress
-from leuda_train.data.layouts.anatomy import Rule, check_all
-from leuda_train.data.layouts.benchmark import (
+from leuda_train.data.layouts.cohort_plan import CohortPlan, Pair, Value
+from leuda_train.data.layouts.public.anatomy import Rule, check_all
+from leuda_train.data.layouts.public.benchmark import (
     HEART_CODES,
     need,
     snomed,
     take_labelled,
     unpaired_sides,
 )
-from leuda_train.data.layouts.cohort_plan import CohortPlan, Pair, Value
 
 LAYOUT = (
     "MM-WHS 2017: mr_train/mr_train_1001_image.nii.gz, mr_train/mr_train_1001_label.nii.gz, "

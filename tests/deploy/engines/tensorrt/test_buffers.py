@@ -17,15 +17,15 @@ from support import cuda_stand_in
 from support.engine_files import HERE, VERSION, with_engine
 from support.makers import MakeModel
 
-from leuda_deploy.engines import cuda, engine_fit
-from leuda_deploy.engines.tensorrt import TensorRTEngine, open_tensorrt
-from leuda_deploy.engines.tensorrt_buffers import (
+from leuda_deploy.engines.tensorrt import cuda, engine_fit
+from leuda_deploy.engines.tensorrt.buffers import (
     SLOTS,
     buffer_bytes,
     groups_of,
     remembered,
     take_turns,
 )
+from leuda_deploy.engines.tensorrt.engine import TensorRTEngine, open_tensorrt
 from leuda_deploy.errors import InputError, LeudaError, MissingExtraError, ModelError
 from leuda_deploy.export.add_engines import add_engines
 from leuda_deploy.export.to_tensorrt import engine_targets
@@ -272,7 +272,7 @@ def test_cuda_python_that_is_missing_is_one_line(
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelFile, str]:
-    """The shipped model and its engine for this machine's GPU, of four windows at most."""
+    """The phantom model and its engine for this machine's GPU, of four windows at most."""
     if find_gpu() is None:
         pytest.skip("no NVIDIA GPU here")
     folder = tmp_path_factory.mktemp("export")

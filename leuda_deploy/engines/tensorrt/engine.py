@@ -13,22 +13,22 @@ from typing import Any
 
 import numpy as np
 
-from leuda_deploy.engines import cuda
 from leuda_deploy.engines.engine import Float32
-from leuda_deploy.engines.engine_fit import (
-    EngineRefusedError,
-    build_again,
-    check_engine,
-    fitting_engine,
-    no_export,
-)
-from leuda_deploy.engines.tensorrt_buffers import (
+from leuda_deploy.engines.tensorrt import cuda
+from leuda_deploy.engines.tensorrt.buffers import (
     SLOTS,
     Buffers,
     LoadedEngine,
     buffer_bytes,
     groups_of,
     take_turns,
+)
+from leuda_deploy.engines.tensorrt.engine_fit import (
+    EngineRefusedError,
+    build_again,
+    check_engine,
+    fitting_engine,
+    no_export,
 )
 from leuda_deploy.errors import InputError, MissingExtraError
 from leuda_deploy.model.card import ModelCard

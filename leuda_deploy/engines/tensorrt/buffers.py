@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import cycle
 from typing import Any, TypeVar
 
-from leuda_deploy.engines.cuda import DeviceMemory, Event, Graph, Stream, pinned
 from leuda_deploy.engines.engine import Float32
+from leuda_deploy.engines.tensorrt.cuda import DeviceMemory, Event, Graph, Stream, pinned
 from leuda_deploy.errors import LeudaError, ModelError
 from leuda_deploy.model.passport import Family
 

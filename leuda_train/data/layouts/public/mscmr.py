@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from leuda_deploy.machine.progress import Progress
-from leuda_train.data.layouts.anatomy import Rule, check_all, check_same_side
-from leuda_train.data.layouts.benchmark import HEART_CODES, need, snomed, take_labelled
 from leuda_train.data.layouts.cohort_plan import CohortPlan, Pair, Side
+from leuda_train.data.layouts.public.anatomy import Rule, check_all, check_same_side
+from leuda_train.data.layouts.public.benchmark import HEART_CODES, need, snomed, take_labelled
 
 LAYOUT = (
     "MS-CMRSeg: bssfp/patient1_C0.nii.gz and bssfp/patient1_C0_manual.nii.gz (patients 1 to 25), "

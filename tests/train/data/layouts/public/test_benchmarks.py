@@ -25,13 +25,13 @@ from leuda_deploy.errors import (
 )
 from leuda_deploy.scans.recipe import Recipe
 from leuda_train.data.cohort import Cohort, read_cohort
-from leuda_train.data.layouts import chaos_btcv, mmwhs, write_benchmark
-from leuda_train.data.layouts.anatomy import check_anatomy
-from leuda_train.data.layouts.benchmark import take_labelled
+from leuda_train.data.layouts.public import chaos_btcv, mmwhs, write_benchmark
+from leuda_train.data.layouts.public.anatomy import check_anatomy
+from leuda_train.data.layouts.public.benchmark import take_labelled
 from leuda_train.data.phantom.phantom_cohort import write_cohort
 from leuda_train.data.slices import load_slices
 
-MSCMR = Path(__file__).parents[5] / "shared/data/mscmr"
+MSCMR = Path(__file__).parents[6] / "shared/data/mscmr"
 # Centres of organs in RAS+ mm, in a scan whose middle is the origin.
 HEART = {205: (-20, 5, -10), 420: (5, -30, 10), 500: (-20, 10, -10), 550: (35, 0, 0)}
 HEART |= {600: (20, 30, -15), 820: (5, 5, 35), 850: (-5, 15, 35)}

@@ -10,16 +10,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from leuda_deploy.machine.progress import Progress
-from leuda_train.data.layouts.anatomy import Rule, check_anatomy
-from leuda_train.data.layouts.benchmark import (
+from leuda_train.data.layouts.cohort_plan import CohortPlan, Pair
+from leuda_train.data.layouts.public.anatomy import Rule, check_anatomy
+from leuda_train.data.layouts.public.benchmark import (
     ORGAN_CODES,
     need,
     snomed,
     take_labelled,
     unpaired_sides,
 )
-from leuda_train.data.layouts.chaos import convert
-from leuda_train.data.layouts.cohort_plan import CohortPlan, Pair
+from leuda_train.data.layouts.public.chaos import convert
 
 LAYOUT = (
     "CHAOS: MR/1/T2SPIR/DICOM_anon/*.dcm and MR/1/T2SPIR/Ground/*.png, and BTCV: "
