@@ -17,15 +17,19 @@ NAMES = ("first", "second", "third")  # of runs
 
 @dataclass(frozen=True)
 class Step:
-    """What one can do, and the words of the command that does it."""
+    """What one can do, and the words of the command that does it; a Path is a name found here."""
 
     what: str
     words: tuple[str | Path, ...]
 
     @property
     def command(self) -> str:
-        """As it is typed: names with blanks are quoted."""
-        return shlex.join(("leuda", *map(str, self.words)))
+        """As it is typed: names with blanks are quoted, none is taken for an option."""
+        words = [
+            f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word)
+            for word in self.words
+        ]
+        return shlex.join(("leuda", *words))
 
 
 def next_steps(here: Path) -> list[Step]:
@@ -42,6 +46,7 @@ def next_steps(here: Path) -> list[Step]:
         if any(report_path(folder / name).name in names for name in names if _is_labels(name)):
             results.append(place)
         scans += [place / name for name in sorted(names) if is_scan_file(folder / name)][:1]
+    runs.sort(key=lambda run: (here / run / "evaluation.json").lstat().st_mtime, reverse=True)
     scan = scans[0] if scans else Path("SCAN.nii.gz")
     steps = [
         Step(f"look at the labels in {place}, the least sure first", ("view", place))
@@ -53,7 +58,7 @@ def next_steps(here: Path) -> list[Step]:
     ]
     exported = {path.name for path in exports}
     steps += [
-        Step(f"export the run {run}", ("export", run, "-o", f"exports/{run.name}"))
+        Step(f"export the run {run}", ("export", run, "-o", Path("exports") / run.name))
         for run in runs
         if run.name not in exported
     ][:1]

@@ -165,6 +165,11 @@ def print_trained(
     if "summary" in evaluation:
         console.print(table(evaluation))
     console.print(f"ran on   {evaluation['hardware']}")
+    if by_teacher := evaluation.get("source_scans_by_teacher"):
+        console.print(
+            f"learned  also {by_teacher['learned_from']} of {by_teacher['of']} unlabelled source "
+            "scans, labelled by the teacher"
+        )
     for name in evaluation.get("lost", []):
         drift = evaluation["drift"][name]
         console.print(

@@ -65,6 +65,9 @@ class ObjectiveConfig(Part):
     source_pseudo_share  the share of the supervised images that are of unlabelled source scans,
                        labelled as whole scans by the intra-domain teacher every
                        pseudo_every_epochs; not in the paper
+    source_pseudo_agreement  of those scans, only the ones whose labels survive another appearance:
+                       the least mean Dice between the teacher's labels of x^s as it is and in the
+                       random styles of target images. 0: all of them
     source_pseudo_from_epoch  none of them before it: a poor teacher's labels do harm
     copy_paste         how often a labelled source region is pasted into the image that the student
                        self-trains on, with its label; not in the paper
@@ -102,6 +105,7 @@ class ObjectiveConfig(Part):
     pseudo_renewed_from_epoch: Count | Literal["never"] = 0
     pseudo_from_epoch: Count = 0
     source_pseudo_share: Share = 0.0
+    source_pseudo_agreement: Share = 0.0
     source_pseudo_from_epoch: Count = 0
     copy_paste: Share = 0.0
     batchnorm_over: Literal["batch", "stream"] = "batch"
@@ -208,8 +212,6 @@ class ObjectiveConfig(Part):
 
     @model_validator(mode="after")
     def _some_true_labels_are_left(self) -> Self:
-        if self.source_pseudo_share > 0 and self.lambda_pseudo == 0:
-            raise ValueError("source_pseudo_share is self-training, too: it needs lambda_pseudo")
         if self.source_pseudo_share == 1:
             raise ValueError("source_pseudo_share = 1 leaves no image with true labels")
         return self

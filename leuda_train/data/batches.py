@@ -113,13 +113,14 @@ def draw_labelled(sets: AlignedSets, draw: Draw, step: int, purpose: str) -> NDA
     """Rows with labels for step n, in fixed shares: by whom they are labelled, what they show."""
     own, showing = sets.labelled_rows, sets.structure_rows
     count = draw.labelled_count
-    if sets.self_labelled_rows is None or not draw.source_pseudo_share:
+    taught = sets.self_labelled_rows
+    if taught is None or not len(taught) or not draw.source_pseudo_share:
         return _draw_showing(own, showing, count, draw, step, purpose)
     by_teacher = min(count - 1, round(draw.source_pseudo_share * count))
     rows = [
         _draw_showing(own, showing, count - by_teacher, draw, step, purpose),
         _draw_showing(
-            sets.self_labelled_rows,
+            taught,
             sets.self_labelled_structure_rows,
             by_teacher,
             draw,

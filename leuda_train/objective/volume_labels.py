@@ -86,6 +86,20 @@ def label_volumes(  # noqa: PLR0913  (three of them are keys of the config)
     return torch.from_numpy(labels)
 
 
+def agreement(first: NDArray[np.uint8], second: NDArray[np.uint8], classes: int) -> float:
+    """Mean Dice between two labellings of a scan, over the structures that either of them has.
+
+    0 where neither has any: they agree on nothing that could be learned.
+    """
+    dice = []
+    for number in range(1, classes):
+        in_first, in_second = first == number, second == number
+        pixels = int(in_first.sum() + in_second.sum())
+        if pixels:
+            dice.append(2.0 * int((in_first & in_second).sum()) / pixels)
+    return float(np.mean(dice)) if dice else 0.0
+
+
 def without_islands(
     labels: NDArray[np.uint8], found: NDArray[np.uint8], classes: int
 ) -> NDArray[np.uint8]:

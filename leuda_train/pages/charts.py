@@ -29,8 +29,12 @@ Curve = tuple[Sequence[float], Sequence[float]]  # x, y
 
 
 def plain(name: str) -> str:
-    """A name as it is drawn: matplotlib takes what stands between two "$" for a formula."""
-    return name.replace("$", r"\$")
+    """A name as it is drawn.
+
+    matplotlib takes what stands between two "$" for a formula, and keeps what begins with "_" out
+    of legends: there, a blank goes before it.
+    """
+    return f"{' ' if name.startswith('_') else ''}{name}".replace("$", r"\$")
 
 
 def curves(

@@ -93,8 +93,17 @@ def evaluate_run(run: Run, trained: Trained) -> dict[str, Any]:
         "label_free_score": adapted.score,
         "label_free_scores": adapted.scores,
         "hardware": str(run.hardware),
+        **_source_scans(adapted),
         **_drift(run, adapted),
     }
+
+
+def _source_scans(adapted: Adapted) -> dict[str, Any]:
+    """Of how many unlabelled source scans the labels by a teacher were learned from."""
+    if adapted.source_scans is None:
+        return {}
+    learned, there = adapted.source_scans
+    return {"source_scans_by_teacher": {"learned_from": learned, "of": there}}
 
 
 def _drift(run: Run, adapted: Adapted) -> dict[str, Any]:

@@ -43,6 +43,8 @@ class Adapted:
     scores    label-free scores by epoch, a row each
     probe     what label-free scores are taken on; None for the upper bound
     looks     on request: every candidate at every look, with its weights
+    source_scans  of the unlabelled source scans, those whose labels by a teacher were learned from
+              at last, and all of them; None where the method labels none
     drift     of a source-free run, by class: how far it went from its first labels. Where that is
               too far for one of them, the product is the first model itself
     """
@@ -57,6 +59,7 @@ class Adapted:
     history: list[Row]
     probe: Probe | None = None
     looks: list[dict[str, Any]] = field(default_factory=list)
+    source_scans: tuple[int, int] | None = None
     drift: dict[int, Drift] = field(default_factory=dict)
 
 
@@ -108,6 +111,7 @@ def adapt(
         history=history,
         probe=trainer.probe,
         looks=trainer.looks,
+        source_scans=trainer.labels.source_scans,
         drift=found,
     )
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,17 @@ def test_next_steps_follow_from_what_is_there(tmp_path: Path) -> None:
     ]
     put(*(tmp_path / "my out" / f"ct_labels{ending}" for ending in (".nii.gz", ".json")))
     assert commands()[0] == "leuda view 'my out'"
+
+
+def test_next_steps_name_the_newest_run_and_take_no_name_for_an_option(tmp_path: Path) -> None:
+    for age, name in enumerate(("new", "old")):
+        put(*(tmp_path / "runs" / name / file for file in ("evaluation.json", "model.pt")))
+        os.utime(tmp_path / "runs" / name / "evaluation.json", (100 - age, 100 - age))
+    put(tmp_path / "-rf.nii.gz")
+    commands = [step.command for step in next_steps(tmp_path)]
+    assert commands[0] == "leuda export runs/new -o exports/new"
+    shutil.rmtree(tmp_path / "runs")
+    assert next_steps(tmp_path)[-1].command == "leuda infer ./-rf.nii.gz"
 
 
 def test_leuda_alone_says_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,8 @@ def find_series(source: Path | str, *, progress: Progress = no_progress) -> list
         raise stray[0]
     for fault in stray:
         _log.warning("%s", fault)
+    if gathered and (others := sum(place.others for place in places)):
+        _log.info("passed over in %s: %d file%s of other kinds", source, others, "s"[: others > 1])
     found = [each.series() for each in gathered.values()]
     return sorted(found, key=lambda each: (each.study_uid, each.number or 0, each.uid))
 

@@ -164,7 +164,9 @@ def _places_of_zip(path: Path) -> list[Place]:
     with open_zip(path) as opened:
         for name in sorted(opened.namelist()):
             parts = PurePosixPath(name).parts or (name,)  # a damaged name has none
-            if name.endswith("/") or any(part.startswith((".", "__MACOSX")) for part in parts):
+            # nothing is unpacked, so a file above the zip's own folder is read like any other
+            inside = [part for part in parts if part != ".."]
+            if name.endswith("/") or any(part.startswith((".", "__MACOSX")) for part in inside):
                 continue
             if parts[-1].upper() == DICOMDIR:
                 continue

@@ -10,10 +10,12 @@ import torch
 from support import tiny
 from torch import Tensor, nn
 
+from leuda_train.config.appearance import AppearanceConfig
 from leuda_train.data.batches import draw_labelled
 from leuda_train.data.slices import UNLABELLED
-from leuda_train.objective.volume_labels import label_volumes, without_islands
+from leuda_train.objective.volume_labels import agreement, label_volumes, without_islands
 from leuda_train.stages.adapt import Adaptation
+from leuda_train.stages.self_labels import SelfLabels
 
 
 def scan() -> np.ndarray:
@@ -48,15 +50,16 @@ def test_pieces_are_found_in_what_was_meant_not_in_what_was_sure():
 
 
 class Reader(nn.Module):
-    """Scores of class 1 that rise with grey values, behind a batch norm."""
+    """Scores of class 1 that rise with grey values, behind a batch norm; no other structure."""
 
-    def __init__(self) -> None:
+    def __init__(self, classes: int = 2) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(1)
+        self.norm, self.classes = nn.BatchNorm2d(1), classes
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         z = self.norm(x)
-        return torch.cat([torch.zeros_like(z), 4.0 * z], dim=1), []
+        others = [torch.full_like(z, -99.0)] * (self.classes - 2)
+        return torch.cat([torch.zeros_like(z), 4.0 * z, *others], dim=1), []
 
 
 def test_whole_scans_are_labelled_with_the_norms_of_the_target():
@@ -128,6 +131,51 @@ def test_the_intra_domain_teacher_labels_the_source_that_nobody_labelled():
     assert (labels[3:] == seen[-1].numpy()).all()
     assert labels.max() < 3  # none is left unlabelled
     assert list(made.labels.sets.self_labelled_rows) == [3, 4, 5]
+
+
+@pytest.mark.parametrize("self_training", [0.0, 1.0])
+@pytest.mark.parametrize(("look", "kept"), [({"plain": 1.0}, 1), ({"curve": 1.0}, 0)])
+def test_only_scans_whose_labels_survive_a_random_style_are_learned_from(look, kept, self_training):
+    made = trainer(
+        lambda_pseudo=self_training,
+        teacher_batchnorm="own" if self_training else "ema",
+        source_pseudo_share=0.5,
+        source_pseudo_agreement=0.9,
+    )
+    images = np.zeros((6, 16, 16), dtype=np.float32)
+    images[:, 2:8, 2:8] = 1.0
+    sets = replace(made.labels.sets, images={"source": images, "target": images})
+    labels = SelfLabels(sets, tiny.CPU)
+    nets = replace(made.nets, intra_teacher=Reader(3), inter_teacher=Reader(3))
+    style = {"convolution": 0.0, "plain": 0.0, "free_curves": 1.0, **look}
+    config = made.config.model_copy(update={"target_appearance": AppearanceConfig(**style)})
+    labels.renew(0, config, nets)
+    assert labels.source_scans == (kept, 1)
+    assert list(labels.sets.self_labelled_rows) == [3, 4, 5][: 3 * kept]
+    expected = images[3:] == 1 if kept else np.zeros((3, 16, 16), dtype=bool)
+    assert np.array_equal(labels.sets.labels[3:] == 1, expected)
+    assert (labels.target is not None) == (self_training > 0)
+
+
+def test_a_run_goes_on_where_no_scan_is_agreed_on():
+    made = trainer(source_pseudo_share=0.5, source_pseudo_agreement=1.0)
+    for step in range(4):
+        made.step(step)
+    made.labels.source = torch.full((3, 16, 16), UNLABELLED, dtype=torch.uint8)
+    made.labels.restore(made.labels.state())
+    assert made.labels.source_scans == (0, 1)
+    rows = draw_labelled(made.labels.sets, made.draw, 5, "labelled")
+    assert (rows < 3).all()
+    made.step(4)
+
+
+def test_two_labellings_agree_by_the_mean_dice_of_their_structures():
+    first, second = np.zeros((2, 1, 4, 4), dtype=np.uint8)
+    assert agreement(first, second, 3) == 0.0  # nothing that could be learned
+    first[..., :2] = second[..., :2] = 1
+    assert agreement(first, second, 3) == 1.0
+    second[..., 3] = 2  # a structure that one of the two has alone
+    assert agreement(first, second, 3) == 0.5
 
 
 def test_the_supervised_images_are_shared_between_true_and_made_labels():

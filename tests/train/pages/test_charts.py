@@ -6,7 +6,7 @@ import pytest
 
 from leuda_train.pages.charts import curves, lines, points
 
-NAMES = (r"$\frac{$", "a $x$ b", "$", r"\$ $", "<script>alert(1)</script>")
+NAMES = (r"$\frac{$", "a $x$ b", "$", r"\$ $", "<script>alert(1)</script>", "_mine")
 
 
 @pytest.mark.parametrize("name", NAMES)

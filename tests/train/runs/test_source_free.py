@@ -62,6 +62,22 @@ def sent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return alone
 
 
+@pytest.mark.slow
+def test_a_run_says_which_source_scans_its_teacher_labelled(tmp_path, capsys):
+    objective = {**STYLES["objective"], "source_pseudo_share": 0.5}
+    config = tiny.config(**{**STYLES, "objective": objective})
+    cohort = read_cohort(tiny.write_tiny_cohort(tmp_path / "data"))
+    evaluation = train(cohort, config, tmp_path / "run")
+    unlabelled = len(cohort.role("source unlabelled"))
+    assert unlabelled > 0
+    expected = {"learned_from": unlabelled, "of": unlabelled}
+    assert evaluation["source_scans_by_teacher"] == expected
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert f"Of {unlabelled} source scans that nobody labelled" in page
+    print_trained(tmp_path / "run", evaluation, as_json=False)
+    assert f"also {unlabelled} of {unlabelled} unlabelled" in capsys.readouterr().out
+
+
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_target(tmp_path_factory.mktemp("target"))

@@ -55,6 +55,18 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def test_files_beside_the_images_are_not_passed_over_in_silence(
+    study: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        find_series(study)
+    assert [(record.args or ())[1] for record in caplog.records] == [1]  # the text
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        find_series(study / "scout")
+    assert not caplog.records
+
+
 def test_series_are_found_and_described(study: Path) -> None:
     found = find_series(study)
     assert [each.number for each in found] == [1, 2, 3, 4]
@@ -134,6 +146,16 @@ def test_a_zip_holds_what_its_folder_holds(study: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(volumes[0].raw, volumes[1].raw)
     np.testing.assert_array_equal(volumes[0].affine, volumes[1].affine)
     assert list(tmp_path.iterdir()) == [Path(packed)]  # nothing was unpacked
+
+
+def test_a_zip_is_read_whatever_its_names_point_at(study: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "study.zip", "w") as packed:
+        for path in sorted(study.rglob("*")):
+            if path.is_file():
+                packed.write(path, f"../../{path.relative_to(study)}")
+    inside = find_series(tmp_path / "study.zip")
+    assert [each.uid for each in inside] == [each.uid for each in find_series(study)]
+    assert [path.name for path in tmp_path.parent.glob("*.dcm")] == []  # nothing is unpacked
 
 
 def test_a_zip_that_unpacks_to_far_more_is_refused(tmp_path: Path) -> None:
