@@ -128,13 +128,10 @@ def export(
     from leuda_deploy.export.to_tensorrt import engine_targets
     from leuda_deploy.machine.progress import show_progress
     from leuda_deploy.model.card import GraphOptions
-    from leuda_deploy.model.signature import private_key, sign_export
     from leuda_deploy.model.tiling import Tiling
     from leuda_deploy.scans.dicom.rules import NO_RULES, read_rules
     from leuda_train.export.request import ExportRequest, export_as_asked
 
-    if sign is not None:
-        private_key(sign)
     targets = (  # refused before the long work
         engine_targets(trt_target.split(","), batch=trt_batch, workspace_mb=trt_workspace_mb)
         if trt
@@ -161,10 +158,9 @@ def export(
         search=search,
         triton=triton,
         monai=monai,
+        sign=sign,
     )
     model, written = export_as_asked(request, show_progress)
-    if sign is not None:
-        sign_export(model.folder, sign)
     summary = export_summary(model, written)
     if as_json:
         typer.echo(json.dumps(summary, allow_nan=False))

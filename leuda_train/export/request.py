@@ -17,6 +17,7 @@ from leuda_deploy.export.to_triton import to_triton
 from leuda_deploy.machine.progress import ShowProgress, show_nothing
 from leuda_deploy.model.card import GraphOptions, ModelCard, Precision
 from leuda_deploy.model.model_file import ModelFile
+from leuda_deploy.model.signature import private_key, sign_export
 from leuda_deploy.model.tiling import DEFAULT_TILING, Tiling
 from leuda_deploy.proof.probes import Probes, probes_of_scans
 from leuda_deploy.scans.dicom.rules import NO_RULES, SeriesRules
@@ -46,6 +47,7 @@ class ExportRequest:
                None: if there is one
     triton     a Triton model repository to write into
     monai      a folder to write a MONAI bundle into
+    sign       a private key to sign the export with
     """
 
     source: Path
@@ -64,6 +66,7 @@ class ExportRequest:
     search: bool | None = None
     triton: Path | None = None
     monai: Path | None = None
+    sign: Path | None = None
 
 
 def export_as_asked(
@@ -78,6 +81,8 @@ def export_as_asked(
         ParityError: The model or an engine disagrees with what it was made from; it is not kept.
     """
     _check(request)
+    if request.sign is not None:
+        private_key(request.sign)  # what is none is found before the work
     export = {
         "run": _export_run,
         "onnx": _import_onnx,
@@ -94,6 +99,8 @@ def export_as_asked(
         written["triton"] = to_triton(model, request.triton)
     if request.monai is not None:
         written["monai"] = to_monai(model, request.monai)
+    if request.sign is not None:
+        sign_export(model.folder, request.sign)
     return model, written
 
 
@@ -118,15 +125,17 @@ def _check(request: ExportRequest) -> None:
 
 def _check_given(request: ExportRequest) -> None:
     """The same, of a graph that is there already."""
+    if not request.source.exists():
+        raise InputError(f"no such file: {request.source}")
     if request.precision != "fp32" or request.graph != GraphOptions():
         raise InputError(
             "--precision, --dynamic-window and --probabilities need a run or --from-nnunet"
         )
-    written = (request.triton, request.monai, request.output)
-    if not request.targets and written == (None, None, None):
+    asked = (request.triton, request.monai, request.output, request.sign)
+    if not request.targets and not any(asked):
         raise InputError(
-            f"{request.source} is an export already: ask for --trt, --triton or --monai, or "
-            "-o exports/NAME"
+            f"{request.source} is an export already: ask for --trt, --triton, --monai or --sign, "
+            "or -o exports/NAME"
         )
 
 
