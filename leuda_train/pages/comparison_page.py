@@ -103,7 +103,9 @@ def _runs(folder: Path) -> list[ScoredRun]:
     return found
 
 
-def _by_labels(method: str, counts: Sequence[str], runs: Sequence[ScoredRun]) -> dict[str, list[float]]:
+def _by_labels(
+    method: str, counts: Sequence[str], runs: Sequence[ScoredRun]
+) -> dict[str, list[float]]:
     """Mean Dice of each run of a method, by its number of labelled scans."""
     found: dict[str, list[float]] = {}
     for count in counts:

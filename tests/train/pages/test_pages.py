@@ -25,7 +25,7 @@ from leuda_train.evaluation.label_files import evaluate_pairs
 from leuda_train.loop.run_folder import RunFolder
 from leuda_train.pages import live_page
 from leuda_train.pages.charts import lines, points
-from leuda_train.pages.comparison_page import paired, ScoredRun
+from leuda_train.pages.comparison_page import ScoredRun, paired
 from leuda_train.pages.live_page import LivePage
 from leuda_train.pages.page import breakable, slices
 from leuda_train.pages.run_page import steps_by_stage, write_run_page
