@@ -31,6 +31,7 @@ class ScoredRun:
 
     @property
     def summary(self) -> Mapping[str, Any]:
+        """What evaluation.json says of the scans together."""
         summary: Mapping[str, Any] = self.evaluation["summary"]["as_predicted"]
         return summary
 
