@@ -21,7 +21,7 @@ COMPARISON = "comparison.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Run:
+class ScoredRun:
     """A finished run of the comparison; dice and volumes are as predicted."""
 
     method: str
@@ -31,6 +31,7 @@ class _Run:
 
     @property
     def summary(self) -> Mapping[str, Any]:
+        """What evaluation.json says of the scans together."""
         summary: Mapping[str, Any] = self.evaluation["summary"]["as_predicted"]
         return summary
 
@@ -84,7 +85,7 @@ def write_comparison_page(folder: Path, out: Path) -> None:
     write_page(out, "comparison.html.j2", facts)
 
 
-def _runs(folder: Path) -> list[_Run]:
+def _runs(folder: Path) -> list[ScoredRun]:
     found = []
     for path in sorted(folder.iterdir()):
         named, evaluation = RUN.fullmatch(path.name), RunFolder(path).evaluation
@@ -93,7 +94,7 @@ def _runs(folder: Path) -> list[_Run]:
         content = read_json(evaluation, most=MAX_EVALUATION_BYTES)
         if "summary" in content:
             found.append(
-                _Run(
+                ScoredRun(
                     method=named["method"],
                     labelled=named["labelled"],
                     seed=int(named["seed"]),
@@ -103,7 +104,9 @@ def _runs(folder: Path) -> list[_Run]:
     return found
 
 
-def _by_labels(method: str, counts: Sequence[str], runs: Sequence[_Run]) -> dict[str, list[float]]:
+def _by_labels(
+    method: str, counts: Sequence[str], runs: Sequence[ScoredRun]
+) -> dict[str, list[float]]:
     """Mean Dice of each run of a method, by its number of labelled scans."""
     found: dict[str, list[float]] = {}
     for count in counts:
@@ -113,7 +116,7 @@ def _by_labels(method: str, counts: Sequence[str], runs: Sequence[_Run]) -> dict
     return found
 
 
-def _part(labelled: str, methods: Sequence[str], runs: Sequence[_Run]) -> dict[str, Any]:
+def _part(labelled: str, methods: Sequence[str], runs: Sequence[ScoredRun]) -> dict[str, Any]:
     """All that is said of one number of labelled scans."""
     by_method = {
         method: [run for run in runs if (run.method, run.labelled) == (method, labelled)]
@@ -135,13 +138,13 @@ def _part(labelled: str, methods: Sequence[str], runs: Sequence[_Run]) -> dict[s
         "rows": [_row(method, own, structures) for method, own in by_method.items()],
         "methods": list(by_method),
         "pairs": [
-            [_paired(by_method[a], by_method[b]) if a != b else None for b in by_method]
+            [paired(by_method[a], by_method[b]) if a != b else None for b in by_method]
             for a in by_method
         ],
     }
 
 
-def _row(method: str, own: Sequence[_Run], structures: Sequence[str]) -> dict[str, Any]:
+def _row(method: str, own: Sequence[ScoredRun], structures: Sequence[str]) -> dict[str, Any]:
     def over_seeds(values: Sequence[float | None]) -> tuple[float | None, float | None]:
         known = [value for value in values if value is not None]
         return (fmean(known) if known else None, stdev(known) if len(known) > 1 else None)
@@ -161,7 +164,7 @@ def _row(method: str, own: Sequence[_Run], structures: Sequence[str]) -> dict[st
     }
 
 
-def _paired(a: Sequence[_Run], b: Sequence[_Run]) -> dict[str, Any] | None:
+def paired(a: Sequence[ScoredRun], b: Sequence[ScoredRun]) -> dict[str, Any] | None:
     """Dice of a minus that of b on the same scan and seed: mean and standard error over scans.
 
     The seeds of a scan are averaged first: they are not further patients.

@@ -25,7 +25,7 @@ from leuda_train.evaluation.label_files import evaluate_pairs
 from leuda_train.loop.run_folder import RunFolder
 from leuda_train.pages import live_page
 from leuda_train.pages.charts import lines, points
-from leuda_train.pages.comparison_page import _paired, _Run
+from leuda_train.pages.comparison_page import ScoredRun, paired
 from leuda_train.pages.live_page import LivePage
 from leuda_train.pages.page import breakable, slices
 from leuda_train.pages.run_page import steps_by_stage, write_run_page
@@ -262,18 +262,18 @@ def evaluation_of(dice: dict[str, float]) -> dict:
 
 
 def test_differences_are_paired_by_scan_and_seed() -> None:
-    def run(method: str, seed: int, **dice: float) -> _Run:
-        return _Run(method=method, labelled="4", seed=seed, evaluation=evaluation_of(dice))
+    def run(method: str, seed: int, **dice: float) -> ScoredRun:
+        return ScoredRun(method=method, labelled="4", seed=seed, evaluation=evaluation_of(dice))
 
     a = [run("a", 0, p=0.8, q=0.6), run("a", 1, p=0.9, q=0.6)]
     b = [run("b", 0, p=0.7, q=0.4), run("b", 1, p=0.6, q=0.5), run("b", 2, p=0.1, q=0.1)]
-    found = _paired(a, b)
+    found = paired(a, b)
     # p: 0.1 and 0.3, q: 0.2 and 0.1; the third seed has no partner
     assert found["mean"] == pytest.approx((0.2 + 0.15) / 2)
     assert found["error"] == pytest.approx(0.05 / 2)
     assert found["is_clear"]
-    assert _paired(a, [run("b", 7, p=0.1)]) is None
-    alone = _paired([run("a", 0, p=0.5)], [run("b", 0, p=0.4)])
+    assert paired(a, [run("b", 7, p=0.1)]) is None
+    alone = paired([run("a", 0, p=0.5)], [run("b", 0, p=0.4)])
     assert (alone["error"], alone["is_clear"]) == (None, False)
 
 
